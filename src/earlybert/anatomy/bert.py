@@ -1,0 +1,17 @@
+"""BERT and the models that kept its layout."""
+
+from .family import Family
+
+BERT = Family(
+    model_types=("bert", "roberta", "xlm-roberta", "electra"),
+    layers="encoder.layer",
+    query="attention.self.query",
+    key="attention.self.key",
+    value="attention.self.value",
+    output="attention.output.dense",
+    up="intermediate.dense",
+    down="output.dense",
+    attention="attention.self",
+    head_count=("num_attention_heads",),
+    head_width=("all_head_size",),
+)

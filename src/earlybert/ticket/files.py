@@ -1,0 +1,54 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ..anatomy import Refused
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[str], None]) -> None:
+    """Write a file so that a reader never sees half of it, and an old one survives a failure.
+
+    Args:
+        path: The file. Its folder is made if needed.
+        content: The bytes, or a function that writes a file at the path it is given.
+
+    Raises:
+        Refused: The disk is full or the folder cannot be written. Nothing was changed.
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        os.close(handle)
+        if callable(content):
+            content(temporary)
+        else:
+            Path(temporary).write_bytes(content)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if is_disk_error(error):
+            raise Refused(f"{target} could not be written ({error}); the file that was there before is unchanged.") from error
+        raise
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Whether an exception means that the disk is full, read-only or gone."""
+    # safetensors' writer, in Rust, raises its own exception with the system's message in it.
+    return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

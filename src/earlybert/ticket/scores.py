@@ -1,0 +1,116 @@
+"""Importance of every head and neuron, and where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..anatomy import Refused
+from .files import write_atomically
+from .gates import Gates
+
+FORMAT = "earlybert-scores-1"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One vector a layer for heads and for neurons, on the CPU in fp32.
+
+    A ticket is drawn by magnitude, so a sign carries no meaning.
+
+    Raises:
+        Refused: Shapes do not belong together, or a score is not finite.
+    """
+
+    heads: tuple[Tensor, ...]
+    """For each layer, fp32 `[heads]`."""
+    neurons: tuple[Tensor, ...]
+    """For each layer, fp32 `[neurons]`."""
+    model_type: str
+    """`config.model_type` of the model they were taken from."""
+    source: str = "coefficients"
+    """What they are: the final coefficients of a search, or the name of another importance."""
+    steps: int = 0
+    """Optimizer steps that made them."""
+    seed: int = 0
+    """Breaks ties when drawing."""
+    info: dict[str, Any] = field(default_factory=dict)
+    """How they were made (lambda, learning rates, why the search ended). JSON values only."""
+    weights: dict[str, Tensor] | None = None
+    """theta_T, the searched weights under the model's own names, when they were kept."""
+
+    def __post_init__(self) -> None:
+        if len(self.heads) != len(self.neurons) or not self.heads:
+            raise Refused(
+                f"scores need heads and neurons for the same layers, got {len(self.heads)} and {len(self.neurons)}."
+            )
+        for what, vectors in (("heads", self.heads), ("neurons", self.neurons)):
+            if len({tuple(vector.shape) for vector in vectors}) != 1 or vectors[0].dim() != 1:
+                raise Refused(f"scores of {what} must be one vector a layer, all of one length.")
+            for number, vector in enumerate(vectors):
+                if not torch.isfinite(vector).all():
+                    raise Refused(f"scores of {what} in layer {number} are not finite; the search has diverged.")
+        for name in ("heads", "neurons"):
+            plain = tuple(vector.detach().to("cpu", torch.float32) for vector in getattr(self, name))
+            object.__setattr__(self, name, plain)
+
+    @classmethod
+    def of_gates(cls, gates: Gates, **about: Any) -> Scores:
+        """The coefficients as they stand."""
+        heads, neurons = (p.detach().to("cpu", torch.float32, copy=True) for p in gates.parameters())
+        return cls(tuple(heads), tuple(neurons), gates.anatomy.model_type, **about)
+
+    def digest(self) -> str:
+        """SHA-256 over the scores themselves, to say which scores a ticket came from."""
+        sha = hashlib.sha256()
+        for vector in (*self.heads, *self.neurons):
+            sha.update(vector.contiguous().numpy().astype("<f4").tobytes())
+        return sha.hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as safetensors; whole or not at all."""
+        tensors = {"heads": torch.stack(self.heads), "neurons": torch.stack(self.neurons)}
+        for name, tensor in (self.weights or {}).items():
+            tensors[f"weights.{name}"] = tensor.detach().cpu().contiguous().clone()
+        about = {
+            "format": FORMAT,
+            "model_type": self.model_type,
+            "source": self.source,
+            "steps": self.steps,
+            "seed": self.seed,
+            "info": self.info,
+        }
+        metadata = {"earlybert": json.dumps(about, sort_keys=True)}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Read a scores file.
+
+        Raises:
+            Refused: The file is missing or is not one.
+        """
+        where = f"scores file {os.fspath(path)}"
+        try:
+            with safe_open(os.fspath(path), framework="pt") as file:
+                about = json.loads((file.metadata() or {})["earlybert"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+            if about.pop("format") != FORMAT:
+                raise Refused(f"{where} is of another version; search again.")
+            heads, neurons = tuple(tensors.pop("heads")), tuple(tensors.pop("neurons"))
+            weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()} or None
+            return cls(heads, neurons, weights=weights, **about)
+        except FileNotFoundError:
+            raise Refused(f"{where} is not there.") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, Refused):
+                raise
+            raise Refused(f"{where} is broken or not a scores file; search again.") from None

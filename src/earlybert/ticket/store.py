@@ -1,0 +1,156 @@
+"""Save a cut model, and load it again as the same class with the same sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers.utils import logging as hf_logging
+
+from ..anatomy import Refused, family_of
+from .files import is_disk_error
+from .surgery import cut
+from .ticket import Ticket
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
+    """Write a model folder in Hugging Face layout; the ticket is inside `config.json`.
+
+    Args:
+        model: A cut (or whole) Hugging Face model.
+        path: The folder. Files of an earlier save in it are replaced, each whole.
+        tokenizer: Saved along, so that `AutoTokenizer.from_pretrained(path)` finds it.
+
+    Raises:
+        Refused: The disk is full or the folder cannot be written; what was there is unchanged.
+    """
+    target = Path(path)
+    fresh = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        with quiet():
+            model.save_pretrained(fresh)  # pyright: ignore[reportCallIssue]
+            if tokenizer is not None:
+                tokenizer.save_pretrained(fresh)
+        _move(fresh, target)
+    except Exception as error:
+        if is_disk_error(error):
+            raise Refused(f"the model could not be saved to {target} ({error}); free some space and save again.") from error
+        raise
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def load(path: str | os.PathLike[str], **options: Any) -> Any:
+    """Load what `save` or `save_pretrained` wrote, cut or whole, in eval mode.
+
+    Args:
+        path: A model folder.
+        **options: Passed on to `from_pretrained` (`dtype`, `device_map`, ...).
+
+    Returns:
+        A model of the class it was saved from, with label names; the ticket is `ticket_of(model)`.
+
+    Raises:
+        Refused: The folder is missing, broken, holds no safetensors, or an unsupported model.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    family_of(config.get("model_type"))
+    kind = _model_class(config, folder)
+    if not any(folder.glob("*.safetensors")):
+        raise Refused(f"model folder {folder} holds no safetensors file; other formats are not opened.")
+    entry = config.get("earlybert")
+    if entry is None:
+        build = kind
+    else:
+        ticket = Ticket.from_dict(entry.get("ticket") if isinstance(entry, dict) else None, f"the ticket in {folder}")
+
+        def cut_after_init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+            kind.__init__(self, config, *args, **kwargs)
+            cut(self, ticket)
+
+        # The stock loader builds this subclass, cut to size, and fills it; what is handed out is the stock class.
+        build = type(kind.__name__, (kind,), {"__init__": cut_after_init, "__module__": kind.__module__})
+    try:
+        with quiet():
+            model: Any = build.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"model folder {folder} cannot be loaded ({str(error).splitlines()[0]}).") from error
+    model.__class__ = kind
+    return model.eval()
+
+
+def ticket_of(model: nn.Module) -> Ticket | None:
+    """The ticket a cut model was made with; None for a whole model."""
+    config: Any = model.config
+    entry = getattr(config, "earlybert", None)
+    return Ticket.from_dict(entry["ticket"], "the ticket in the model's config") if entry else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a model folder.
+
+    Raises:
+        Refused: It is missing or is not a JSON object.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except OSError:
+        raise Refused(f"{folder} is not a model folder: it has no config.json that can be read.") from None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise Refused(f"the config.json in {folder} is broken.")
+    return config
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No load report, no bar and no warning from `transformers` for a moment."""
+    verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _model_class(config: dict[str, Any], folder: Path) -> Any:
+    names = config.get("architectures") or [None]
+    kind = getattr(transformers, str(names[0]), None)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise Refused(f"model folder {folder} names the class {names[0]!r}, which transformers does not have.")
+    return kind
+
+
+def _move(fresh: Path, target: Path) -> None:
+    """Put every file of `fresh` in place; a new folder appears at once."""
+    os.chmod(fresh, 0o755)
+    if not target.exists():
+        fresh.rename(target)
+        return
+    new = {file.name for file in fresh.iterdir()}
+    for file in sorted(fresh.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, target / file.name)
+    for stale in target.glob("*.safetensors*"):
+        if stale.name not in new:
+            stale.unlink()

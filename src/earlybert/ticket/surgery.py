@@ -1,0 +1,267 @@
+"""Cut a ticket out of a model: the same classes with smaller matrices (Sec. 3.2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Anatomy, Layer, Refused, of
+from .gates import expand_heads
+from .scores import Scores
+from .ticket import Ticket
+
+Model = TypeVar("Model", bound=nn.Module)
+Slices = dict[str, tuple[int, Tensor]]
+
+TOLERANCE = 1e-4
+"""Largest max|cut - masked| / max|masked| in fp32 that counts as equal."""
+
+
+class CutMismatch(RuntimeError):
+    """The cut model does not compute what the masked model computes. Nothing was changed."""
+
+
+def apply(
+    model: Model, ticket: Ticket, *, weights: Scores | None = None, inplace: bool = False, check: bool = True
+) -> Model:
+    """Remove what the ticket does not keep, physically.
+
+    Args:
+        model: A supported, uncut Hugging Face model.
+        ticket: A ticket for it.
+        weights: Scores that kept theta_T: the cut model starts from the searched weights, with the
+            coefficients folded in. Without it, from the model's present weights.
+        inplace: Cut this model instead of a copy.
+        check: Compare the cut model with the masked one on a small random batch.
+
+    Returns:
+        A model of the same class whose config remembers the ticket. An optimizer of the full model
+        does not fit it: build a new one, or carry it over with `rebind`.
+
+    Raises:
+        Refused: The ticket is for another model, or the model is unsupported or already cut.
+        CutMismatch: Cut and masked differ by more than 1e-4; the model given is untouched.
+    """
+    anatomy = of(model)
+    ticket.fits(anatomy)
+    _refuse_gated(model, anatomy)
+    if weights is not None and weights.weights is None:
+        raise Refused("these scores hold no searched weights; search with keep_weights=True.")
+    target = model if inplace else copy.deepcopy(model)
+    if check and inplace:
+        # Try it on a copy first, so that a failure leaves the model whole.
+        trial = copy.deepcopy(model)
+        _load_searched(trial, anatomy, weights)
+        _check(trial, anatomy, ticket)
+        del trial
+    _load_searched(target, anatomy, weights)
+    if check and not inplace:
+        _check(target, anatomy, ticket)
+    cut(target, ticket)
+    return target
+
+
+def cut(model: nn.Module, ticket: Ticket) -> None:
+    """Replace the linears of `model` by smaller ones, in place, unchecked."""
+    anatomy = of(model)
+    for name, (dim, index) in slices(anatomy, ticket).items():
+        module_name, _, tensor_name = name.rpartition(".")
+        linear = model.get_submodule(module_name)
+        assert isinstance(linear, nn.Linear)
+        if tensor_name == "weight":
+            linear = _resized(linear, dim, len(index))
+            parent, _, child = module_name.rpartition(".")
+            setattr(model.get_submodule(parent), child, linear)
+        old: Tensor | None = getattr(linear, tensor_name)
+        if old is not None:
+            small = old.detach().index_select(dim, index.to(old.device))
+            setattr(linear, tensor_name, nn.Parameter(small, requires_grad=old.requires_grad))
+    for layer, kept in zip(anatomy.layers, ticket.heads, strict=True):
+        attention = model.get_submodule(layer.attention)
+        family = anatomy.family
+        _update(attention, family.head_count, len(kept))
+        _update(attention, family.head_width, len(kept) * anatomy.head_size)
+    config: Any = model.config
+    config.earlybert = {"ticket": ticket.to_dict()}
+
+
+def slices(anatomy: Anatomy, ticket: Ticket) -> Slices:
+    """For every tensor that shrinks: its name, the dimension, and the indices kept.
+
+    A linear's weight comes before its bias.
+    """
+    found: Slices = {}
+    for layer, heads, neurons in zip(anatomy.layers, ticket.heads, ticket.neurons, strict=True):
+        features = _features(heads, anatomy.head_size)
+        inner = torch.tensor(neurons, dtype=torch.long)
+        for name, index in ((layer.query, features), (layer.key, features), (layer.value, features), (layer.up, inner)):
+            found[f"{name}.weight"] = (0, index)
+            found[f"{name}.bias"] = (0, index)
+        found[f"{layer.output}.weight"] = (1, features)
+        found[f"{layer.down}.weight"] = (1, inner)
+    return found
+
+
+def rebind(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module) -> torch.optim.Optimizer:
+    """Carry an optimizer over from a model to its cut copy, moments sliced like the weights.
+
+    Args:
+        optimizer: Holds parameters of `old`; changed in place. A group named `"coefficients"` (the
+            gates of a search) is dropped, so that no dead parameter stays behind.
+        old: The full model.
+        new: What `apply` made of it.
+
+    Returns:
+        The same optimizer, on the parameters of `new`.
+
+    Raises:
+        Refused: `new` was not cut from a model like `old`.
+    """
+    config: Any = new.config
+    if not getattr(config, "earlybert", None):
+        raise Refused("rebind needs a cut model; this one carries no ticket.")
+    ticket = Ticket.from_dict(config.earlybert["ticket"])
+    anatomy = of(old)
+    ticket.fits(anatomy)
+    smaller = slices(anatomy, ticket)
+    names = {id(parameter): name for name, parameter in old.named_parameters()}
+    target = dict(new.named_parameters())
+    state: dict[Any, Any] = optimizer.state
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group.get("name") != "coefficients"]
+    carried: dict[Any, Any] = {}
+    for group in optimizer.param_groups:
+        for position, parameter in enumerate(group["params"]):
+            name = names.get(id(parameter))
+            successor = parameter if name is None else target[name]
+            if parameter in state:
+                carried[successor] = {
+                    key: _slice_like(value, parameter, smaller.get(name or ""))
+                    for key, value in state[parameter].items()
+                }
+            group["params"][position] = successor
+    state.clear()
+    state.update(carried)
+    return optimizer
+
+
+def fold(model: nn.Module, scores: Scores) -> None:
+    """Multiply the coefficients into W_O and W_2, in place, so that the gated model needs no gates."""
+    anatomy = of(model)
+    for layer, heads, neurons in zip(anatomy.layers, scores.heads, scores.neurons, strict=True):
+        for name, c in ((layer.output, expand_heads(heads, anatomy.head_size)), (layer.down, neurons)):
+            _scale_columns(model, name, c)
+
+
+def mask(model: nn.Module, ticket: Ticket) -> None:
+    """Set the columns of W_O and W_2 that the ticket does not keep to zero, in place: the reference of a cut."""
+    anatomy = of(model)
+    for layer, heads, neurons in zip(anatomy.layers, ticket.heads, ticket.neurons, strict=True):
+        for name, index, width in (
+            (layer.output, _features(heads, anatomy.head_size), layer.heads * anatomy.head_size),
+            (layer.down, torch.tensor(neurons, dtype=torch.long), layer.neurons),
+        ):
+            _scale_columns(model, name, torch.zeros(width).index_fill(0, index, 1.0))
+
+
+def _scale_columns(model: nn.Module, name: str, c: Tensor) -> None:
+    weight = model.get_submodule(name).get_parameter("weight")
+    weight.data = (weight.data * c.to(weight.device)).to(weight.dtype)
+
+
+def _features(heads: tuple[int, ...], head_size: int) -> Tensor:
+    """Feature indices `[len(heads) * head_size]` of these heads."""
+    return (torch.tensor(heads, dtype=torch.long)[:, None] * head_size + torch.arange(head_size)).reshape(-1)
+
+
+def _resized(linear: nn.Linear, dim: int, size: int) -> nn.Linear:
+    """The same linear with a new output (dim 0) or input (dim 1) size; its tensors are still the old ones."""
+    out, into = (size, linear.in_features) if dim == 0 else (linear.out_features, size)
+    fresh = nn.Linear(into, out, bias=linear.bias is not None, device="meta", dtype=linear.weight.dtype)
+    fresh.weight, fresh.bias = linear.weight, linear.bias
+    return fresh.train(linear.training)
+
+
+def _slice_like(value: Any, parameter: Tensor, kept: tuple[int, Tensor] | None) -> Any:
+    if kept is None or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    dim, index = kept
+    return value.index_select(dim, index.to(value.device))
+
+
+def _update(module: nn.Module, attributes: tuple[str, ...], value: int) -> None:
+    for attribute in attributes:
+        if hasattr(module, attribute):
+            setattr(module, attribute, value)
+
+
+def _refuse_gated(model: nn.Module, anatomy: Anatomy) -> None:
+    names = [name for layer in anatomy.layers for name in _linears(layer)]
+    if any("forward" in vars(model.get_submodule(name)) for name in names):
+        raise Refused("the model still has gates on it; detach them before the cut.")
+
+
+def _linears(layer: Layer) -> tuple[str, ...]:
+    return layer.query, layer.key, layer.value, layer.output, layer.up, layer.down
+
+
+def _load_searched(model: nn.Module, anatomy: Anatomy, scores: Scores | None) -> None:
+    if scores is None or scores.weights is None:
+        return
+    try:
+        model.load_state_dict(scores.weights)
+    except RuntimeError as error:
+        raise Refused(f"the searched weights are of another model ({str(error).splitlines()[-1].strip()}).") from None
+    fold(model, scores)
+
+
+def _check(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
+    """Hold the cut against the mask, both as fp32 copies in eval mode."""
+    batch = _random_batch(model)
+    masked = copy.deepcopy(model).float().eval()
+    smaller = copy.deepcopy(model).float().eval()
+    mask(masked, ticket)
+    cut(smaller, ticket)
+    with torch.no_grad(), _full_precision():
+        for name, expected in _tensors(masked(**batch, return_dict=True)):
+            got = dict(_tensors(smaller(**batch, return_dict=True)))[name]
+            error = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+            if not error <= TOLERANCE:
+                raise CutMismatch(
+                    f"the cut {type(model).__name__} differs from the masked one by {error:.1e} in {name} "
+                    f"(at most {TOLERANCE:.0e}); please report this model."
+                )
+
+
+def _random_batch(model: nn.Module) -> dict[str, Tensor]:
+    """Two short rows, the second one padded: int64 `[2, 16]`."""
+    device = next(model.parameters()).device
+    config: Any = model.config
+    # Its own generator: the caller's random state is not touched.
+    ids = torch.randint(5, config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
+    attention = torch.ones_like(ids)
+    attention[1, 11:] = 0
+    if getattr(config, "pad_token_id", None) is not None:
+        ids[1, 11:] = config.pad_token_id
+    return {"input_ids": ids.to(device), "attention_mask": attention.to(device)}
+
+
+def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, value in output.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield name, value
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """fp32 products as fp32, not TF32 or bf16."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
