@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)  ## the whole method on the packaged model and corpus, against the dense model
-	$(BIN)/earlybert demo
+	$(BIN)/earlybert finetune --config configs/demo.yaml --compare
 
 test: $(READY)  ## every test, the slow ones too
 	$(BIN)/python -m pytest

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..anatomy import Refused
 from .distance import mask_distance
-from .draw import Mask, keep_mask
+from .draw import Mask, Scope, keep_mask
 from .gates import Gates
 
 CHECKS = 20
@@ -30,9 +30,13 @@ class Settled:
     """
 
     heads: int | float = 1 / 3
-    """Heads removed in each layer, as in `draw`."""
+    """Heads removed, as in `draw`."""
     neurons: int | float = 0.4
-    """Neurons removed over all layers, as in `draw`."""
+    """Neurons removed, as in `draw`."""
+    heads_scope: Scope = "layer"
+    """As in `draw`."""
+    neurons_scope: Scope = "global"
+    """As in `draw`."""
     every: int | None = None
     """Optimizer steps between checks; 5 % of the cap when not given."""
     window: int = 3
@@ -62,12 +66,14 @@ class Watch:
     Attributes:
         every: Steps between checks.
         distances: `(step, heads, neurons)` for every pair of neighbouring checks so far.
+        settled: Whether the last check found the mask settled.
     """
 
     def __init__(self, rule: Settled, every: int) -> None:
         self.rule = rule
         self.every = every
         self.distances: list[tuple[int, float, float]] = []
+        self.settled = False
         self._last: tuple[Mask, Mask] | None = None
 
     def due(self, step: int) -> bool:
@@ -84,8 +90,8 @@ class Watch:
         """
         rule, last = self.rule, self._last
         now = (
-            keep_mask(np.abs(heads.astype(np.float64)), rule.heads, scope="layer", what="heads"),
-            keep_mask(np.abs(neurons.astype(np.float64)), rule.neurons, scope="global", what="neurons"),
+            keep_mask(np.abs(heads.astype(np.float64)), rule.heads, scope=rule.heads_scope, what="heads"),
+            keep_mask(np.abs(neurons.astype(np.float64)), rule.neurons, scope=rule.neurons_scope, what="neurons"),
         )
         self._last = now
         if last is None:
@@ -93,7 +99,8 @@ class Watch:
         moved = [mask_distance(a, b).overall for a, b in zip(last, now, strict=True)]
         self.distances.append((step, moved[0], moved[1]))
         recent = self.distances[-rule.window :]
-        return len(recent) == rule.window and all(max(h, n) <= rule.threshold for _, h, n in recent)
+        self.settled = len(recent) == rule.window and all(max(h, n) <= rule.threshold for _, h, n in recent)
+        return self.settled
 
     def check_gates(self, step: int, gates: Gates) -> bool:
         """`check` on live coefficients."""

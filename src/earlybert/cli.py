@@ -1,0 +1,183 @@
+"""The command line: parses, calls a recipe, prints. `earlybert COMMAND --help` lists every setting."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from .config import BadSetting, Drawing, Finetune, Stages
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+COMMANDS = {
+    "finetune": "search, draw and train in one go",
+    "search": "stage 1: find out which heads and neurons matter",
+    "draw": "stage 2: draw a ticket from the scores of a run",
+    "train": "stage 3: train the ticket of a run",
+    "evaluate": "score the trained model of a run on its validation data",
+}
+BAD_INPUT = 2
+"""Exit code when the input cannot be used; nothing was computed."""
+FROM_YAML, FROM_RUN = ("finetune", "search"), ("draw", "train", "evaluate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = _underscored(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    command = arguments.pop(0)
+    if command == "--version":
+        from . import __version__
+
+        print(__version__)
+        return 0
+    if command not in COMMANDS:
+        return _refuse(f"unknown command {command!r}; there are {', '.join(COMMANDS)}.")
+    if "-h" in arguments or "--help" in arguments:
+        print(_with_dashes(_parser(command).format_help()))
+        return 0
+    from jsonargparse import ArgumentError
+
+    try:
+        return _run(command, _parser(command).parse_args(_config_first(arguments)))
+    except ArgumentError as error:
+        return _refuse(_one_line(str(error)))
+    except BadSetting as error:
+        return _refuse(str(error))
+
+
+def _run(command: str, given: Namespace) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    values = given.as_dict()
+    values.pop("config", None)
+    options = {name: values.pop(name, None) for name in ("output", "resume", "compare", "run", "into")}
+    config = Finetune(**values) if command in FROM_YAML else None
+
+    # Imported only now: parsing and help do not wait for torch.
+    from .anatomy import Refused
+    from .recipes import finetune as recipe
+    from .ticket import CutMismatch
+    from .train import Diverged
+
+    try:
+        if config is not None:
+            common = {"output": options["output"], "resume": bool(options["resume"])}
+            if command == "finetune":
+                recipe.finetune(config, compare=bool(options["compare"]), **common)
+            else:
+                recipe.search(config, **common)
+        elif command == "evaluate":
+            recipe.evaluate(options["run"])
+        else:
+            settings = {name: value for name, value in values.items() if value is not None}
+            if command == "draw":
+                recipe.draw(options["run"], settings=settings, into=options["into"])
+            else:
+                recipe.train(options["run"], settings=settings)
+    except (Refused, Diverged, CutMismatch) as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("earlybert: stopped; go on with --resume.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(command: str) -> ArgumentParser:
+    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"earlybert {command}", description=COMMANDS[command] + ".", exit_on_error=False, default_env=False
+    )
+    if command in FROM_YAML:
+        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings; flags win over it")
+        parser.add_argument("--output", type=str | None, help="run folder (default: runs/<data>-<date>)")
+        parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+        if command == "finetune":
+            parser.add_argument(
+                "--compare",
+                action="store_true",
+                help="also train the dense model, and the dense model stopped at the same cost",
+            )
+        parser.add_class_arguments(Finetune, as_group=False)
+        return parser
+    parser.add_argument("run", type=str, help="run folder")
+    if command == "draw":
+        parser.add_argument("--into", type=str | None, help="new run folder for this ticket")
+    for part in {"draw": (Drawing,), "train": (Stages,)}.get(command, ()):
+        helps = _helps(part)
+        for field in fields(part):
+            kind = _field_type(field.name)
+            parser.add_argument(f"--{field.name}", type=kind | None, default=None, help=helps[field.name])
+    return parser
+
+
+def _field_type(name: str) -> Any:
+    from typing import get_type_hints
+
+    return get_type_hints(Finetune)[name]
+
+
+def _helps(part: type) -> dict[str, str]:
+    """The docstring under each field."""
+    import inspect
+
+    source = inspect.getsource(part)
+    return dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.MULTILINE | re.DOTALL))
+
+
+def _overview() -> str:
+    lines = [f"  {name:<10} {help}" for name, help in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: earlybert COMMAND [--config FILE.yaml] [--SETTING VALUE ...]",
+            "",
+            "Train BERT-class transformers in a fraction of the time with early-bird lottery tickets.",
+            "",
+            *lines,
+            "",
+            "earlybert COMMAND --help lists the settings of a command.",
+        ]
+    )
+
+
+def _underscored(arguments: list[str]) -> list[str]:
+    """`--data-dir` and `--data_dir` are the same flag."""
+    return [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in arguments]
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Flags win over YAML wherever they stand: the parser lets what comes later win."""
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            (first if word.startswith("--config=") else rest).append(word)
+    return first + rest
+
+
+def _with_dashes(text: str) -> str:
+    return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
+
+
+def _one_line(message: str) -> str:
+    """jsonargparse explains at length, over several lines."""
+    return _with_dashes(" ".join(message.split()))
+
+
+def _refuse(sentence: str) -> int:
+    print(f"earlybert: {sentence}", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""What a YAML file or a flag may say. Frozen, validated when built, saved beside every result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+Scope = Literal["layer", "global"]
+
+
+class BadSetting(ValueError):
+    """A setting is out of range; the message says which and what it may be."""
+
+
+def _between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    if not low <= value <= high:
+        limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise BadSetting(f"{name} must be {limits}, got {value!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data to train and to validate on."""
+
+    task: str | None = None
+    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli), or bbc, the packaged corpus."""
+    data_dir: str | None = None
+    """Folder with <task>/train.jsonl.gz and <task>/validation.jsonl.gz; the hub when not given."""
+    train_file: str | None = None
+    """Your own .csv, .tsv or .jsonl file (or .gz of it), instead of a task."""
+    validation_file: str | None = None
+    """The same for validation; a stratified tenth of train is held out when not given."""
+    text: str = "text"
+    """Column of the text in your own files."""
+    text_pair: str | None = None
+    """Column of the second text, for tasks on two texts."""
+    label: str = "label"
+    """Column of the label in your own files."""
+    problem: Literal["auto", "classification", "regression"] = "auto"
+    """What your labels are; auto takes numbers with fractions for values to regress on."""
+    max_length: int = 128
+    """Longest row in tokens; longer ones are cut."""
+    truncate: bool = False
+    """Accept data in which every row is longer than max_length."""
+    train_rows: int | None = None
+    """Train on a random sub-sample of so many rows, classes in proportion."""
+    validation_rows: int | None = None
+    """Validate on a random sub-sample of so many rows."""
+
+    def __post_init__(self) -> None:
+        _between("max_length", self.max_length, 4)
+        for name in ("train_rows", "validation_rows"):
+            if getattr(self, name) is not None:
+                _between(name, getattr(self, name), 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What search, ticket and dense training share."""
+
+    model: str = "minilm"
+    """A model folder or hub name; minilm is the packaged all-MiniLM-L6-v2."""
+    batch_size: int = 32
+    """Rows per micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per optimizer step."""
+    weight_decay: float = 0.0
+    """AdamW decay of the matrices; the reference code uses 0. Coefficients are never decayed."""
+    warmup: float = 0.0
+    """Share of a schedule's steps over which the learning rate rises; the reference code uses 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm, coefficients left out."""
+    precision: Literal["auto", "bf16", "no"] = "auto"
+    """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    seed: int = 42
+    """Of the head's initialisation, dropout, data order and tie-breaking."""
+
+    def __post_init__(self) -> None:
+        _between("batch_size", self.batch_size, 1)
+        _between("accumulate", self.accumulate, 1)
+        _between("weight_decay", self.weight_decay, 0)
+        _between("warmup", self.warmup, 0, 1)
+        _between("seed", self.seed, 0, 2**31 - 1)
+        if not self.max_grad_norm > 0:
+            raise BadSetting(f"max_grad_norm must be above 0, got {self.max_grad_norm!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searching:
+    """Stage 1 (Sec. 3.2): where the coefficients come from."""
+
+    recipe: Literal["default", "paper"] = "default"
+    """paper searches exactly search_epochs; default at least 100 steps, ending sooner when the mask has settled."""
+    search_epochs: float = 0.2
+    """Length of the search in epochs (Sec. 4.2: 0.2)."""
+    search_steps: int | None = None
+    """Length of the search in optimizer steps, instead of epochs; exact."""
+    l1_heads: float = 1e-4
+    """lambda of Eq. 4 for heads (Sec. 4.2: 1e-4)."""
+    l1_neurons: float = 1e-4
+    """lambda of Eq. 4 for intermediate neurons (Sec. 4.2: 1e-4)."""
+    gate_lr: float | None = None
+    """Learning rate of the coefficients; the model's when not given (paper)."""
+    settle_threshold: float = 0.05
+    """Mask distance between checks under which the mask counts as settled (docs/stopping.md)."""
+    settle_window: int = 3
+    """Distances in a row that have to be under the threshold."""
+    settle_min_steps: int = 40
+    """Optimizer steps before the first check."""
+
+    def __post_init__(self) -> None:
+        _between("search_epochs", self.search_epochs, 0)
+        if self.search_steps is not None:
+            _between("search_steps", self.search_steps, 1)
+        _between("l1_heads", self.l1_heads, 0)
+        _between("l1_neurons", self.l1_neurons, 0)
+        _between("settle_threshold", self.settle_threshold, 0, 1)
+        _between("settle_window", self.settle_window, 1)
+        _between("settle_min_steps", self.settle_min_steps, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Stage 2 (Sec. 3.2): how much goes."""
+
+    heads: int | float = 1 / 3
+    """Heads to remove: a count (per layer, or in all when global) or a fraction in [0, 1). Paper: 4 of 12, 6 of 16."""
+    neurons: int | float = 0.4
+    """Intermediate neurons to remove: the same. Paper: 0.4."""
+    heads_scope: Scope = "layer"
+    """Compare heads within their layer (paper) or over all layers."""
+    neurons_scope: Scope = "global"
+    """Compare neurons over all layers (paper) or within each."""
+    align: int = 64
+    """Each layer keeps a multiple of this many neurons; 1 gives the paper's raw widths."""
+
+    def __post_init__(self) -> None:
+        _between("align", self.align, 1)
+        for name in ("heads", "neurons"):
+            value = getattr(self, name)
+            if isinstance(value, float) and not 0 <= value < 1:
+                raise BadSetting(f"{name} to remove must be a count or a fraction in [0, 1), got {value!r}.")
+            _between(name, value, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stages:
+    """Stage 3 (Sec. 3.2, 4.1) and the dense run it is measured against."""
+
+    method: Literal["ticket", "dense"] = "ticket"
+    """Train an early-bird ticket, or the full model."""
+    weights: Literal["reset", "keep"] = "reset"
+    """Start the ticket from theta_0 (paper), or go on from the searched weights."""
+    epochs: float = 2.0
+    """Epochs of the ticket (Sec. 4.1: 2); with weights=keep the search is part of them."""
+    lr: float = 4e-5
+    """Learning rate of the ticket (Sec. 4.1: 4e-5)."""
+    dense_epochs: float = 3.0
+    """Epochs of the dense run (Sec. 4.1: 3); the search follows its schedule."""
+    dense_lr: float = 2e-5
+    """Learning rate of the dense run and of the search (Sec. 4.1: 2e-5)."""
+    dense_steps: int | None = None
+    """Length of the dense run in optimizer steps, instead of epochs."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "lr", "dense_epochs", "dense_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise BadSetting(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        if self.dense_steps is not None:
+            _between("dense_steps", self.dense_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Data, Training, Searching, Drawing, Stages):
+    """One fine-tuning run."""
+
+    checkpoint_every: int = 500
+    """Optimizer steps between checkpoints; 0 writes none within a stage."""
+    eval_every: int = 0
+    """Optimizer steps between evaluations while training; 0 evaluates at the end only."""
+    log_every: int = 50
+    """Optimizer steps between readings of losses and times, which wait for the device."""
+
+    def __post_init__(self) -> None:
+        for part in (Data, Training, Searching, Drawing, Stages):
+            part.__post_init__(self)
+        _between("checkpoint_every", self.checkpoint_every, 0)
+        _between("eval_every", self.eval_every, 0)
+        _between("log_every", self.log_every, 1)
+
+
+def changed(before: Finetune, after: Finetune) -> list[str]:
+    """Names of the settings that differ, for a refusal to mix two runs."""
+    return [f.name for f in fields(Finetune) if getattr(before, f.name) != getattr(after, f.name)]
+
+
+def to_dict(config: Finetune) -> dict[str, Any]:
+    """Plain values, for YAML."""
+    return {f.name: getattr(config, f.name) for f in fields(Finetune)}

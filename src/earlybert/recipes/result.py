@@ -1,0 +1,76 @@
+"""What a finished run says of itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..cost import count
+from ..ticket import Scores, ticket_of
+from ..train.loop import Done
+from ..train.steplog import totals
+from .bench import Bench
+from .run import Run, environment
+
+
+def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int) -> dict[str, Any]:
+    """Score, cost and size of a trained model: the content of `metrics.json`.
+
+    Args:
+        bench: With the validation rows.
+        run: With the step log of all stages.
+        model: Trained, its folder written.
+        parameters_before: Parameters of the dense model.
+    """
+    config = bench.config
+    stages = totals(run.steps)
+    cost = count(model)
+    ticket = ticket_of(model)
+    metrics: dict[str, Any] = {
+        "task": bench.task.name,
+        "model": config.model,
+        "method": config.method,
+        "score": bench.score(model),
+        "headline": bench.task.metrics[0],
+        "train_rows": len(bench.train),
+        "validation_rows": len(bench.validation),
+        "rows_per_step": config.batch_size * config.accumulate,
+        "stages": {name: sums.to_dict() for name, sums in stages.items()},
+        "seconds": sum(sums.seconds for sums in stages.values()),
+        "flops": sum(sums.flops for sums in stages.values()),
+        "parameters": {"before": parameters_before, "after": cost.parameters},
+        "disk_bytes": disk_bytes(run.model),
+    }
+    if ticket is not None:
+        metrics["ticket"] = {
+            "weights": config.weights,
+            "heads_kept": [len(kept) for kept in ticket.heads],
+            "neurons_kept": [len(kept) for kept in ticket.neurons],
+            "margin": dict(ticket.drawn)["margin"],
+            "search_ended": Scores.load(run.scores).info["ended"],
+        }
+    return {**metrics, "environment": environment(bench.device, bench.precision)}
+
+
+def disk_bytes(folder: Path) -> int:
+    """Size of the weights in a model folder, in bytes."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+class Evaluations:
+    """Observer that scores the model on the way, into `evaluations.jsonl`. The last checkpoint counts all the same."""
+
+    def __init__(self, bench: Bench, run: Run, model: nn.Module) -> None:
+        self._bench = bench
+        self._file = run.path / "evaluations.jsonl"
+        self._model = model
+
+    def __call__(self, done: Done) -> bool:
+        if done.step % self._bench.config.eval_every == 0:
+            line = {"step": done.step, **self._bench.score(self._model)}
+            with open(self._file, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        return False

@@ -1,0 +1,150 @@
+"""The run folder: everything about one run, in boring files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..anatomy import Refused
+from ..config import BadSetting, Finetune, changed, to_dict
+from ..ticket.files import write_atomically
+
+
+class Run:
+    """Paths inside a run folder, and the settings it was made with.
+
+    Files: `config.yaml`, `scores.safetensors`, `history.bin`, `ticket.json`, `steps.jsonl`,
+    `metrics.json`, `model/`; while a stage runs also `checkpoint.safetensors`, and with
+    `weights: keep` the end of the search in `searched.safetensors`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: Finetune) -> None:
+        self.path = Path(path)
+        self.config = config
+        self.scores = self.path / "scores.safetensors"
+        self.history = self.path / "history.bin"
+        self.ticket = self.path / "ticket.json"
+        self.steps = self.path / "steps.jsonl"
+        self.metrics = self.path / "metrics.json"
+        self.model = self.path / "model"
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.searched = self.path / "searched.safetensors"
+
+    @classmethod
+    def prepare(cls, path: str | os.PathLike[str], config: Finetune, *, resume: bool) -> Run:
+        """A folder for a new run, or the one of a run to go on with. Nothing is written yet.
+
+        Raises:
+            Refused: It exists and `resume` was not asked for, or the other way round, or its
+                settings were others.
+        """
+        folder = Path(path)
+        if not resume:
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise Refused(f"{folder} exists; go on with it by --resume, or choose another --output.")
+            return cls(folder, config)
+        run = cls.open(folder)
+        different = changed(run.config, config)
+        if different:
+            raise Refused(
+                f"run folder {folder} was made with other settings ({', '.join(different)}); resume it with its own, "
+                "or choose another --output."
+            )
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """An existing run.
+
+        Raises:
+            Refused: There is no run here, or its `config.yaml` is broken.
+        """
+        folder = Path(path)
+        file = folder / "config.yaml"
+        try:
+            values = yaml.safe_load(file.read_bytes())
+        except OSError:
+            raise Refused(f"{folder} is not a run folder: it has no config.yaml that can be read.") from None
+        except yaml.YAMLError:
+            values = None
+        if not isinstance(values, dict):
+            raise Refused(f"{file} is broken; start a new run.")
+        unknown = sorted(map(str, set(values) - {f.name for f in fields(Finetune)}))
+        if unknown:
+            raise Refused(f"{file} has settings this version does not know: {', '.join(unknown)}.")
+        try:
+            return cls(folder, Finetune(**values))
+        except (BadSetting, TypeError) as error:
+            raise Refused(f"{file} is broken: {error}") from None
+
+    def write_config(self) -> None:
+        """Write the settings beside the results."""
+        text = yaml.safe_dump(to_dict(self.config), sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "config.yaml", text.encode())
+
+    def read_metrics(self) -> dict[str, Any]:
+        """`metrics.json`.
+
+        Raises:
+            Refused: It is missing or broken.
+        """
+        try:
+            return json.loads(self.metrics.read_bytes())
+        except (OSError, ValueError):
+            raise Refused(f"run folder {self.path} has no metrics.json that can be read; train it first.") from None
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write `metrics.json`."""
+        write_atomically(self.metrics, json.dumps(metrics, indent=2).encode() + b"\n")
+
+
+def default_output(config: Finetune) -> Path:
+    """`runs/<data>-<date>-<time>`, not there yet."""
+    name = config.task or Path(config.train_file or "run").name.split(".")[0]
+    return Path("runs") / f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+
+
+def environment(device: torch.device, precision: str) -> dict[str, Any]:
+    """What a figure was measured on: hardware, versions, date."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    packages = ("earlybert", "torch", "transformers", "accelerate")
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device": name,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "precision": "bf16" if precision == "bf16" else "fp32",
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> str:
+    return _known(lambda: version(package))
+
+
+def _processor() -> str:
+    """Model name of the processor, as the system tells it."""
+
+    def read() -> str:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+
+    return _known(read, platform.processor() or platform.machine())
+
+
+def _known(read: Callable[[], str], otherwise: str = "unknown") -> str:
+    try:
+        return read()
+    except Exception:  # a figure's footnote must not end the run
+        return otherwise

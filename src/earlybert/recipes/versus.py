@@ -1,0 +1,155 @@
+"""One ticket against the dense model, and against its real rival: the dense model stopped at the same cost."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from ..cost import Cost, count
+from ..tasks.batches import in_order
+from ..ticket import load
+from ..ticket.files import write_atomically
+from ..train.loop import to_device
+from ..train.precision import autocast
+from .bench import SHARED_ORDER, Bench
+from .progress import console
+from .run import Run
+from .stages import train_stage
+
+REPEATS = 5
+"""Timed passes over the validation rows for the inference time, after one to warm up."""
+
+
+def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
+    """Train both dense models beside a finished ticket, print one table, write `compare.json`.
+
+    The rival gets the ticket's FLOPs, search included, the ticket's learning rate, and a schedule
+    that ends where it ends.
+    """
+    config = bench.config
+    console.print("now the dense model, for comparison")
+    dense = _dense(bench, run, "dense", dense_steps=None)
+    steps = steps_within(ticket["flops"], count(bench.theta_0()), bench)
+    console.print(f"and the dense model stopped at the ticket's cost: {steps} steps")
+    rival = _dense(bench, run, "dense_same_cost", dense_steps=steps, dense_lr=config.lr)
+    rows = {
+        f"dense, {config.dense_epochs:g} epochs": dense,
+        f"dense, same cost ({steps / bench.stream(SHARED_ORDER).steps_per_epoch:.2f} epochs)": rival,
+        f"ticket, {config.epochs:g} epochs + search": ticket,
+    }
+    models = {name: load(run.path / name / "model").to(bench.device) for name in ("dense", "dense_same_cost")}
+    models["ticket"] = load(run.model).to(bench.device)
+    inference = inference_seconds(bench, models)
+    for metrics, name in zip(rows.values(), ("dense", "dense_same_cost", "ticket"), strict=True):
+        metrics["inference_ms_per_row"] = 1e3 * inference[name]
+    result = {"rows": rows, "saved": saved(dense, ticket)}
+    write_atomically(run.path / "compare.json", json.dumps(result, indent=2).encode() + b"\n")
+    console.print(table(rows))
+    console.print(sentence(result["saved"]))
+    environment = ticket["environment"]
+    console.print(
+        f"{ticket['task']}: {ticket['train_rows']:,} training rows of at most {config.max_length} tokens, "
+        f"{ticket['validation_rows']:,} to validate; {environment['device']}, {environment['threads']} threads, "
+        f"{environment['precision']}, eager step. Training time is search + draw + training, without data loading. "
+        f"One seed: differences of a point are noise."
+    )
+    console.print(f"run folder: {run.path}")
+    console.print(f"next: earlybert evaluate {run.path}, or earlybert draw {run.path} --heads 2 --into {run.path}-2")
+    return result
+
+
+def steps_within(flops: int, cost: Cost, bench: Bench) -> int:
+    """Optimizer steps that the dense model can take for so many FLOPs, at least one."""
+    stream = bench.stream(SHARED_ORDER)
+    steps = 0
+    while (flops := flops - cost.step(stream.shapes(steps))) >= 0:
+        steps += 1
+    return max(1, steps)
+
+
+def saved(dense: dict[str, Any], ticket: dict[str, Any]) -> dict[str, float]:
+    """Where the time went that the ticket saved, as shares of the dense run's training time.
+
+    Dense takes n steps of mean time t, the ticket m steps of mean time u after a search of S seconds:
+    n t - (S + m u) = (n - m) t  [fewer epochs]  +  m (t - u)  [smaller network]  -  S  [search].
+    The engine is the same, so it saves nothing here.
+    """
+    full, small = dense["stages"]["train"], ticket["stages"]["train"]
+    total = dense["seconds"]
+    t, u = full["mean_step_seconds"], small["mean_step_seconds"]
+    searching = ticket["seconds"] - small["seconds"]
+    return {
+        "time": (total - ticket["seconds"]) / total,
+        "fewer_epochs": (full["steps"] - small["steps"]) * t / total,
+        "smaller_network": small["steps"] * (t - u) / total,
+        "search": -searching / total,
+        "flops": 1 - ticket["flops"] / dense["flops"],
+        "step_time_ratio": u / t,
+    }
+
+
+def sentence(parts: dict[str, float]) -> str:
+    """The saving in words."""
+    verb = "saved" if parts["time"] >= 0 else "lost"
+    return (
+        f"The ticket {verb} {abs(parts['time']):.1%} of the dense training time: {parts['fewer_epochs']:+.1%} from fewer "
+        f"epochs, {parts['smaller_network']:+.1%} from the smaller network (its step takes "
+        f"{parts['step_time_ratio']:.2f} of a dense one), {parts['search']:+.1%} for search and drawing."
+    )
+
+
+def table(rows: dict[str, dict[str, Any]]) -> Table:
+    """Accuracy, time and size, a row a model; the first row is what the others are relative to."""
+    first = next(iter(rows.values()))
+    headline = first["headline"]
+    shown = Table(title=f"{first['task']} ({first['model']})", title_justify="left")
+    shown.add_column("")
+    for name in (headline, "training", "of dense", "TFLOP", "of dense", "parameters", "on disk", "inference"):
+        shown.add_column(name, justify="right")
+    for name, metrics in rows.items():
+        shown.add_row(
+            name,
+            f"{metrics['score'][headline]:.3f}",
+            f"{metrics['seconds']:.1f} s",
+            f"{metrics['seconds'] / first['seconds']:.2f}",
+            f"{metrics['flops'] / 1e12:.2f}",
+            f"{metrics['flops'] / first['flops']:.2f}",
+            f"{metrics['parameters']['after'] / 1e6:.1f} M",
+            f"{metrics['disk_bytes'] / 2**20:.0f} MB",
+            f"{metrics['inference_ms_per_row']:.2f} ms/row",
+        )
+    return shown
+
+
+def inference_seconds(bench: Bench, models: dict[str, nn.Module]) -> dict[str, float]:
+    """Seconds a validation row, batches as in evaluation; models take turns, the median pass counts."""
+    batches = [to_device(batch, bench.device) for _, batch in in_order(bench.validation, bench.config.batch_size)]
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(REPEATS + 1):
+        for name, model in models.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                for batch in batches:
+                    with autocast(bench.precision, bench.device):
+                        model(**{key: value for key, value in batch.items() if key != "labels"})
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize(bench.device)
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(seconds[1:]) / len(bench.validation) for name, seconds in times.items()}
+
+
+def _dense(bench: Bench, run: Run, name: str, **settings: Any) -> dict[str, Any]:
+    """A dense run in a folder below the ticket's, or the result of the one that is there."""
+    config = replace(bench.config, method="dense", **settings)
+    inner = Run(run.path / name, config)
+    if inner.metrics.exists():
+        return inner.read_metrics()
+    inner.write_config()
+    return train_stage(replace(bench, config=config), inner)[1]

@@ -1,0 +1,45 @@
+"""Text to token rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..anatomy import Refused
+from .batches import Rows
+from .task import Examples
+
+CHUNK = 4096
+"""Rows tokenised at once: enough to keep the tokenizer's threads busy, few enough to hold in memory."""
+
+
+def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, int]:
+    """Tokenise, cutting rows to `max_length` tokens.
+
+    Returns:
+        The rows, and how many of them were cut.
+
+    Raises:
+        Refused: The tokenizer has no padding token.
+    """
+    if tokenizer.pad_token_id is None:
+        raise Refused("the tokenizer has no padding token; set tokenizer.pad_token first.")
+    ids: list[list[int]] = []
+    types: list[list[int]] = []
+    cut = 0
+    for begin in range(0, len(examples), CHUNK):
+        part = slice(begin, begin + CHUNK)
+        pairs = None if examples.pairs is None else list(examples.pairs[part])
+        encoded = tokenizer(
+            list(examples.texts[part]), pairs, truncation=True, max_length=max_length, return_overflowing_tokens=False
+        )
+        ids += encoded["input_ids"]
+        types += encoded.get("token_type_ids", [])
+        cut += _overlong(encoded, examples, part, tokenizer, max_length)
+    return Rows(ids, types or None, examples.labels, tokenizer.pad_token_id), cut
+
+
+def _overlong(encoded: Any, examples: Examples, part: slice, tokenizer: Any, max_length: int) -> int:
+    """Rows of this part that lost tokens. A fast tokenizer remembers; with a slow one, full rows count."""
+    if encoded.encodings is not None:
+        return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+    return sum(len(ids) >= max_length for ids in encoded["input_ids"])

@@ -1,0 +1,158 @@
+"""A person's own CSV, TSV or JSON-lines files with named columns."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from ..anatomy import Refused
+from .glue import read_jsonl
+from .task import Examples, Problem, Task, hold_out
+
+MANY_CLASSES = 50
+"""More whole-number labels than this look like values, not classes: ask."""
+
+
+def load(
+    train_file: str,
+    *,
+    validation_file: str | None,
+    text: str,
+    text_pair: str | None,
+    label: str,
+    problem: Literal["auto", "classification", "regression"],
+    seed: int,
+) -> Task:
+    """Read files into a task. Without a validation file a stratified tenth of train is held out.
+
+    Args:
+        train_file: `.csv`, `.tsv` or `.jsonl`, with `.gz` behind it or not. CSV and TSV start with a header.
+        validation_file: The same, or None.
+        text: Column of the (first) text.
+        text_pair: Column of the second text, or None.
+        label: Column of the label: class names or numbers, or a value for regression.
+        problem: `auto` takes numbers with fractions for values and everything else for classes.
+        seed: Of the held-out tenth.
+
+    Raises:
+        Refused: A file or column is missing, a cell is empty, or the labels do not fit the problem.
+    """
+    columns = [column for column in (text, text_pair, label) if column is not None]
+    rows = _read(Path(train_file), columns)
+    labels = [row[label] for row in rows]
+    kind = _problem(labels, label, problem)
+    names = ("value",) if kind == "regression" else _class_names(labels)
+    train = _examples(rows, text, text_pair, label, kind, names, train_file)
+    notes: tuple[str, ...] = ()
+    if validation_file is None:
+        train, validation = hold_out(train, kind, seed)
+        notes = (f"no validation file: {len(validation)} of {len(rows)} training rows were held out for it (seed {seed}).",)
+    else:
+        held = _read(Path(validation_file), columns)
+        validation = _examples(held, text, text_pair, label, kind, names, validation_file)
+    metrics = ("pearson", "spearman") if kind == "regression" else ("accuracy", "f1", "matthews")
+    return Task(Path(train_file).name.split(".")[0], kind, names, train, validation, metrics, notes)
+
+
+def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, Any]]:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    kind = suffixes[-1] if suffixes else ""
+    rows: list[Mapping[str, Any]]
+    if kind in (".jsonl", ".json"):
+        rows = list(read_jsonl(path))
+    elif kind in (".csv", ".tsv"):
+        rows = _read_table(path, "," if kind == ".csv" else "\t")
+    else:
+        raise Refused(f"data file {path} must end in .csv, .tsv or .jsonl (and may be packed as .gz).")
+    if not rows:
+        raise Refused(f"data file {path} is empty.")
+    for column in columns:
+        if column not in rows[0]:
+            raise Refused(f"data file {path} has no column {column!r}; its columns are {', '.join(map(str, rows[0]))}.")
+        for number, row in enumerate(rows, start=1):
+            if row.get(column) is None or (isinstance(row[column], str) and not row[column].strip()):
+                raise Refused(f"data file {path}, row {number}: column {column!r} is empty.")
+    return rows
+
+
+def _read_table(path: Path, delimiter: str) -> list[Mapping[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE  # as GLUE's TSV files are written
+    try:
+        opened = (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else open(path, encoding="utf-8-sig", newline="")
+        )
+        with opened as file:
+            return list(csv.DictReader(file, delimiter=delimiter, quoting=quoting))
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, csv.Error):
+        raise Refused(f"data file {path} is damaged or not UTF-8 text.") from None
+    except OSError as error:
+        raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
+
+
+def _problem(labels: Sequence[Any], column: str, wanted: str) -> Problem:
+    if any(isinstance(label, (list, dict)) for label in labels):
+        raise Refused(f"column {column!r} holds several labels a row; multi-label tasks are not supported.")
+    numbers = [_number(label) for label in labels]
+    if wanted == "regression":
+        missing = next((row for row, number in enumerate(numbers, start=1) if number is None), None)
+        if missing is not None:
+            raise Refused(f"column {column!r}, row {missing}: {labels[missing - 1]!r} is not a number to regress on.")
+        return "regression"
+    if wanted == "classification" or any(number is None for number in numbers):
+        return "classification"
+    if any(number != int(number) for number in numbers if number is not None):
+        return "regression"
+    if len(set(numbers)) > MANY_CLASSES:
+        raise Refused(
+            f"column {column!r} holds {len(set(numbers))} different whole numbers; say --problem classification "
+            "or --problem regression."
+        )
+    return "classification"
+
+
+def _number(label: Any) -> float | None:
+    if isinstance(label, bool):
+        return None
+    try:
+        number = float(label)
+    except (TypeError, ValueError):
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _class_names(labels: Sequence[Any]) -> tuple[str, ...]:
+    """Distinct labels as text; numbers in their own order, names by the alphabet."""
+    names = {str(label).strip() for label in labels}
+    return tuple(sorted(names, key=lambda name: (_number(name) is None, _number(name) or 0.0, name)))
+
+
+def _examples(
+    rows: Sequence[Mapping[str, Any]],
+    text: str,
+    text_pair: str | None,
+    label: str,
+    problem: Problem,
+    names: tuple[str, ...],
+    where: str,
+) -> Examples:
+    labels: list[Any]
+    if problem == "regression":
+        labels = [_number(row[label]) for row in rows]
+        unfit = next((number for number, value in enumerate(labels, start=1) if value is None), None)
+        expected = "a number"
+    else:
+        place = {name: number for number, name in enumerate(names)}
+        labels = [place.get(str(row[label]).strip()) for row in rows]
+        unfit = next((number for number, value in enumerate(labels, start=1) if value is None), None)
+        expected = f"one of the training labels ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
+    if unfit is not None:
+        raise Refused(f"data file {where}, row {unfit}: label {rows[unfit - 1][label]!r} is not {expected}.")
+    pairs = None if text_pair is None else [str(row[text_pair]) for row in rows]
+    return Examples([str(row[text]) for row in rows], pairs, labels)

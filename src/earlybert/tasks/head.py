@@ -1,0 +1,87 @@
+"""A pre-trained encoder with a fresh head for a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from ..anatomy import Refused, family_of
+from ..ticket.store import quiet
+from . import demo
+from .task import Task
+
+
+def locate(model: str) -> str:
+    """Where a model name points: the packaged model, a folder, or the hub."""
+    return str(demo.model_path()) if model == demo.MODEL else model
+
+
+def load_config(model: str) -> Any:
+    """The configuration of a model to fine-tune, checked before any weight is read.
+
+    Raises:
+        Refused: It is not found, broken, of an unsupported family, or already cut.
+    """
+    where = locate(model)
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(where)
+    except (OSError, ValueError, KeyError) as error:
+        if Path(where).is_dir():
+            raise Refused(f"model folder {where} has no usable config.json ({_first_line(error)}).") from error
+        raise Refused(
+            f"model {model!r} was not found: there is no such folder, and the hub did not give it "
+            f"(check the name and the network; {demo.MODEL} is the packaged model)."
+        ) from error
+    family_of(config.model_type)
+    if getattr(config, "earlybert", None):
+        raise Refused(f"model {model!r} is already cut; start from the full model.")
+    return config
+
+
+def load_tokenizer(model: str) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        Refused: There is none that can be read.
+    """
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(locate(model))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise Refused(f"model {model!r} has no usable tokenizer ({_first_line(error)}).") from error
+
+
+def load_model(model: str, task: Task, seed: int) -> Any:
+    """theta_0: the pre-trained encoder and a head initialised from `seed`, fp32, on the CPU.
+
+    Raises:
+        Refused: The weights are missing, are not safetensors, or do not fit the configuration.
+    """
+    regression = task.problem == "regression"
+    names = {} if regression else {"id2label": dict(enumerate(task.labels))}
+    if names:
+        names["label2id"] = {label: number for number, label in enumerate(task.labels)}
+    torch.manual_seed(seed)
+    try:
+        with quiet():
+            return AutoModelForSequenceClassification.from_pretrained(
+                locate(model),
+                num_labels=len(task.labels),
+                problem_type="regression" if regression else "single_label_classification",
+                use_safetensors=True,
+                **names,
+            ).float()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise Refused(
+            f"the weights of model {model!r} cannot be loaded as safetensors ({_first_line(error)}); "
+            "pickled weights are not opened."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

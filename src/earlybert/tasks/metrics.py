@@ -1,0 +1,65 @@
+"""Scores of predictions, by the names GLUE uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def accuracy(predicted: Array, labels: Array) -> float:
+    """Share of rows that are right."""
+    return float((predicted == labels).mean())
+
+
+def f1(predicted: Array, labels: Array) -> float:
+    """F1 of class 1 for two classes, the mean over classes for more."""
+    from sklearn.metrics import f1_score
+
+    several = len(np.union1d(predicted, labels)) > 2
+    return float(f1_score(labels, predicted, average="macro" if several else "binary", zero_division=0))
+
+
+def matthews(predicted: Array, labels: Array) -> float:
+    """Matthews correlation coefficient; 0 when all predictions are one class."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predicted))
+
+
+def pearson(predicted: Array, labels: Array) -> float:
+    """Pearson correlation; 0 when either side is constant."""
+    if np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    return float(np.corrcoef(predicted, labels)[0, 1])
+
+
+def spearman(predicted: Array, labels: Array) -> float:
+    """Spearman rank correlation; 0 when either side is constant."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(predicted), rankdata(labels))
+
+
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
+}
+
+
+def compute(names: Sequence[str], predicted: Array, labels: Array) -> dict[str, float]:
+    """Each metric in `names`, as a fraction (not per cent).
+
+    Args:
+        names: Keys of `METRICS`.
+        predicted: Class numbers or values, `[rows]`.
+        labels: The same, as they should be.
+    """
+    return {name: METRICS[name](predicted, labels) for name in names}

@@ -1,0 +1,41 @@
+"""Predictions of a model on every row."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ..tasks.batches import Rows, in_order
+from .loop import to_device
+from .precision import autocast
+
+
+def predict(
+    model: nn.Module, rows: Rows, *, batch_size: int = 64, precision: Literal["bf16", "no"] = "no"
+) -> NDArray[Any]:
+    """Class numbers (int64) or regressed values (float64), `[rows]`, in the order of the rows.
+
+    The model is left in the mode it was in.
+    """
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    found: list[NDArray[Any]] = []
+    order: list[NDArray[np.int64]] = []
+    with torch.no_grad():
+        for numbers, batch in in_order(rows, batch_size):
+            batch.pop("labels")
+            with autocast(precision, device):
+                logits = model(**to_device(batch, device)).logits.float()
+            answer = logits.argmax(-1) if logits.shape[-1] > 1 else logits[:, 0].double()
+            found.append(answer.cpu().numpy())
+            order.append(numbers)
+    model.train(training)
+    predicted = np.concatenate(found)
+    in_row_order = np.empty_like(predicted)
+    in_row_order[np.concatenate(order)] = predicted
+    return in_row_order

@@ -1,0 +1,117 @@
+"""The training loop that drives every stage of every recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..tasks.batches import Batch
+from .clock import Clock
+from .optimizer import set_rate
+from .schedule import Schedule
+from .step import EagerStep
+
+
+class Diverged(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What is known after an optimizer step."""
+
+    step: int
+    """Optimizer steps finished, this one included."""
+    loss: Tensor
+    """Task loss, fp32 scalar on the device."""
+    micro_batches: Sequence[Batch]
+    """What it was made from."""
+    factor: float
+    """What the schedule made of the learning rate."""
+
+
+Observer = Callable[[Done], bool]
+"""Called after every step; true asks the loop to end."""
+
+
+def loop(
+    step: EagerStep,
+    batches: Iterable[Sequence[Batch]],
+    *,
+    first: int,
+    steps: int,
+    schedule: Schedule,
+    clock: Clock,
+    observers: Sequence[Observer],
+) -> int:
+    """Take optimizer steps until there are `steps`, the data ends, or an observer asks to stop.
+
+    Args:
+        step: Does one.
+        batches: Micro-batches of each optimizer step, from step `first` on.
+        first: Optimizer steps done before.
+        steps: The cap, in optimizer steps, `first` included.
+        schedule: Learning-rate factor for the number of steps done.
+        clock: Times the steps alone.
+        observers: All are called after every step, in order, also when one asks to stop.
+
+    Returns:
+        Optimizer steps done in all.
+    """
+    done = first
+    if done >= steps:
+        return done
+    for micro_batches in batches:
+        factor = schedule(done)
+        set_rate(step.optimizer, factor)
+        on_device = [to_device(batch, step.device) for batch in micro_batches]
+        with clock:
+            loss = step(on_device)
+        done += 1
+        event = Done(done, loss, micro_batches, factor)
+        if any([observe(event) for observe in observers]) or done >= steps:
+            break
+    return done
+
+
+class LossWatch:
+    """Observer that keeps losses on the device and looks at them only now and then.
+
+    Args:
+        first: Optimizer steps done before.
+    """
+
+    def __init__(self, first: int = 0, every: int = 50) -> None:
+        self._read = first
+        self._every = every
+        self._waiting: list[Tensor] = []
+
+    def __call__(self, done: Done) -> bool:
+        self._waiting.append(done.loss)
+        if len(self._waiting) >= self._every:
+            self.read()
+        return False
+
+    def read(self) -> list[float]:
+        """Losses of the steps since the last reading. Waits for the device.
+
+        Raises:
+            Diverged: One of them is not finite; the sentence says which step.
+        """
+        losses = torch.stack(self._waiting).cpu().tolist() if self._waiting else []
+        self._waiting.clear()
+        for loss in losses:
+            self._read += 1
+            if loss != loss or abs(loss) == float("inf"):
+                raise Diverged(
+                    f"the loss is {loss} at step {self._read}; training stopped. Lower the learning rate or look at the data."
+                )
+        return losses
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with all its tensors on `device`."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,232 @@
+"""Stage 1: train the model and its coefficients together for a short while (Sec. 3.2, Eq. 2-4)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..anatomy import Refused
+from ..tasks.batches import Batch
+from ..ticket import Gates, HistoryWriter, Scores, Settled
+from ..ticket.settled import Watch
+from .clock import Clock
+from .loop import Done, LossWatch, loop
+from .optimizer import adamw
+from .precision import Precision, resolve
+from .schedule import Schedule, constant
+from .step import EagerStep
+
+
+def search(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    steps: int,
+    l1: float | tuple[float, float] = 1e-4,
+    lr: float = 2e-5,
+    gate_lr: float | None = None,
+    stop: Settled | None = None,
+    keep_weights: bool = False,
+    accumulate: int = 1,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+    schedule: Schedule = constant,
+    precision: Precision = "auto",
+    history: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Find out which heads and neurons matter. The model is bit-identical afterwards.
+
+    Args:
+        model: A supported, uncut Hugging Face model with a loss. It is trained where it is and then
+            put back: weights, buffers, gradients, modes, and the random state of the process.
+        batches: Dicts that the model accepts, labels included. A list or data loader is gone
+            through again when it ends; an iterator that ends, ends the search.
+        steps: Hard cap, in optimizer steps.
+        l1: lambda of Eq. 4; a pair sets it for heads and for neurons.
+        lr: Learning rate of the model's weights (AdamW).
+        gate_lr: Learning rate of the coefficients; the model's when not given (the paper).
+        stop: May end the search before the cap; without it the search runs to the cap.
+        keep_weights: Keep theta_T in the result, for `apply(..., weights=scores)`.
+        accumulate: Batches per optimizer step; together they count as one large batch.
+        weight_decay: Of the matrices. Coefficients are never decayed.
+        max_grad_norm: Of the model's gradient, the coefficients left out. None does not clip.
+        schedule: Factor on both learning rates for the number of steps done; see
+            `earlybert.train.linear`.
+        precision: Of the forward pass; `auto` is bf16 where the hardware computes in it.
+        history: A file for the coefficients after every step (`earlybert.History` reads it).
+        seed: Breaks ties when a ticket is drawn from the result.
+
+    Returns:
+        The coefficients, and in `info` why the search ended.
+
+    Raises:
+        Refused: An unsupported or cut model, no batches, or a setting out of range.
+        Diverged: The loss became NaN or infinite. The model is put back all the same.
+    """
+    strengths = l1_pair(l1)
+    if steps < 1 or accumulate < 1:
+        raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
+    source = _endless(batches)
+    settings: dict[str, Any] = {"lr": lr, "gate_lr": gate_lr, "weight_decay": weight_decay}
+    with searching(
+        model, l1=strengths, max_grad_norm=max_grad_norm, precision=precision, **settings
+    ) as step:
+        gates = step.gates
+        assert gates is not None
+        losses = LossWatch()
+        observers: list[Any] = [losses]
+        watch = None
+        if stop is not None:
+            watch = stop.watch(steps)
+            observers.append(StopRule(gates, watch))
+        writer = HistoryWriter(history, gates) if history is not None else None
+        if writer is not None:
+            observers.append(Recorder(writer))
+        try:
+            model.train()
+            done = loop(
+                step,
+                _grouped(source, accumulate),
+                first=0,
+                steps=steps,
+                schedule=schedule,
+                clock=Clock(step.device),
+                observers=observers,
+            )
+            losses.read()
+        finally:
+            if writer is not None:
+                writer.close()
+        if done == 0:
+            raise Refused("there are no batches to search on.")
+        return collect(step, done, cap=steps, watch=watch, seed=seed, keep_weights=keep_weights)
+
+
+@contextmanager
+def searching(
+    model: nn.Module,
+    *,
+    lr: float,
+    gate_lr: float | None = None,
+    l1: tuple[float, float],
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = 1.0,
+    precision: Precision = "auto",
+) -> Iterator[EagerStep]:
+    """A step with gates on the model; afterwards the model and the random state are what they were."""
+    gates = Gates(model)
+    with _untouched(model), gates:
+        optimizer = adamw(model, lr=lr, weight_decay=weight_decay, gates=gates, gate_lr=gate_lr)
+        yield EagerStep(
+            model,
+            optimizer,
+            precision=resolve(precision, next(model.parameters()).device),
+            max_grad_norm=max_grad_norm,
+            gates=gates,
+            l1=l1,
+        )
+
+
+def collect(
+    step: EagerStep, done: int, *, cap: int, watch: Watch | None, seed: int, keep_weights: bool = False
+) -> Scores:
+    """The result of a search, taken while its gates are still on."""
+    assert step.gates is not None
+    rates = {str(group["name"]): group["base_lr"] for group in step.optimizer.param_groups}
+    info: dict[str, Any] = {
+        "l1": list(step.l1),
+        "lr": rates["matrices"],
+        "gate_lr": rates["coefficients"],
+        "precision": step.precision,
+        "cap": cap,
+        "ended": "cap" if done >= cap else ("settled" if watch is not None and watch.settled else "data"),
+    }
+    if watch is not None:
+        info["distances"] = watch.distances
+    weights = None
+    if keep_weights:
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in step.model.state_dict().items()}
+    return Scores.of_gates(step.gates, steps=done, seed=seed, info=info, weights=weights)
+
+
+class StopRule:
+    """Observer that ends the search when the mask has settled."""
+
+    def __init__(self, gates: Gates, watch: Watch) -> None:
+        self._gates = gates
+        self._watch = watch
+
+    def __call__(self, done: Done) -> bool:
+        return self._watch.due(done.step) and self._watch.check_gates(done.step, self._gates)
+
+
+class Recorder:
+    """Observer that writes the coefficients after every optimizer step."""
+
+    def __init__(self, writer: HistoryWriter) -> None:
+        self._writer = writer
+
+    def __call__(self, done: Done) -> bool:
+        self._writer.record()
+        return False
+
+
+def l1_pair(l1: float | tuple[float, float]) -> tuple[float, float]:
+    """lambda for heads and for neurons.
+
+    Raises:
+        Refused: One of them is negative or not a number.
+    """
+    pair = (l1, l1) if isinstance(l1, (int, float)) else tuple(l1)
+    if len(pair) != 2 or not all(0 <= value < float("inf") for value in pair):
+        raise Refused(f"l1 must be a number of at least 0, or one for heads and one for neurons, got {l1!r}.")
+    return pair[0], pair[1]
+
+
+def _endless(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Batch]:
+    """Go round a container; go once through an iterator."""
+    if isinstance(batches, Iterator):
+        yield from map(dict, batches)
+        return
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield dict(batch)
+        if empty:
+            return
+
+
+def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    while group := list(islice(batches, size)):
+        yield group
+
+
+@contextmanager
+def _untouched(model: nn.Module) -> Iterator[None]:
+    """Put a model and the random state back, whatever happens."""
+    values = [*model.parameters(), *model.buffers()]
+    saved = [value.detach().clone() for value in values]
+    grads = [parameter.grad for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None
+    modes = {module: module.training for module in model.modules()}
+    cuda = [value.device for value in values if value.device.type == "cuda"]
+    try:
+        with torch.random.fork_rng(devices=sorted({device.index or 0 for device in cuda})):
+            yield
+    finally:
+        with torch.no_grad():
+            for value, before in zip(values, saved, strict=True):
+                value.copy_(before)
+        for parameter, grad in zip(model.parameters(), grads, strict=True):
+            parameter.grad = grad
+        for module, training in modes.items():
+            module.training = training

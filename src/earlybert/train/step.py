@@ -1,0 +1,90 @@
+"""One optimizer step, the plain way: the reference every faster one is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..tasks.batches import Batch
+from ..ticket import Gates
+from .precision import autocast
+
+IGNORED = -100
+"""The label that `transformers` leaves out of the loss."""
+
+
+class EagerStep:
+    """Forward, backward, L1, clip, update.
+
+    Args:
+        model: Returns an output with `.loss` when labels are in the batch.
+        optimizer: Over its parameters, and those of `gates`.
+        precision: Of the forward pass.
+        max_grad_norm: Gradients of the model are clipped to this norm. Coefficients are left out:
+            their L1 part alone would use the budget up.
+        gates: Coefficients that are being searched.
+        l1: lambda of Eq. 4 for heads and for neurons.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: Literal["bf16", "no"] = "no",
+        max_grad_norm: float | None = 1.0,
+        gates: Gates | None = None,
+        l1: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.precision: Literal["bf16", "no"] = precision
+        self.max_grad_norm = max_grad_norm
+        self.gates = gates
+        self.l1 = l1
+        self.device = next(model.parameters()).device
+        self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def __call__(self, micro_batches: Sequence[Batch]) -> Tensor:
+        """Update once from all micro-batches together.
+
+        Each counts by its number of labels, so that the gradient is that of one large batch. The L1
+        term is added once a step, not once a micro-batch.
+
+        Returns:
+            The task loss L_0 of Eq. 4, fp32 scalar, detached, still on the device.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        shares = _shares(micro_batches)
+        total: Tensor | None = None
+        for batch, share in zip(micro_batches, shares, strict=True):
+            with autocast(self.precision, self.device):
+                output: Any = self.model(**batch)
+            loss = output.loss if share == 1.0 else output.loss * share
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        if self.gates is not None:
+            self.gates.add_l1(self.l1)
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._clipped, self.max_grad_norm)
+        self.optimizer.step()
+        assert total is not None
+        return total.float()
+
+
+def _shares(micro_batches: Sequence[Batch]) -> list[float]:
+    """How much of the step's mean loss each micro-batch is."""
+    if len(micro_batches) == 1:
+        return [1.0]
+    counts = [_labels(batch) for batch in micro_batches]
+    return [count / sum(counts) for count in counts]
+
+
+def _labels(batch: Batch) -> int:
+    labels = batch.get("labels")
+    if labels is None:
+        return len(next(iter(batch.values())))
+    return labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())

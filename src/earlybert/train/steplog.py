@@ -1,0 +1,133 @@
+"""One line a step: loss, learning rate, seconds, FLOPs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..cost import Cost
+from ..ticket.files import write_atomically
+from .clock import Clock
+from .loop import Done, LossWatch
+
+STAGES = ("search", "draw", "train")
+"""In the order they run."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over the steps of a stage."""
+
+    steps: int
+    seconds: float
+    """Training time: whole steps, data loading left out (Sec. 4.1)."""
+    flops: int
+    """Forward and backward, from live shapes."""
+    rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """With the mean per step, the paper's figure."""
+        mean = self.seconds / self.steps if self.steps else 0.0
+        return {**vars(self), "mean_step_seconds": mean}
+
+
+class StepLog:
+    """Observer that writes `steps.jsonl`, reading losses and times only every so often.
+
+    Args:
+        path: The file; lines are appended.
+        stage: One of `STAGES`.
+        cost: Of the model that is trained.
+        clock: That times it.
+        first: Optimizer steps done before.
+        lr: Base learning rate.
+        every: Steps between readings, which wait for the device.
+    """
+
+    def __init__(self, path: Path, stage: str, *, cost: Cost, clock: Clock, first: int, lr: float, every: int) -> None:
+        self.path = path
+        self.last_loss: float | None = None
+        self._stage = stage
+        self._cost = cost
+        self._clock = clock
+        self._losses = LossWatch(first, every=2**62)
+        self._lr = lr
+        self._every = every
+        self._waiting: list[dict[str, Any]] = []
+
+    def __call__(self, done: Done) -> bool:
+        shapes = [tuple(batch["input_ids"].shape) for batch in done.micro_batches]
+        self._losses(done)
+        self._waiting.append(
+            {
+                "stage": self._stage,
+                "step": done.step,
+                "lr": self._lr * done.factor,
+                "rows": sum(rows for rows, _ in shapes),
+                "tokens": sum(rows * length for rows, length in shapes),
+                "flops": self._cost.step(shapes),  # pyright: ignore[reportArgumentType]
+            }
+        )
+        if len(self._waiting) >= self._every:
+            self.flush()
+        return False
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            Diverged: A loss is not finite. The steps before it are written.
+        """
+        seconds = self._clock.read()
+        lines, self._waiting = self._waiting, []
+        if not lines:
+            return
+        losses = self._losses.read()
+        for line, loss, took in zip(lines, losses, seconds, strict=True):
+            line.update(loss=loss, seconds=took)
+        self.last_loss = losses[-1]
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def add_line(path: Path, stage: str, step: int, seconds: float) -> None:
+    """Log work that is not an optimizer step (drawing, cutting), so that it counts as training time."""
+    line = {"stage": stage, "step": step, "rows": 0, "tokens": 0, "flops": 0, "seconds": seconds}
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_steps(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a step log; a last line that was not finished is left out."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                return
+
+
+def truncate(path: Path, stage: str, step: int) -> None:
+    """Forget what was logged after `step` of `stage`: a resumed run takes those steps again."""
+    place = (STAGES.index(stage), step)
+    kept = [line for line in read_steps(path) if (STAGES.index(line["stage"]), line["step"]) <= place]
+    write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def totals(path: Path) -> dict[str, Totals]:
+    """Sums for each stage that has steps."""
+    sums: dict[str, Totals] = {}
+    for line in read_steps(path):
+        before = sums.get(line["stage"], Totals(0, 0.0, 0, 0))
+        sums[line["stage"]] = Totals(
+            before.steps + 1,
+            before.seconds + line["seconds"],
+            before.flops + line["flops"],
+            before.rows + line["rows"],
+        )
+    return sums
