@@ -22,16 +22,17 @@ from earlybert.config import Finetune
 from earlybert.recipes.bench import SHARED_ORDER, Bench
 from earlybert.recipes.run import environment
 from earlybert.ticket import History, keep_mask
+from earlybert.ticket.history import Kind
 from earlybert.train import linear
 
-HEADS, NEURONS = 4, 0.4
+REMOVED: dict[Kind, int | float] = {"heads": 4, "neurons": 0.4}
 SPACINGS = (1, 5, 10, 20, 40)
 THRESHOLDS = (0.02, 0.03, 0.05, 0.08, 0.10)
 CHECKPOINTS = (1, 2, 5, 10, 20, 40, 60, 80, 100, 150, 200, 300, 400)
 
 
 def search(task: str, seed: int, steps: int, data_dir: str, history: Path) -> tuple[Bench, int]:
-    """One search of `steps` steps at FACTS-like settings: lr 5e-5, batch 32, prefix of a 3-epoch run."""
+    """One search of `steps` steps at lr 5e-5, batch 32, prefix of a 3-epoch run."""
     bench = Bench.set_up(Finetune(task=task, data_dir=data_dir, seed=seed, dense_lr=5e-5))
     stream = bench.stream(SHARED_ORDER)
     torch.manual_seed(seed)
@@ -49,20 +50,19 @@ def search(task: str, seed: int, steps: int, data_dir: str, history: Path) -> tu
 
 def replay(history: History, cap: int, seed: int) -> dict:
     """What the history shows: ties, distances to the last mask, and where rules would have stopped."""
-    last = {kind: history.mask(cap, kind, remove) for kind, remove in (("heads", HEADS), ("neurons", NEURONS))}
+    last = {kind: history.mask(cap, kind, remove) for kind, remove in REMOVED.items()}
 
     def overlap(step: int) -> dict[str, float]:
         return {
-            kind: float((history.mask(step, kind, remove) != last[kind]).mean())
-            for kind, remove in (("heads", HEADS), ("neurons", NEURONS))
+            kind: float((history.mask(step, kind, remove) != last[kind]).mean()) for kind, remove in REMOVED.items()
         }
 
     def distances(spacing: int) -> list[tuple[int, float, float]]:
         return [
             (
                 step,
-                history.distance(step - spacing, step, "heads", HEADS).overall,
-                history.distance(step - spacing, step, "neurons", NEURONS).overall,
+                history.distance(step - spacing, step, "heads", REMOVED["heads"]).overall,
+                history.distance(step - spacing, step, "neurons", REMOVED["neurons"]).overall,
             )
             for step in range(2 * spacing, cap + 1, spacing)
         ]
@@ -76,19 +76,31 @@ def replay(history: History, cap: int, seed: int) -> dict:
                 for place in range(2, len(usable)):
                     if all(max(h, n) <= threshold for _, h, n in usable[place - 2 : place + 1]):
                         step = usable[place][0]
-                        stops.append({"every": spacing, "min_steps": first, "threshold": threshold, "stop": step, **overlap(step)})
+                        stops.append(
+                            {
+                                "every": spacing,
+                                "min_steps": first,
+                                "threshold": threshold,
+                                "stop": step,
+                                **overlap(step),
+                            }
+                        )
                         break
                 else:
                     stops.append({"every": spacing, "min_steps": first, "threshold": threshold, "stop": None})
     random = np.random.default_rng(seed)
     chance = {
         kind: float(
-            (keep_mask(random.random(mask.shape), remove, scope="layer" if kind == "heads" else "global") != mask).mean()
+            (
+                keep_mask(random.random(mask.shape), remove, scope="layer" if kind == "heads" else "global") != mask
+            ).mean()
         )
-        for (kind, mask), remove in zip(last.items(), (HEADS, NEURONS), strict=True)
+        for (kind, mask), remove in zip(last.items(), REMOVED.values(), strict=True)
     }
     return {
-        "distinct_neuron_values": {s: len(np.unique(history.coefficients(s, "neurons"))) for s in CHECKPOINTS if s <= cap},
+        "distinct_neuron_values": {
+            s: len(np.unique(history.coefficients(s, "neurons"))) for s in CHECKPOINTS if s <= cap
+        },
         "distance_to_last": {s: overlap(s) for s in CHECKPOINTS if s <= cap},
         "distance_of_chance": chance,
         "distances_every_20": distances(20),
@@ -117,7 +129,14 @@ def main() -> None:
             runs.append({"task": task, "seed": seed, "steps_per_epoch": per_epoch, **result})
             print(task, seed, result["distance_to_last"], flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    content = {"model": "minilm", "lr": 5e-5, "rows_per_step": 32, "steps": args.steps, "environment": where, "runs": runs}
+    content = {
+        "model": "minilm",
+        "lr": 5e-5,
+        "rows_per_step": 32,
+        "steps": args.steps,
+        "environment": where,
+        "runs": runs,
+    }
     (args.out / "stopping.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -89,14 +89,14 @@ def _run(command: str, given: Namespace) -> int:
 
 
 def _parser(command: str) -> ArgumentParser:
-    from jsonargparse import ActionConfigFile, ArgumentParser, set_parsing_settings
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"earlybert {command}", description=COMMANDS[command] + ".", exit_on_error=False, default_env=False
     )
     if command in FROM_YAML:
-        parser.add_argument("--config", action=ActionConfigFile, help="YAML file with settings; flags win over it")
+        parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
         parser.add_argument("--output", type=str | None, help="run folder (default: runs/<data>-<date>)")
         parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
         if command == "finetune":
@@ -170,8 +170,9 @@ def _with_dashes(text: str) -> str:
 
 
 def _one_line(message: str) -> str:
-    """jsonargparse explains at length, over several lines."""
-    return _with_dashes(" ".join(message.split()))
+    """Jsonargparse explains at length, over several lines."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+    return _with_dashes(re.sub(r'Parser key "(\w+)":', r"--\1:", message))
 
 
 def _refuse(sentence: str) -> int:

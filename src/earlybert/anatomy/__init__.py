@@ -113,7 +113,8 @@ def _layer(model: nn.Module, family: Family, name: str, head_size: int) -> Layer
                 "have to be merged or removed first."
             )
     query, up = model.get_submodule(parts["query"]), model.get_submodule(parts["up"])
-    assert isinstance(query, nn.Linear) and isinstance(up, nn.Linear)
+    assert isinstance(query, nn.Linear)
+    assert isinstance(up, nn.Linear)
     return Layer(
         **parts,
         attention=name + family.attention,

@@ -22,7 +22,7 @@ from ..train.evaluate import predict
 from ..train.precision import resolve
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
-"""Data orders: search, dense runs and `weights: keep` share one; a ticket trained from theta_0 has its own (Sec. 3.2)."""
+"""Data orders: search, dense runs and `weights: keep` share one; a ticket trained from theta_0 has its own."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ class Bench:
                 "--max-length, or accept it with --truncate."
             )
         if cut:
-            notes.append(f"{cut:,} of {len(train):,} training rows are longer than {config.max_length} tokens and are cut.")
+            notes.append(
+                f"{cut:,} of {len(train):,} training rows are longer than {config.max_length} tokens and are cut."
+            )
         device = accelerator.device
         return cls(config, task, tokenizer, train, validation, device, resolve(config.precision, device), tuple(notes))
 
@@ -82,9 +84,7 @@ class Bench:
     def stream(self, order: int) -> Stream:
         """Training batches in one of the two data orders."""
         config = self.config
-        return Stream(
-            self.train, batch_size=config.batch_size, accumulate=config.accumulate, seed=(config.seed, order)
-        )
+        return Stream(self.train, batch_size=config.batch_size, accumulate=config.accumulate, seed=(config.seed, order))
 
     def score(self, model: nn.Module) -> dict[str, float]:
         """The task's metrics on the validation rows."""

@@ -11,7 +11,7 @@ from ..anatomy import Refused
 from ..config import Finetune
 from ..ticket import Scores, Ticket, load
 from .bench import Bench
-from .progress import console
+from .progress import say
 from .run import Run, default_output
 from .stages import check_drawing, draw_stage, draw_ticket, plan, search_stage, train_stage
 from .versus import versus
@@ -44,8 +44,8 @@ def search(config: Finetune, *, output: str | None, resume: bool) -> Run:
     """Stage 1 alone."""
     bench, run = _begin(config, output, resume)
     scores = search_stage(bench, run)
-    console.print(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
-    console.print(f"next: earlybert draw {run.path}")
+    say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
+    say(f"next: earlybert draw {run.path}")
     return run
 
 
@@ -77,7 +77,7 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
         run.write_config()
     ticket = draw_stage(run, scores)
     describe(ticket)
-    console.print(f"next: earlybert train {run.path}")
+    say(f"next: earlybert train {run.path}")
     return run
 
 
@@ -110,26 +110,27 @@ def evaluate(path: str) -> dict[str, float]:
     run = Run.open(path)
     bench = Bench.set_up(run.config)
     score = bench.score(load(run.model).to(bench.device))
-    console.print(", ".join(f"{name} {value:.4f}" for name, value in score.items()), f"on {len(bench.validation):,} rows")
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
+    say(f"{scores} on {len(bench.validation):,} rows")
     return score
 
 
 def report(run: Run, metrics: dict[str, Any]) -> None:
     """Print what a run came to."""
     score = metrics["score"][metrics["headline"]]
-    console.print(
+    say(
         f"{metrics['headline']} {score:.4f} on {metrics['validation_rows']:,} rows; "
         f"{metrics['seconds']:.1f} s of training, {metrics['flops'] / 1e12:.1f} TFLOP, "
         f"{metrics['parameters']['after'] / 1e6:.1f} M parameters"
     )
-    console.print(f"run folder: {run.path}")
-    console.print(f"next: python -c \"import earlybert; print(earlybert.load('{run.model}'))\"")
+    say(f"run folder: {run.path}")
+    say(f"next: python -c \"import earlybert; print(earlybert.load('{run.model}'))\"")
 
 
 def describe(ticket: Ticket) -> None:
     """Print what a ticket keeps."""
     total = ticket.layers * ticket.num_heads, ticket.layers * ticket.num_neurons
-    console.print(
+    say(
         f"ticket: {ticket.heads_kept} of {total[0]} heads and {ticket.neurons_kept:,} of {total[1]:,} neurons stay; "
         f"neurons by layer {', '.join(str(len(kept)) for kept in ticket.neurons)}"
     )
@@ -145,8 +146,8 @@ def _begin(config: Finetune, output: str | None, resume: bool) -> tuple[Bench, R
     if config.method == "ticket":
         check_drawing(bench)
     for note in bench.notes:
-        console.print(f"note: {note}")
-    console.print(
+        say(f"note: {note}")
+    say(
         f"{bench.task.name}: {len(bench.train):,} rows to train, {len(bench.validation):,} to validate; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
         f"{config.batch_size * config.accumulate} rows a step; "

@@ -12,6 +12,11 @@ console = Console(highlight=False)
 """Where everything for a person is printed."""
 
 
+def say(sentence: str) -> None:
+    """Print a sentence, unbroken, so that commands in it can be copied."""
+    console.print(sentence, soft_wrap=True, markup=False)
+
+
 class Bar:
     """Observer that shows how far a stage is, how fast, and its last loss."""
 
@@ -37,6 +42,7 @@ class Bar:
         self._progress.stop()
 
     def __call__(self, done: Done) -> bool:
+        """Show one step more."""
         self._rows += sum(len(batch["input_ids"]) for batch in done.micro_batches)
         elapsed = self._progress.tasks[0].elapsed or 0.0
         speed = f"{self._rows / elapsed:,.0f} rows/s" if elapsed else ""

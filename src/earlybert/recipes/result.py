@@ -69,6 +69,7 @@ class Evaluations:
         self._model = model
 
     def __call__(self, done: Done) -> bool:
+        """Score the model when it is time."""
         if done.step % self._bench.config.eval_every == 0:
             line = {"step": done.step, **self._bench.score(self._model)}
             with open(self._file, "a", encoding="utf-8") as file:

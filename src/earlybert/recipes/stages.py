@@ -231,9 +231,7 @@ def _drive(
     """Run the loop of a stage with its log, its checkpoints and its bar."""
     config = bench.config
     clock = Clock(step.device)
-    log = StepLog(
-        run.steps, stage, cost=count(step.model), clock=clock, first=first, lr=lr, every=config.log_every
-    )
+    log = StepLog(run.steps, stage, cost=count(step.model), clock=clock, first=first, lr=lr, every=config.log_every)
     step.model.train()
 
     def write_checkpoint(done: Done) -> bool:
@@ -242,12 +240,11 @@ def _drive(
             for flush in (log.flush, *before_checkpoint):
                 flush()
             state = {"stage": stage, "step": done.step}
-            checkpoint.save(
-                run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state
-            )
+            checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
         return False
 
-    with Bar(stage, first, steps, log) as bar:
+    title = stage if stage == "search" else f"train {config.method}"
+    with Bar(title, first, steps, log) as bar:
         done = loop(
             step,
             bench.stream(order).starting_at(first),
@@ -308,9 +305,7 @@ def _go_on(bench: Bench, run: Run, model: nn.Module, lengths: Plan) -> tuple[nn.
         raise Refused(f"run {run.path} did not keep its searched weights; search again with --weights keep.")
     config, scores = bench.config, Scores.load(run.scores)
     gates = Gates(model)
-    optimizer = adamw(
-        model, lr=lengths.train_lr, weight_decay=config.weight_decay, gates=gates, gate_lr=config.gate_lr
-    )
+    optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay, gates=gates, gate_lr=config.gate_lr)
     done = checkpoint.load(run.searched, model=model, optimizer=optimizer, gates=gates)["step"]
     small = apply(model, Ticket.load(run.ticket), weights=replace(scores, weights=model.state_dict()))
     rebind(optimizer, model, small)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from ..ticket.files import write_atomically
 from ..train.loop import to_device
 from ..train.precision import autocast
 from .bench import SHARED_ORDER, Bench
-from .progress import console
+from .progress import console, say
 from .run import Run
 from .stages import train_stage
 
@@ -34,34 +35,33 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     that ends where it ends.
     """
     config = bench.config
-    console.print("now the dense model, for comparison")
+    say("now the dense model, for comparison")
     dense = _dense(bench, run, "dense", dense_steps=None)
     steps = steps_within(ticket["flops"], count(bench.theta_0()), bench)
-    console.print(f"and the dense model stopped at the ticket's cost: {steps} steps")
+    say(f"and the dense model stopped at the ticket's cost: {steps} steps")
     rival = _dense(bench, run, "dense_same_cost", dense_steps=steps, dense_lr=config.lr)
     rows = {
-        f"dense, {config.dense_epochs:g} epochs": dense,
-        f"dense, same cost ({steps / bench.stream(SHARED_ORDER).steps_per_epoch:.2f} epochs)": rival,
-        f"ticket, {config.epochs:g} epochs + search": ticket,
+        f"dense\n{config.dense_epochs:g} epochs": dense,
+        f"dense, same cost\n{steps / bench.stream(SHARED_ORDER).steps_per_epoch:.2f} epochs": rival,
+        f"ticket\nsearch + {config.epochs:g} epochs": ticket,
     }
-    models = {name: load(run.path / name / "model").to(bench.device) for name in ("dense", "dense_same_cost")}
-    models["ticket"] = load(run.model).to(bench.device)
-    inference = inference_seconds(bench, models)
-    for metrics, name in zip(rows.values(), ("dense", "dense_same_cost", "ticket"), strict=True):
-        metrics["inference_ms_per_row"] = 1e3 * inference[name]
-    result = {"rows": rows, "saved": saved(dense, ticket)}
+    folders = {"dense": run.path / "dense", "dense_same_cost": run.path / "dense_same_cost", "ticket": run.path}
+    models = {name: load(folder / "model").to(bench.device) for name, folder in folders.items()}
+    for metrics, seconds in zip(rows.values(), inference_seconds(bench, models).values(), strict=True):
+        metrics["inference_ms_per_row"] = 1e3 * seconds
+    result = {"rows": dict(zip(models, rows.values(), strict=True)), "saved": saved(dense, ticket)}
     write_atomically(run.path / "compare.json", json.dumps(result, indent=2).encode() + b"\n")
-    console.print(table(rows))
-    console.print(sentence(result["saved"]))
+    console.print(table(rows), width=100)
+    say(sentence(result["saved"]))
     environment = ticket["environment"]
-    console.print(
+    say(
         f"{ticket['task']}: {ticket['train_rows']:,} training rows of at most {config.max_length} tokens, "
         f"{ticket['validation_rows']:,} to validate; {environment['device']}, {environment['threads']} threads, "
         f"{environment['precision']}, eager step. Training time is search + draw + training, without data loading. "
         f"One seed: differences of a point are noise."
     )
-    console.print(f"run folder: {run.path}")
-    console.print(f"next: earlybert evaluate {run.path}, or earlybert draw {run.path} --heads 2 --into {run.path}-2")
+    say(f"run folder: {run.path}")
+    say(f"next: earlybert draw {run.path} --heads 2 --into {run.path}-2   (another ticket from the same search)")
     return result
 
 
@@ -99,32 +99,30 @@ def sentence(parts: dict[str, float]) -> str:
     """The saving in words."""
     verb = "saved" if parts["time"] >= 0 else "lost"
     return (
-        f"The ticket {verb} {abs(parts['time']):.1%} of the dense training time: {parts['fewer_epochs']:+.1%} from fewer "
-        f"epochs, {parts['smaller_network']:+.1%} from the smaller network (its step takes "
+        f"The ticket {verb} {abs(parts['time']):.1%} of the dense training time: {parts['fewer_epochs']:+.1%} from "
+        f"fewer epochs, {parts['smaller_network']:+.1%} from the smaller network (its step takes "
         f"{parts['step_time_ratio']:.2f} of a dense one), {parts['search']:+.1%} for search and drawing."
     )
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Table:
-    """Accuracy, time and size, a row a model; the first row is what the others are relative to."""
+    """Accuracy, time and size, a column a model; the first one is what the others are relative to."""
     first = next(iter(rows.values()))
     headline = first["headline"]
-    shown = Table(title=f"{first['task']} ({first['model']})", title_justify="left")
+    lines: dict[str, Callable[[dict[str, Any]], str]] = {
+        headline: lambda m: f"{m['score'][headline]:.3f}",
+        "training time": lambda m: f"{m['seconds']:.1f} s  ({m['seconds'] / first['seconds']:.2f})",
+        "training TFLOP": lambda m: f"{m['flops'] / 1e12:.2f}  ({m['flops'] / first['flops']:.2f})",
+        "parameters": lambda m: f"{m['parameters']['after'] / 1e6:.1f} M",
+        "size on disk": lambda m: f"{m['disk_bytes'] / 2**20:.0f} MB",
+        "inference a row": lambda m: f"{m['inference_ms_per_row']:.2f} ms",
+    }
+    shown = Table(title=f"{first['task']} with {first['model']} (in brackets: of the dense run)", title_justify="left")
     shown.add_column("")
-    for name in (headline, "training", "of dense", "TFLOP", "of dense", "parameters", "on disk", "inference"):
+    for name in rows:
         shown.add_column(name, justify="right")
-    for name, metrics in rows.items():
-        shown.add_row(
-            name,
-            f"{metrics['score'][headline]:.3f}",
-            f"{metrics['seconds']:.1f} s",
-            f"{metrics['seconds'] / first['seconds']:.2f}",
-            f"{metrics['flops'] / 1e12:.2f}",
-            f"{metrics['flops'] / first['flops']:.2f}",
-            f"{metrics['parameters']['after'] / 1e6:.1f} M",
-            f"{metrics['disk_bytes'] / 2**20:.0f} MB",
-            f"{metrics['inference_ms_per_row']:.2f} ms/row",
-        )
+    for line, show in lines.items():
+        shown.add_row(line, *(show(metrics) for metrics in rows.values()))
     return shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,7 +84,7 @@ class Stream:
         self.batch_size = batch_size
         self.accumulate = accumulate
         self.seed = tuple(seed)
-        self.steps_per_epoch = -(-(-(-len(rows) // batch_size)) // accumulate)
+        self.steps_per_epoch = math.ceil(math.ceil(len(rows) / batch_size) / accumulate)
         self._lengths = rows.lengths
         self._plan = lru_cache(maxsize=1)(self._plan_epoch)
 

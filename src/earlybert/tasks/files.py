@@ -50,7 +50,9 @@ def load(
     notes: tuple[str, ...] = ()
     if validation_file is None:
         train, validation = hold_out(train, kind, seed)
-        notes = (f"no validation file: {len(validation)} of {len(rows)} training rows were held out for it (seed {seed}).",)
+        notes = (
+            f"no validation file: {len(validation)} of {len(rows)} training rows were held out for it (seed {seed}).",
+        )
     else:
         held = _read(Path(validation_file), columns)
         validation = _examples(held, text, text_pair, label, kind, names, validation_file)

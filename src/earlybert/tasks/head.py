@@ -62,9 +62,12 @@ def load_model(model: str, task: Task, seed: int) -> Any:
         Refused: The weights are missing, are not safetensors, or do not fit the configuration.
     """
     regression = task.problem == "regression"
-    names = {} if regression else {"id2label": dict(enumerate(task.labels))}
-    if names:
-        names["label2id"] = {label: number for number, label in enumerate(task.labels)}
+    names: dict[str, Any] = {}
+    if not regression:
+        names = {
+            "id2label": dict(enumerate(task.labels)),
+            "label2id": {label: number for number, label in enumerate(task.labels)},
+        }
     torch.manual_seed(seed)
     try:
         with quiet():

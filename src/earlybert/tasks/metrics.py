@@ -21,7 +21,7 @@ def f1(predicted: Array, labels: Array) -> float:
     from sklearn.metrics import f1_score
 
     several = len(np.union1d(predicted, labels)) > 2
-    return float(f1_score(labels, predicted, average="macro" if several else "binary", zero_division=0))
+    return float(f1_score(labels, predicted, average="macro" if several else "binary", zero_division=0.0))  # pyright: ignore[reportArgumentType]
 
 
 def matthews(predicted: Array, labels: Array) -> float:

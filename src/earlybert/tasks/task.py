@@ -107,15 +107,22 @@ def split_rows(
     random = np.random.default_rng(seed)
     values = np.asarray(labels)
     groups = [np.flatnonzero(values == value) for value in np.unique(values)] if problem == "classification" else []
-    part: list[NDArray[np.intp]] = []
-    for group in groups or [np.arange(len(values))]:
-        size = int(np.floor(share * len(group) + 0.5))
-        if len(group) > 1:
-            size = min(max(size, 1), len(group) - 1)
-        part.append(random.permutation(group)[:size])
+    groups = groups or [np.arange(len(values))]
+    sizes = _apportion(share, [len(group) for group in groups])
+    part = [random.permutation(group)[:size] for group, size in zip(groups, sizes, strict=True)]
     chosen = np.sort(np.concatenate(part))
     rest = np.setdiff1d(np.arange(len(values)), chosen)
     return chosen, rest
+
+
+def _apportion(share: float, counts: Sequence[int]) -> list[int]:
+    """`share` of each count, rounded so that the sum is right (largest remainders), both parts non-empty."""
+    exact = [share * count for count in counts]
+    sizes = [int(value) for value in exact]
+    missing = int(np.floor(sum(exact) + 0.5)) - sum(sizes)
+    for place in np.argsort([size - value for size, value in zip(sizes, exact, strict=True)], kind="stable")[:missing]:
+        sizes[place] += 1
+    return [min(max(size, 1), count - 1) if count > 1 else size for size, count in zip(sizes, counts, strict=True)]
 
 
 def hold_out(examples: Examples, problem: Problem, seed: int, share: float = 0.1) -> tuple[Examples, Examples]:

@@ -51,9 +51,7 @@ def draw(
         raise Refused(f"align must be a whole number of at least 1, got {align!r}.")
     head_scores, neuron_scores = _matrix(scores.heads), _matrix(scores.neurons)
     head_mask = keep_mask(head_scores, heads, scope=heads_scope, seed=scores.seed, what="heads")
-    neuron_mask = keep_mask(
-        neuron_scores, neurons, scope=neurons_scope, align=align, seed=scores.seed, what="neurons"
-    )
+    neuron_mask = keep_mask(neuron_scores, neurons, scope=neurons_scope, align=align, seed=scores.seed, what="neurons")
     return Ticket(
         heads=_indices(head_mask),
         neurons=_indices(neuron_mask),

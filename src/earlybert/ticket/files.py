@@ -38,7 +38,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if is_disk_error(error):
-            raise Refused(f"{target} could not be written ({error}); the file that was there before is unchanged.") from error
+            raise Refused(
+                f"{target} could not be written ({error}); the file that was there before is unchanged."
+            ) from error
         raise
 
 

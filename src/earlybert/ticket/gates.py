@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..anatomy import Anatomy, Refused, of
+from ..anatomy import Refused, of
 
 
 class Gates:
@@ -90,7 +90,7 @@ class Gates:
         if "forward" in vars(linear):
             raise Refused(f"{name} already has its forward replaced; take other gates or hooks off first.")
         scale: Any = scaled_weight if self.on == "weight" else scaled_input
-        linear.forward = lambda x: scale(linear, x, coefficients())
+        linear.forward = lambda input: scale(linear, input, coefficients())
         self._gated.append(linear)
 
 

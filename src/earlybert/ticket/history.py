@@ -128,7 +128,9 @@ class History:
         scope = scope or ("layer" if kind == "heads" else "global")
         return keep_mask(np.abs(self.coefficients(step, kind).astype(np.float64)), remove, scope=scope, what=kind)
 
-    def distance(self, first: int, second: int, kind: Kind, remove: int | float, scope: Scope | None = None) -> Distance:
+    def distance(
+        self, first: int, second: int, kind: Kind, remove: int | float, scope: Scope | None = None
+    ) -> Distance:
         """Mask distance between two steps (Sec. 3.3)."""
         return mask_distance(self.mask(first, kind, remove, scope), self.mask(second, kind, remove, scope))
 

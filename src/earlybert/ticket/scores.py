@@ -102,7 +102,7 @@ class Scores:
         try:
             with safe_open(os.fspath(path), framework="pt") as file:
                 about = json.loads((file.metadata() or {})["earlybert"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if about.pop("format") != FORMAT:
                 raise Refused(f"{where} is of another version; search again.")
             heads, neurons = tuple(tensors.pop("heads")), tuple(tensors.pop("neurons"))

@@ -45,7 +45,9 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
         _move(fresh, target)
     except Exception as error:
         if is_disk_error(error):
-            raise Refused(f"the model could not be saved to {target} ({error}); free some space and save again.") from error
+            raise Refused(
+                f"the model could not be saved to {target} ({error}); free some space and save again."
+            ) from error
         raise
     finally:
         if fresh is not None:

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,12 @@ class Ticket:
         kept = {key: _index_lists(body[key], f"{where}: {key}") for key in ("heads", "neurons")}
         try:
             ticket = cls(
-                kept["heads"], kept["neurons"], body["model_type"], body["num_heads"], body["num_neurons"], body["drawn"]
+                kept["heads"],
+                kept["neurons"],
+                body["model_type"],
+                body["num_heads"],
+                body["num_neurons"],
+                body["drawn"],
             )
         except Refused as error:
             raise Refused(f"{where} is broken: {error}") from None
@@ -159,7 +165,7 @@ def _validate(what: str, layer: int, kept: tuple[int, ...], size: int) -> None:
         raise Refused(f"layer {layer} would keep no {what}; at least one has to stay.")
     if any(type(index) is not int for index in kept):
         raise Refused(f"layer {layer}: {what} must be whole numbers.")
-    if kept[0] < 0 or kept[-1] >= size or any(a >= b for a, b in zip(kept, kept[1:], strict=False)):
+    if kept[0] < 0 or kept[-1] >= size or any(a >= b for a, b in pairwise(kept)):
         raise Refused(f"layer {layer}: {what} must be different, in order and between 0 and {size - 1}.")
 
 

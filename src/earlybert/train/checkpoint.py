@@ -105,7 +105,8 @@ def _read(path: Path, where: str, *, header_only: bool = False) -> tuple[dict[st
             header = json.loads((file.metadata() or {})["earlybert"])
             if header["format"] != FORMAT:
                 raise Refused(f"{where} is of another version; start a new run.")
-            return header, {} if header_only else {name: file.get_tensor(name) for name in file.keys()}
+            names = [] if header_only else file.keys()
+            return header, {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise Refused(f"{where} is not there.") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -72,7 +72,8 @@ def loop(
             loss = step(on_device)
         done += 1
         event = Done(done, loss, micro_batches, factor)
-        if any([observe(event) for observe in observers]) or done >= steps:
+        asked = [observe(event) for observe in observers]  # all of them, whoever asks to stop
+        if any(asked) or done >= steps:
             break
     return done
 
@@ -90,6 +91,7 @@ class LossWatch:
         self._waiting: list[Tensor] = []
 
     def __call__(self, done: Done) -> bool:
+        """Hold one loss."""
         self._waiting.append(done.loss)
         if len(self._waiting) >= self._every:
             self.read()
@@ -107,7 +109,8 @@ class LossWatch:
             self._read += 1
             if loss != loss or abs(loss) == float("inf"):
                 raise Diverged(
-                    f"the loss is {loss} at step {self._read}; training stopped. Lower the learning rate or look at the data."
+                    f"the loss is {loss} at step {self._read}; training stopped. Lower the learning rate or "
+                    "look at the data; --resume goes on from the last checkpoint, which is good."
                 )
         return losses
 

@@ -75,9 +75,7 @@ def search(
         raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
     source = _endless(batches)
     settings: dict[str, Any] = {"lr": lr, "gate_lr": gate_lr, "weight_decay": weight_decay}
-    with searching(
-        model, l1=strengths, max_grad_norm=max_grad_norm, precision=precision, **settings
-    ) as step:
+    with searching(model, l1=strengths, max_grad_norm=max_grad_norm, precision=precision, **settings) as step:
         gates = step.gates
         assert gates is not None
         losses = LossWatch()
@@ -164,6 +162,7 @@ class StopRule:
         self._watch = watch
 
     def __call__(self, done: Done) -> bool:
+        """Check when it is time."""
         return self._watch.due(done.step) and self._watch.check_gates(done.step, self._gates)
 
 
@@ -174,12 +173,13 @@ class Recorder:
         self._writer = writer
 
     def __call__(self, done: Done) -> bool:
+        """Take one row."""
         self._writer.record()
         return False
 
 
 def l1_pair(l1: float | tuple[float, float]) -> tuple[float, float]:
-    """lambda for heads and for neurons.
+    """Lambda for heads and for neurons.
 
     Raises:
         Refused: One of them is negative or not a number.

@@ -59,6 +59,7 @@ class StepLog:
         self._waiting: list[dict[str, Any]] = []
 
     def __call__(self, done: Done) -> bool:
+        """Note one step."""
         shapes = [tuple(batch["input_ids"].shape) for batch in done.micro_batches]
         self._losses(done)
         self._waiting.append(
