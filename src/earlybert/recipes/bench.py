@@ -51,6 +51,7 @@ class Bench:
             raise Refused("fine-tuning runs on one process for now; start it without a launcher.")
         if config.device == "cuda" and accelerator.device.type != "cuda":
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
+        task = load_task(config, config.seed)
         model_config = load_config(config.model)
         longest = getattr(model_config, "max_position_embeddings", None)
         # RoBERTa's positions start behind the padding id.
@@ -60,7 +61,6 @@ class Bench:
                 f"max_length {config.max_length} is more than the {longest - offset} tokens that model "
                 f"{config.model!r} takes."
             )
-        task = load_task(config, config.seed)
         tokenizer = load_tokenizer(config.model)
         train, cut = encode(task.train, tokenizer, config.max_length)
         validation, _ = encode(task.validation, tokenizer, config.max_length)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..anatomy import Refused, family_of
@@ -78,7 +79,7 @@ def load_model(model: str, task: Task, seed: int) -> Any:
                 use_safetensors=True,
                 **names,
             ).float()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(
             f"the weights of model {model!r} cannot be loaded as safetensors ({_first_line(error)}); "
             "pickled weights are not opened."

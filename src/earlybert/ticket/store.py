@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as hf_logging
 
@@ -88,7 +90,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     try:
         with quiet():
             model: Any = build.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if isinstance(error, Refused):
             raise
         raise Refused(f"model folder {folder} cannot be loaded ({str(error).splitlines()[0]}).") from error
@@ -124,7 +126,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def quiet() -> Iterator[None]:
     """No load report, no bar and no warning from `transformers` for a moment."""
     verbosity, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
     hf_logging.set_verbosity_error()
+    hub.setLevel(logging.CRITICAL)
     hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
@@ -132,6 +137,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         hf_logging.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
         if bars:
             hf_logging.enable_progress_bar()
 

@@ -1,0 +1,50 @@
+"""Every family is found where its table says; everything else is refused with the list."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2Model
+
+from earlybert import Refused
+from earlybert.anatomy import SUPPORTED, of
+from tests.conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_model
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_sizes_and_names(family: str, head: bool) -> None:
+    model = tiny_model(family, head=head)
+    anatomy = of(model)
+    assert len(anatomy.layers) == LAYERS
+    assert anatomy.uniform
+    assert (anatomy.num_heads, anatomy.num_neurons, anatomy.head_size) == (HEADS, NEURONS, HIDDEN // HEADS)
+    for layer in anatomy.layers:
+        down = model.get_submodule(layer.down)
+        assert isinstance(down, nn.Linear)
+        assert down.in_features == NEURONS
+
+
+def test_other_models_are_refused_with_the_list() -> None:
+    other = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
+    for model in (other, nn.Linear(2, 2), nn.DataParallel(tiny_model())):
+        with pytest.raises(Refused) as error:
+            of(model)
+        assert all(name in str(error.value) for name in SUPPORTED)
+
+
+def test_unsafe_models_are_refused() -> None:
+    with pytest.raises(Refused, match="decoder"):
+        of(tiny_model("bert", is_decoder=True))
+    adapted = tiny_model()
+    adapted._hf_peft_config_loaded = True
+    with pytest.raises(Refused, match="adapters"):
+        of(adapted)
+    quantised = tiny_model()
+    torch.nn.Module.__setattr__(quantised, "hf_quantizer", object())
+    with pytest.raises(Refused, match="quantised"):
+        of(quantised)
+    odd = tiny_model()
+    odd.bert.encoder.layer[0].output.dense = nn.Sequential(nn.Linear(NEURONS, HIDDEN))
+    with pytest.raises(Refused, match="not a plain"):
+        of(odd)

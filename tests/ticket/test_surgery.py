@@ -1,0 +1,221 @@
+"""A cut model computes what the masked model computes, in every family, and carries its optimizer over."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import earlybert
+from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, rebind
+from earlybert.anatomy import of
+from earlybert.ticket.surgery import fold, mask
+from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
+
+
+def uneven(family: str, seed: int = 0) -> Ticket:
+    """A ticket with different numbers of heads and neurons in every layer."""
+    random = np.random.default_rng(seed)
+    heads = [sorted(random.permutation(HEADS)[:count].tolist()) for count in (1, 3, 4)]
+    neurons = [sorted(random.permutation(NEURONS)[:count].tolist()) for count in (7, 40, 64)]
+    return Ticket(tuple(map(tuple, heads)), tuple(map(tuple, neurons)), family, HEADS, NEURONS)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("head", [True, False])
+def test_cut_equals_masked(family: str, head: bool, attention: str) -> None:
+    model = tiny_model(family, head=head, attn_implementation=attention).eval()
+    ticket = uneven(family)
+    batch = tiny_batch(labels=False)
+    small = apply(model, ticket)
+    masked = copy.deepcopy(model)
+    mask(masked, ticket)
+    for name, expected in masked(**batch).items():
+        torch.testing.assert_close(small(**batch)[name], expected, rtol=1e-5, atol=1e-5)
+    assert type(small) is type(model)
+    assert [(layer.heads, layer.neurons) for layer in of(small).layers] == [(1, 7), (3, 40), (4, 64)]
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    assert of(model).uniform  # the original is whole
+
+
+def test_gradients_of_cut_and_masked_agree(family: str) -> None:
+    model, ticket = tiny_model(family).eval(), uneven(family)
+    small, masked = apply(model, ticket), copy.deepcopy(model)
+    mask(masked, ticket)
+    batch = tiny_batch()
+    small(**batch).loss.backward()
+    masked(**batch).loss.backward()
+    grads = dict(masked.named_parameters())
+    for name, parameter in small.named_parameters():
+        if parameter.shape == grads[name].shape and parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, grads[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_inplace_and_copy_agree_and_modes_stay() -> None:
+    model, ticket = tiny_model().train(), uneven("bert")
+    small = apply(model, ticket)
+    inplace = copy.deepcopy(model)
+    assert apply(inplace, ticket, inplace=True) is inplace
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), inplace.state_dict().values(), strict=True))
+    assert all(module.training for module in small.modules())
+
+
+def test_a_naive_cut_is_caught_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family whose cut is wrong must raise: here the rows kept are not those the ticket names."""
+    from earlybert.ticket import surgery
+
+    model, ticket = tiny_model(), uneven("bert")
+    before = copy.deepcopy(model.state_dict())
+    real = surgery.slices
+    monkeypatch.setattr(
+        surgery, "slices", lambda *args: {n: (d, i.flip(0) if "value" in n else i) for n, (d, i) in real(*args).items()}
+    )
+    with pytest.raises(CutMismatch, match="differs from the masked"):
+        apply(model, ticket, inplace=True)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    apply(model, ticket, check=False)  # can be turned off by name
+
+
+def test_searched_weights_are_folded_in(family: str) -> None:
+    model = tiny_model(family).eval()
+    gates = Gates(model)
+    torch.manual_seed(2)
+    for parameter in gates.parameters():
+        parameter.data.uniform_(0.5, 1.5)
+    batch = tiny_batch(labels=False)
+    with gates:
+        gated = model(**batch).logits
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    scores = Scores.of_gates(gates, weights=weights)
+    for parameter in model.parameters():  # the model has moved on since
+        parameter.data.normal_()
+    everything = Ticket.from_dict(draw(scores, heads=0, neurons=0).to_dict())
+    torch.testing.assert_close(apply(model, everything, weights=scores)(**batch).logits, gated, rtol=1e-5, atol=1e-5)
+    ticket = uneven(family)
+    small = apply(model, ticket, weights=scores)
+    reference = copy.deepcopy(model)
+    reference.load_state_dict(weights)
+    fold(reference, scores)
+    mask(reference, ticket)
+    torch.testing.assert_close(small(**batch).logits, reference(**batch).logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(Refused, match="keep_weights"):
+        apply(model, ticket, weights=Scores.of_gates(gates))
+
+
+def test_rebound_optimizer_does_what_the_masked_one_does() -> None:
+    """Slicing moments and slicing afterwards give the same next step, as each element has its own moments."""
+    # float64: a key bias has no gradient but rounding, which Adam would blow up
+    model, ticket = tiny_model().double().eval(), uneven("bert")
+    mask(model, ticket)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    gates = Gates(model)
+    optimizer.add_param_group({"params": gates.parameters(), "name": "coefficients"})
+    batch = tiny_batch()
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+        mask(model, ticket)
+    full, full_optimizer = copy.deepcopy((model, optimizer))
+    small = apply(model, ticket)
+    carried = rebind(optimizer, model, small)
+    held = {id(p) for group in carried.param_groups for p in group["params"]}
+    assert held == {id(p) for p in small.parameters()}
+    assert set(map(id, carried.state)) <= held
+    for now, now_optimizer in ((small, carried), (full, full_optimizer)):
+        now_optimizer.zero_grad()
+        now(**batch).loss.backward()
+        now_optimizer.step()
+    mask(full, ticket)
+    expected = apply(full, ticket).state_dict()
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-9)
+    with pytest.raises(Refused, match="carries no ticket"):
+        rebind(carried, full, full)
+
+
+def test_tickets_for_other_models_are_refused() -> None:
+    ticket = uneven("bert")
+    with pytest.raises(Refused, match="model type is bert in the ticket and roberta"):
+        apply(tiny_model("roberta"), ticket)
+    with pytest.raises(Refused, match="number of layers is 3 in the ticket and 2"):
+        apply(tiny_model("bert", num_hidden_layers=2), ticket)
+    with pytest.raises(Refused, match="neurons per layer is 64 in the ticket and 32"):
+        apply(tiny_model("bert", intermediate_size=32), ticket)
+    with pytest.raises(Refused, match="already been cut"):
+        apply(apply(tiny_model("bert"), ticket), ticket)
+
+
+def test_saved_and_loaded_in_a_fresh_process(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family, id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}).eval()
+    small = apply(model, uneven(family))
+    batch = tiny_batch(labels=False)
+    expected = small(**batch).logits
+    earlybert.save(small, tmp_path / "by_save")
+    small.save_pretrained(tmp_path / "by_save_pretrained")
+    torch.save(batch, tmp_path / "batch.pt")
+    torch.save(expected, tmp_path / "expected.pt")
+    program = f"""
+import torch, earlybert
+batch, expected = torch.load(r"{tmp_path}/batch.pt"), torch.load(r"{tmp_path}/expected.pt")
+for name in ("by_save", "by_save_pretrained"):
+    model = earlybert.load(rf"{tmp_path}/{{name}}")
+    assert type(model).__name__ == "{type(small).__name__}", type(model)
+    assert type(model).__module__.startswith("transformers."), type(model)
+    assert not model.training
+    assert model.config.id2label == {{0: "bad", 1: "good"}}
+    assert (model(**batch).logits - expected).abs().max() <= 1e-6
+    assert [len(kept) for kept in earlybert.ticket_of(model).heads] == [1, 3, 4]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert {file.name for file in (tmp_path / "by_save").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_saving_again_replaces_whole_files_and_a_whole_model_loads_too(tmp_path: Path) -> None:
+    model = tiny_model().eval()
+    earlybert.save(model, tmp_path / "out")
+    assert earlybert.ticket_of(earlybert.load(tmp_path / "out")) is None
+    earlybert.save(apply(model, uneven("bert")), tmp_path / "out")
+    assert earlybert.ticket_of(earlybert.load(tmp_path / "out")) == uneven("bert")
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_full_disk_while_saving_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model().eval()
+    earlybert.save(model, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(Refused, match="No space left on device"):
+        earlybert.save(model, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_folders_that_are_no_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"no config\.json"):
+        earlybert.load(tmp_path)
+    earlybert.save(apply(tiny_model(), uneven("bert")), tmp_path / "out")
+    config = (tmp_path / "out" / "config.json").read_text()
+    (tmp_path / "out" / "config.json").write_text(config.replace('"sha256": "', '"sha256": "0'))
+    with pytest.raises(Refused, match="changed after it was written"):
+        earlybert.load(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(config.replace("BertForSequenceClassification", "os"))
+    with pytest.raises(Refused, match="which transformers does not have"):
+        earlybert.load(tmp_path / "out")
+    (tmp_path / "out" / "config.json").write_text(config)
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(Refused, match="cannot be loaded"):
+        earlybert.load(tmp_path / "out")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    with pytest.raises(Refused, match="no safetensors"):
+        earlybert.load(tmp_path / "out")

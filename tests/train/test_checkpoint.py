@@ -1,0 +1,112 @@
+"""Checkpoints, the clock, schedules."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from earlybert import Refused
+from earlybert.ticket import Gates
+from earlybert.train import checkpoint, linear
+from earlybert.train.clock import Clock
+from earlybert.train.optimizer import adamw
+from earlybert.train.precision import resolve
+from earlybert.train.step import EagerStep
+from tests.conftest import tiny_batch, tiny_model
+
+
+def trained(steps: int) -> EagerStep:
+    model = tiny_model().train()
+    gates = Gates(model).attach()
+    step = EagerStep(model, adamw(model, lr=1e-3, weight_decay=0.1, gates=gates), gates=gates, l1=(1e-3, 1e-3))
+    for seed in range(steps):
+        step([tiny_batch(seed=seed)])
+    return step
+
+
+def save(path: Path, step: EagerStep) -> None:
+    checkpoint.save(path, model=step.model, optimizer=step.optimizer, gates=step.gates, state={"step": 3})
+
+
+def test_going_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    step = trained(3)
+    save(tmp_path / "c.safetensors", step)
+    loss = step([tiny_batch(seed=9)])
+    other = trained(1)
+    state = checkpoint.load(tmp_path / "c.safetensors", model=other.model, optimizer=other.optimizer, gates=other.gates)
+    assert state == {"step": 3} == checkpoint.peek(tmp_path / "c.safetensors")
+    assert torch.equal(other([tiny_batch(seed=9)]), loss)
+    for a, b in zip(step.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(step.gates.neurons, other.gates.neurons)
+
+
+def test_other_models_and_broken_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    step = trained(1)
+    with pytest.raises(Refused, match="is not there"):
+        checkpoint.peek(path)
+    save(path, step)
+    other = tiny_model(num_hidden_layers=2)
+    with pytest.raises(Refused, match="of another model"):
+        checkpoint.load(path, model=other, optimizer=adamw(other, lr=1e-3))
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(Refused, match="is broken"):
+        checkpoint.peek(path)
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.safetensors"
+    step = trained(1)
+    save(path, step)
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(Refused, match="No space left"):
+        save(path, step)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_linear_schedule_against_transformers() -> None:
+    from transformers import get_linear_schedule_with_warmup
+
+    for steps, warmup in ((10, 0), (7, 1)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        reference = get_linear_schedule_with_warmup(optimizer, warmup, steps)
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            reference.step()
+        ours = [linear(steps, warmup)(done) for done in range(steps)]
+        assert ours[warmup:] == pytest.approx(rates[warmup:])
+    assert linear(10)(10) == 0
+    assert linear(10, 3)(0) == 0.25  # the first step of a warm-up moves, unlike theirs
+
+
+def test_clock_counts_only_what_is_inside() -> None:
+    clock = Clock(torch.device("cpu"))
+    for _ in range(2):
+        time.sleep(0.02)
+        with clock:
+            time.sleep(0.01)
+    seconds = clock.read()
+    assert len(seconds) == 2
+    assert all(0.01 <= s < 0.02 for s in seconds)
+    assert clock.read() == []
+
+
+def test_precision_names() -> None:
+    cpu = torch.device("cpu")
+    assert resolve("no", cpu) == "no"
+    assert resolve("auto", cpu) in ("bf16", "no")
+    with pytest.raises(Refused):
+        resolve("fp16", cpu)  # type: ignore[arg-type]

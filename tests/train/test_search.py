@@ -1,0 +1,160 @@
+"""The searching stage: what it returns, what it leaves behind (nothing), and the step under it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import earlybert as eb
+from earlybert.ticket import Gates
+from earlybert.train import Diverged, linear
+from earlybert.train.optimizer import adamw
+from earlybert.train.step import EagerStep
+from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
+
+BATCHES = [tiny_batch(seed=seed, length=8 + 2 * seed) for seed in range(3)]
+
+
+def search(model: nn.Module, batches=BATCHES, **settings) -> eb.Scores:
+    return eb.search(model, batches, **{"steps": 6, "lr": 1e-3, "precision": "no", **settings})
+
+
+def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
+    model = tiny_model(family).eval()
+    model.classifier.train()
+    model.zero_grad()
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    scores = search(model, history=tmp_path / "history.bin")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert random.getstate() == states[2]
+    grads = [parameter.grad for parameter in model.parameters()]
+    assert torch.equal(grads[0], torch.ones_like(grads[0]))
+    assert all(grad is None for grad in grads[1:])
+    assert [tuple(v.shape) for v in (scores.heads[0], scores.neurons[0])] == [(HEADS,), (NEURONS,)]
+    assert len(scores.heads) == LAYERS
+    assert (scores.steps, scores.info["ended"]) == (6, "cap")
+    history = eb.History(tmp_path / "history.bin")
+    assert len(history) == 6
+    assert np.array_equal(history.coefficients(6, "neurons"), torch.stack(scores.neurons).numpy())
+
+
+def test_against_a_plain_loop_with_dropout(family: str) -> None:
+    """The same steps written out with torch.optim and forward pre-hooks."""
+    model = tiny_model(family)
+    torch.manual_seed(7)
+    got = search(model, steps=5, l1=(1e-2, 1e-3), gate_lr=3e-3, weight_decay=0.1, schedule=linear(10))
+
+    torch.manual_seed(7)
+    reference = copy.deepcopy(model).train()
+    gates = Gates(reference, on="input").attach()
+    decayed = [p for p in reference.parameters() if p.dim() > 1]
+    plain = [p for p in reference.parameters() if p.dim() <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "lr": 1e-3, "weight_decay": 0.1},
+            {"params": plain, "lr": 1e-3, "weight_decay": 0.0},
+            {"params": gates.parameters(), "lr": 3e-3, "weight_decay": 0.0},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / 10)
+    for done in range(5):
+        optimizer.zero_grad()
+        loss = reference(**BATCHES[done % 3]).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        penalty = 1e-2 * gates.heads.abs().sum() + 1e-3 * gates.neurons.abs().sum()
+        penalty.backward()
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(torch.stack(got.heads), gates.heads.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(got.neurons), gates.neurons.detach(), rtol=1e-5, atol=2e-4)
+
+
+def test_two_searches_are_bit_equal_and_keep_weights_gives_theta_t() -> None:
+    model = tiny_model()
+    results = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        results.append(search(model, keep_weights=True))
+    first, second = results
+    assert first.digest() == second.digest()
+    assert first.weights is not None
+    assert second.weights is not None
+    assert set(first.weights) == set(model.state_dict())
+    assert all(torch.equal(value, second.weights[name]) for name, value in first.weights.items())
+    assert not torch.equal(first.weights["classifier.weight"], model.classifier.weight)
+    small = eb.apply(model, eb.draw(first, heads=1, neurons=0.4, align=8), weights=first)
+    assert torch.equal(small.classifier.weight, first.weights["classifier.weight"])
+
+
+def test_accumulation_is_one_large_batch() -> None:
+    """Uneven micro-batches, and L1 once a step, not once a micro-batch."""
+    big = tiny_batch(rows=6, length=10)
+    parts = [{name: value[a:b] for name, value in big.items()} for a, b in ((0, 1), (1, 4), (4, 6))]
+    model = tiny_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    whole = search(model, [big], steps=3, l1=0.05)
+    split = search(model, parts, steps=3, l1=0.05, accumulate=3)
+    torch.testing.assert_close(torch.stack(whole.heads), torch.stack(split.heads), rtol=1e-5, atol=1e-6)
+    # The gradient of a coefficient close to 0 may change sign by rounding; no more than that may differ.
+    assert (torch.stack(whole.neurons) - torch.stack(split.neurons)).abs().gt(1e-5).float().mean() < 0.02
+
+
+def test_gradients_are_clipped_without_the_coefficients() -> None:
+    model = tiny_model().train()
+    with Gates(model) as gates:
+        optimizer = adamw(model, lr=0.0, gates=gates)
+        step = EagerStep(model, optimizer, max_grad_norm=1e-3, gates=gates, l1=(1.0, 1.0))
+        step([BATCHES[0]])
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+    assert gates.neurons.grad.norm() > 10
+
+
+def test_stop_rule_ends_the_search_and_nothing_after_it_is_computed(tmp_path: Path) -> None:
+    rule = eb.Settled(heads=1, neurons=0.4, every=2, window=1, threshold=1.0, min_steps=4)
+    scores = search(tiny_model(), steps=50, stop=rule, history=tmp_path / "history.bin")
+    assert (scores.steps, scores.info["ended"]) == (6, "settled")
+    assert len(eb.History(tmp_path / "history.bin")) == 6
+
+
+def test_iterators_end_lists_go_round_and_bad_input_is_refused() -> None:
+    model = tiny_model()
+    assert search(model, iter(BATCHES), steps=50).info["ended"] == "data"
+    assert search(model, BATCHES[:1], steps=4).steps == 4
+    for batches, settings, sentence in (
+        ([], {}, "no batches"),
+        (iter(()), {}, "no batches"),
+        (BATCHES, {"steps": 0}, "at least 1 step"),
+        (BATCHES, {"l1": -1.0}, "l1 must be"),
+        (BATCHES, {"l1": float("nan")}, "l1 must be"),
+        (BATCHES, {"precision": "fp8"}, "precision must be"),
+    ):
+        with pytest.raises(eb.Refused, match=sentence):
+            search(model, batches, **settings)
+
+
+def test_a_diverged_search_says_where_and_puts_the_model_back() -> None:
+    model = tiny_model("bert")
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(Diverged, match="at step 2"):
+        search(model, lr=float("inf"), steps=4)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert "forward" not in vars(model.bert.encoder.layer[0].output.dense)
+
+
+def test_bf16_search_moves_the_coefficients() -> None:
+    scores = search(tiny_model(), precision="bf16", lr=2e-5, steps=3)
+    moved = torch.stack(scores.neurons) - 1
+    assert (moved != 0).float().mean() > 0.99
+    assert moved.abs().max() <= 3.1 * 2e-5
