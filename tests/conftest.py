@@ -14,9 +14,26 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 LAYERS, HEADS, NEURONS, HIDDEN, VOCABULARY = 3, 4, 64, 32, 120
-GOOD = "good fine great lovely bright happy warm kind".split()
-BAD = "bad poor awful nasty dark sad cold cruel".split()
-PLAIN = "the a film story actor scene night day it was and with very quite one more".split()
+GOOD = ["good", "fine", "great", "lovely", "bright", "happy", "warm", "kind"]
+BAD = ["bad", "poor", "awful", "nasty", "dark", "sad", "cold", "cruel"]
+PLAIN = [
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "scene",
+    "night",
+    "day",
+    "it",
+    "was",
+    "and",
+    "with",
+    "very",
+    "quite",
+    "one",
+    "more",
+]
 
 
 def tiny_config(family: str, **changes: Any) -> Any:

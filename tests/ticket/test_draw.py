@@ -36,7 +36,9 @@ def brute_force(importance: np.ndarray, removed: int, scope: str, seed: int) -> 
     tie = _hash(seed, layers, units)
     mask = np.ones((layers, units), dtype=bool)
     worst_first = sorted(product(range(layers), range(units)), key=lambda at: (importance[at], -int(tie[at])))
-    best = {layer: min(range(units), key=lambda u: (-importance[layer, u], int(tie[layer, u]))) for layer in range(layers)}
+    best = {
+        layer: min(range(units), key=lambda u: (-importance[layer, u], int(tie[layer, u]))) for layer in range(layers)
+    }
     gone = dict.fromkeys(range(layers), 0)
     for layer, unit in worst_first:
         full = gone[layer] == removed if scope == "layer" else sum(gone.values()) == removed
@@ -139,7 +141,9 @@ def test_sign_does_not_matter_and_sixteen_heads_take_counts() -> None:
     flipped = draw(Scores(tuple(-head), tuple(neuron), "bert"), heads=6, neurons=0)
     assert plain.heads == flipped.heads
     assert {len(kept) for kept in plain.heads} == {10}
-    assert {len(kept) for kept in draw(Scores(tuple(head), tuple(neuron), "bert"), heads=1 / 3, neurons=0).heads} == {11}
+    assert {len(kept) for kept in draw(Scores(tuple(head), tuple(neuron), "bert"), heads=1 / 3, neurons=0).heads} == {
+        11
+    }
 
 
 def test_margin_says_how_sure_the_cut_is() -> None:
@@ -149,7 +153,10 @@ def test_margin_says_how_sure_the_cut_is() -> None:
     margin = ticket.drawn["margin"]
     assert margin["heads"] == pytest.approx(0.1, abs=1e-6)  # 0.9 over 0.8, and 0.7 over 0.6
     assert margin["neurons"] == 0.0  # a ticket of ties says so
-    assert draw(Scores(tuple(head), tuple(tied), "bert"), heads=0, neurons=0).drawn["margin"] == {"heads": None, "neurons": None}
+    assert draw(Scores(tuple(head), tuple(tied), "bert"), heads=0, neurons=0).drawn["margin"] == {
+        "heads": None,
+        "neurons": None,
+    }
 
 
 def test_same_scores_give_the_same_bytes(tmp_path) -> None:

@@ -44,7 +44,9 @@ def plain_bert_loss(state: dict[str, Tensor], c_h: Tensor, c_f: Tensor, batch: d
             scores = q[..., part] @ k[..., part].transpose(1, 2) / math.sqrt(size)
             scores = scores.masked_fill(keep[:, None, :] == 0, -torch.inf)
             heads.append(c_h[layer, i] * (scores.softmax(-1) @ v[..., part]))  # Eq. 2
-        x = norm(linear(torch.cat(heads, -1), f"{name}.attention.output.dense") + x, f"{name}.attention.output.LayerNorm")
+        x = norm(
+            linear(torch.cat(heads, -1), f"{name}.attention.output.dense") + x, f"{name}.attention.output.LayerNorm"
+        )
         inner = linear(x, f"{name}.intermediate.dense")
         inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
         x = norm(linear(c_f[layer] * inner, f"{name}.output.dense") + x, f"{name}.output.LayerNorm")  # Eq. 3
@@ -68,7 +70,11 @@ def test_equations_and_gradients_against_float64(on: str) -> None:
         loss.backward()
     gates.add_l1((l1, l1))
 
-    state = {name: value.detach().clone().requires_grad_() for name, value in model.state_dict().items() if value.is_floating_point()}
+    state = {
+        name: value.detach().clone().requires_grad_()
+        for name, value in model.state_dict().items()
+        if value.is_floating_point()
+    }
     c_h, c_f = (p.detach().double().requires_grad_() for p in gates.parameters())
     expected = plain_bert_loss(state, c_h, c_f, batch, l1)
     expected.backward()
@@ -101,7 +107,10 @@ def test_input_and_weight_gates_agree_in_every_family(family: str) -> None:
 def test_attach_and_detach_leave_the_model_bit_identical(family: str) -> None:
     model = tiny_model(family).eval()
     batch = tiny_batch()
-    before, keys = copy.deepcopy(model.state_dict()), {name: set(vars(module)) for name, module in model.named_modules()}
+    before, keys = (
+        copy.deepcopy(model.state_dict()),
+        {name: set(vars(module)) for name, module in model.named_modules()},
+    )
     reference = model(**batch).logits
     with Gates(model):
         assert torch.equal(model(**batch).logits, reference)  # coefficients of 1 change nothing, to the bit

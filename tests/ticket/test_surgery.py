@@ -16,7 +16,7 @@ import earlybert
 from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, rebind
 from earlybert.anatomy import of
 from earlybert.ticket.surgery import fold, mask
-from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
+from tests.conftest import HEADS, NEURONS, tiny_batch, tiny_model
 
 
 def uneven(family: str, seed: int = 0) -> Ticket:
@@ -62,7 +62,9 @@ def test_inplace_and_copy_agree_and_modes_stay() -> None:
     small = apply(model, ticket)
     inplace = copy.deepcopy(model)
     assert apply(inplace, ticket, inplace=True) is inplace
-    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), inplace.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.state_dict().values(), inplace.state_dict().values(), strict=True)
+    )
     assert all(module.training for module in small.modules())
 
 

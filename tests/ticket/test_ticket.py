@@ -13,7 +13,13 @@ from earlybert import Refused, Ticket
 
 
 def ticket(**changes) -> Ticket:
-    values = {"heads": ((0, 2), (1,)), "neurons": ((0, 1, 5), (2, 3)), "model_type": "bert", "num_heads": 4, "num_neurons": 8}
+    values = {
+        "heads": ((0, 2), (1,)),
+        "neurons": ((0, 1, 5), (2, 3)),
+        "model_type": "bert",
+        "num_heads": 4,
+        "num_neurons": 8,
+    }
     return Ticket(**{**values, **changes})
 
 
@@ -78,7 +84,10 @@ json_values = st.recursive(
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.sampled_from(["format", "model_type", "num_heads", "num_neurons", "heads", "neurons", "drawn", "sha256"]), json_values)
+@given(
+    st.sampled_from(["format", "model_type", "num_heads", "num_neurons", "heads", "neurons", "drawn", "sha256"]),
+    json_values,
+)
 def test_any_other_value_in_any_field_is_refused(field: str, value: object) -> None:
     data = ticket().to_dict()
     if value == data[field] and type(value) is type(data[field]):

@@ -31,12 +31,12 @@ def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
     model.zero_grad()
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     scores = search(model, history=tmp_path / "history.bin")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
     grads = [parameter.grad for parameter in model.parameters()]
     assert torch.equal(grads[0], torch.ones_like(grads[0]))

@@ -190,6 +190,7 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
     step = EagerStep(model, optimizer, precision=bench.precision, max_grad_norm=config.max_grad_norm)
     resumed = _resume(run, "train", step)
     if config.method == "ticket" and not resumed:
+        truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting)
     first = max(first, resumed)
     evaluations: list[Observer] = [Evaluations(bench, run, model)] if config.eval_every else []

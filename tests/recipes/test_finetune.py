@@ -1,0 +1,309 @@
+"""Whole runs on tiny real files: the stages, resuming bit-equal, reset and keep."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import earlybert as eb
+from earlybert.cli import main
+from earlybert.config import Finetune
+from earlybert.recipes.bench import Bench
+from earlybert.recipes.stages import plan
+from earlybert.train.step import EagerStep
+from earlybert.train.steplog import read_steps
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads():
+    """Bit-equality is promised for a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def flags(model_folder: Path, data_dir: Path) -> list[str]:
+    return [
+        *("--model", str(model_folder), "--task", "sst2", "--data-dir", str(data_dir), "--device", "cpu"),
+        *("--max-length", "16", "--batch-size", "4", "--precision", "no", "--align", "8", "--heads", "1"),
+        *("--dense-lr", "1e-3", "--lr", "2e-3", "--log-every", "5", "--checkpoint-every", "4"),
+    ]
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def steps(folder: Path) -> list[tuple[str, int, float]]:
+    return [(line["stage"], line["step"], line.get("loss", 0.0)) for line in read_steps(folder / "steps.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def equal(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return set(first) == set(second) and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_whole_run_learns_and_leaves_its_folder(flags: list[str], tmp_path: Path, data_dir: Path) -> None:
+    out = tmp_path / "run"
+    assert run("finetune", *flags, "--output", out, "--recipe", "paper", "--epochs", "6", "--eval-every", "50") == 0
+    names = {file.name for file in out.iterdir()}
+    expected = {
+        "config.yaml",
+        "scores.safetensors",
+        "history.bin",
+        "ticket.json",
+        "steps.jsonl",
+        "metrics.json",
+        "model",
+    }
+    assert names == {*expected, "evaluations.jsonl"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["score"]["accuracy"] > 0.8  # good and bad words tell the label
+    assert metrics["stages"]["search"]["steps"] == round(0.2 * 24) == len(eb.History(out / "history.bin"))
+    assert metrics["stages"]["train"]["steps"] == 6 * 24
+    lines = list(read_steps(out / "steps.jsonl"))
+    assert metrics["seconds"] == pytest.approx(sum(line["seconds"] for line in lines))
+    assert metrics["flops"] == sum(line["flops"] for line in lines)
+    assert all(line["seconds"] > 0 for line in lines)
+    assert metrics["parameters"]["after"] < metrics["parameters"]["before"]
+    model = eb.load(out / "model")
+    assert eb.ticket_of(model) == eb.Ticket.load(out / "ticket.json")
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(out / "model")("a good film", return_tensors="pt")
+    assert model(**ids).logits.shape == (1, 2)
+    saved = yaml.safe_load((out / "config.yaml").read_text())
+    assert Finetune(**saved).heads == 1
+    first_lr = next(line["lr"] for line in lines if line["stage"] == "train")
+    assert first_lr == 2e-3
+    assert lines[-1]["lr"] == pytest.approx(2e-3 / 144)
+
+
+def test_stages_one_by_one_equal_the_run_in_one_go_and_one_search_serves_many(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*flags, "--recipe", "paper"]
+    assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
+    assert run("search", *settings, "--output", tmp_path / "parts") == 0
+    assert run("train", tmp_path / "parts") == 2  # no ticket yet
+    assert run("draw", tmp_path / "parts") == 0
+    assert run("draw", tmp_path / "parts", "--heads", "2", "--neurons", "0.5", "--into", tmp_path / "other") == 0
+    assert run("train", tmp_path / "parts") == 0
+    assert equal(tmp_path / "whole", tmp_path / "parts")
+    assert run("train", tmp_path / "other", "--epochs", "1") == 0
+    assert {len(kept) for kept in eb.Ticket.load(tmp_path / "other" / "ticket.json").heads} == {2}
+    capsys.readouterr()
+    assert run("evaluate", tmp_path / "parts") == 0
+    score = json.loads((tmp_path / "parts" / "metrics.json").read_text())["score"]["accuracy"]
+    assert f"accuracy {score:.4f}" in capsys.readouterr().out
+    assert run("draw", tmp_path / "parts", "--heads", "2") == 2  # already trained
+    assert run("train", tmp_path / "parts") == 2
+
+
+def test_reset_starts_from_theta_0_to_the_bit(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Task head included: the ticket before its first step is a slice of the model before the search."""
+    from earlybert.recipes import stages
+
+    started: list[dict[str, torch.Tensor]] = []
+    real = stages.adamw
+
+    def spy(model: Any, **settings: Any) -> Any:
+        started.append({name: value.clone() for name, value in model.state_dict().items()})
+        return real(model, **settings)
+
+    monkeypatch.setattr(stages, "adamw", spy)
+    config_values = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert run("finetune", *flags, "--output", tmp_path / "run", "--epochs", "0.5", "--search-steps", "8") == 0
+    config = Run_config(tmp_path / "run")
+    theta_0 = Bench.set_up(config).theta_0()
+    expected = eb.apply(theta_0, eb.Ticket.load(tmp_path / "run" / "ticket.json")).state_dict()
+    assert len(started) == 1
+    assert all(torch.equal(value, expected[name]) for name, value in started[0].items())
+    assert config_values["--task"] == "sst2"
+
+
+def Run_config(folder: Path) -> Finetune:  # noqa: N802
+    return Finetune(**yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+def test_keep_with_nothing_cut_is_the_uninterrupted_run(flags: list[str], tmp_path: Path) -> None:
+    """Coefficients held at 1, nothing removed: search, cut and all, the weights are those of the dense run."""
+    common = [*flags, "--lr", "1e-3", "--epochs", "1", "--dense-epochs", "1"]
+    nothing = ["--weights", "keep", "--heads", "0", "--neurons", "0", "--gate-lr", "0", "--search-steps", "7"]
+    assert run("finetune", *common, *nothing, "--output", tmp_path / "kept") == 0
+    assert run("finetune", *common, "--method", "dense", "--output", tmp_path / "dense") == 0
+    assert equal(tmp_path / "kept", tmp_path / "dense")
+    taken = [entry for entry in steps(tmp_path / "kept") if entry[0] != "draw"]
+    dense = steps(tmp_path / "dense")
+    assert [(step, loss) for _, step, loss in taken] == [(step, loss) for _, step, loss in dense]
+
+
+class Killed(BaseException):
+    """What a power cut would be."""
+
+
+@pytest.mark.parametrize("method", ["reset", "keep", "dense"])
+def test_killed_anywhere_and_resumed_is_bit_equal(
+    method: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*flags, "--search-steps", "10", "--epochs", "1.5", "--dense-epochs", "1"]
+    settings += ["--method", "dense"] if method == "dense" else ["--weights", method]
+    assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
+    total = len([entry for entry in steps(tmp_path / "whole") if entry[0] != "draw"])
+    real = EagerStep.__call__
+    for fatal in {3, 6, 12, 13, total}:
+        calls = 0
+
+        def mortal(self: EagerStep, batches: Any, fatal: int = fatal) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == fatal:
+                raise Killed
+            return real(self, batches)
+
+        out = tmp_path / f"killed-{fatal}"
+        monkeypatch.setattr(EagerStep, "__call__", mortal)
+        with pytest.raises(Killed):
+            run("finetune", *settings, "--output", out)
+        monkeypatch.setattr(EagerStep, "__call__", real)
+        assert not (out / "metrics.json").exists()
+        assert run("finetune", *settings, "--output", out) == 2  # the folder exists
+        assert run("finetune", *settings, "--output", out, "--seed", "7", "--resume") == 2  # other settings
+        assert run("finetune", *settings, "--output", out, "--resume") == 0
+        assert equal(tmp_path / "whole", out)
+        assert steps(out) == steps(tmp_path / "whole")
+        if method != "dense":
+            assert (out / "history.bin").read_bytes() == (tmp_path / "whole" / "history.bin").read_bytes()
+            assert (out / "ticket.json").read_bytes() == (tmp_path / "whole" / "ticket.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_killed_for_real_resumes_bit_equal(flags: list[str], tmp_path: Path) -> None:
+    settings = [*flags, "--search-steps", "30", "--epochs", "8"]
+    program = (
+        "import torch, sys; torch.set_num_threads(1); from earlybert.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "finetune", *settings]
+    subprocess.run([*command, "--output", tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    for mark in ('"search", "step": 10', '"train", "step": 30'):
+        out = tmp_path / f"killed-{mark[1]}"
+        process = subprocess.Popen([*command, "--output", out], stdout=subprocess.DEVNULL)
+        log = out / "steps.jsonl"
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        subprocess.run([*command, "--output", out, "--resume"], check=True, stdout=subprocess.DEVNULL)
+        assert equal(tmp_path / "whole", out)
+        assert steps(out) == steps(tmp_path / "whole")
+
+
+def test_one_seed_is_bit_equal_and_another_is_not(flags: list[str], tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert (
+            run(
+                "finetune",
+                *flags,
+                "--epochs",
+                "0.5",
+                "--search-steps",
+                "5",
+                "--seed",
+                seed,
+                "--output",
+                tmp_path / name,
+            )
+            == 0
+        )
+    assert equal(tmp_path / "a", tmp_path / "b")
+    assert not equal(tmp_path / "a", tmp_path / "c")
+
+
+def test_nan_loss_stops_at_the_step_and_keeps_the_last_good_checkpoint(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*flags, "--method", "dense", "--dense-epochs", "1", "--output", str(tmp_path / "run")]
+    real = EagerStep.__call__
+    calls = 0
+
+    def poisoned(self: EagerStep, batches: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return real(self, batches) * (float("nan") if calls == 7 else 1.0)
+
+    monkeypatch.setattr(EagerStep, "__call__", poisoned)
+    assert run("finetune", *settings) == 2
+    assert "the loss is nan at step 7" in capsys.readouterr().err
+    from earlybert.train import checkpoint
+
+    assert checkpoint.peek(tmp_path / "run" / "checkpoint.safetensors") == {"stage": "train", "step": 4}
+    monkeypatch.setattr(EagerStep, "__call__", real)
+    assert run("finetune", *settings, "--resume") == 0
+
+
+def test_reset_is_refused_when_the_model_has_changed(flags: list[str], tmp_path: Path, model_folder: Path) -> None:
+    import shutil
+
+    from tests.conftest import tiny_model
+
+    mine = tmp_path / "model"
+    shutil.copytree(model_folder, mine)
+    changed = ["--model", str(mine), *flags[2:]]
+    assert run("search", *changed, "--search-steps", "3", "--output", tmp_path / "run") == 0
+    assert run("draw", tmp_path / "run") == 0
+    tiny_model("bert", head=False, seed=5).save_pretrained(mine)
+    assert run("train", tmp_path / "run") == 2
+
+
+def test_the_search_follows_the_dense_schedule_and_stops_when_settled(flags: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    easy = ["--settle-threshold", "1", "--settle-min-steps", "10"]
+    assert run("search", *flags, *easy, "--output", out) == 0
+    scores = eb.Scores.load(out / "scores.safetensors")
+    assert scores.info["ended"] == "settled"
+    assert scores.info["cap"] == 100  # 0.2 epoch is 5 steps here
+    assert scores.steps == 10 + 3 * 5
+    config = Run_config(out)
+    lengths = plan(Bench.set_up(config))
+    rates = [line["lr"] for line in read_steps(out / "steps.jsonl")]
+    assert rates == pytest.approx([1e-3 * (72 - done) / 72 for done in range(scores.steps)])
+    assert lengths.search_schedule(72) == 0
+
+
+def test_compare_trains_the_rival_at_the_same_flops(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert run("finetune", *flags, "--compare", "--recipe", "paper", "--output", out) == 0
+    result = json.loads((out / "compare.json").read_text())
+    rows = result["rows"]
+    assert list(rows) == ["dense", "dense_same_cost", "ticket"]
+    one_step = rows["dense"]["flops"] / rows["dense"]["stages"]["train"]["steps"]
+    assert rows["ticket"]["flops"] - 1.5 * one_step < rows["dense_same_cost"]["flops"] <= rows["ticket"]["flops"]
+    parts = result["saved"]
+    assert parts["time"] == pytest.approx(parts["fewer_epochs"] + parts["smaller_network"] + parts["search"])
+    rates = [line["lr"] for line in read_steps(out / "dense_same_cost" / "steps.jsonl")]
+    assert rates[0] == 2e-3  # the ticket's learning rate
+    assert rates[-1] == pytest.approx(2e-3 / len(rates))  # and a schedule that ends where it ends
+    assert "dense, same cost" in capsys.readouterr().out

@@ -1,0 +1,180 @@
+"""Bad input gets one sentence and exit code 2, before any compute and with nothing written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from earlybert.cli import main
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A person's own files, good and bad."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+
+    def table(name: str, rows: list[tuple[str, object]], header: str = "text,label") -> None:
+        (folder / name).write_text("\n".join([header, *(f"{text},{label}" for text, label in rows)]) + "\n")
+
+    table("good.csv", [("a good film" if i % 2 else "a bad film", i % 2) for i in range(20)])
+    table("other_labels.csv", [("a film", 7)])
+    table("one_class.csv", [("a good film", "yes")] * 20)
+    table("empty.csv", [])
+    table("hole.csv", [("a film", 1), ("", 0)])
+    table("wide.csv", [("a good film " * 30, i % 2) for i in range(20)])
+    table("many.csv", [("a film", i) for i in range(60)])
+    table("half_numbers.csv", [("a film", 0.5), ("a film", "x")])
+    (folder / "blank.csv").write_text("")
+    (folder / "broken.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
+    (folder / "multi.jsonl").write_text('{"text": "a", "label": [0, 1]}\n{"text": "b", "label": [1]}\n')
+    (folder / "latin.csv").write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
+    (folder / "data.parquet").write_bytes(b"PAR1")
+    with gzip.open(folder / "cut.jsonl.gz", "wb") as file:
+        file.write(b'{"text": "a", "label": 1}\n' * 1000)
+    (folder / "cut.jsonl.gz").write_bytes((folder / "cut.jsonl.gz").read_bytes()[:40])
+    sst2 = folder / "sst2"
+    sst2.mkdir()
+    for split in ("train", "validation"):
+        with gzip.open(sst2 / f"{split}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps({"sentence": "a good film", "label": label}) + "\n" for label in (0, 1, 2))
+    gpt = folder / "gpt"
+    gpt.mkdir()
+    (gpt / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2Model"]}')
+    (folder / "notes.txt").write_text("mine")
+    return folder
+
+
+OWN = "--train-file {f}/good.csv"
+CASES = {
+    "no data": ("", "no data"),
+    "two kinds of data": (f"{OWN} --task sst2", "not both"),
+    "unknown task": ("--task sst3", "unknown task 'sst3'"),
+    "missing data folder": ("--task sst2 --data-dir {f}/none", "cannot be read"),
+    "label out of range": ("--task sst2 --data-dir {f}", "row 3 of the train data has label 2; labels are 0 to 1"),
+    "missing file": ("--train-file {f}/none.csv", "none.csv cannot be read"),
+    "empty file": ("--train-file {f}/empty.csv", "empty.csv is empty"),
+    "blank file": ("--train-file {f}/blank.csv", "blank.csv is empty"),
+    "no such label column": (f"{OWN} --label stars", "no column 'stars'; its columns are text, label"),
+    "no such text column": (f"{OWN} --text body", "no column 'body'"),
+    "empty cell": ("--train-file {f}/hole.csv", "row 2: column 'text' is empty"),
+    "one class": ("--train-file {f}/one_class.csv", "the same label"),
+    "validation label unknown": (
+        f"{OWN} --validation-file {{f}}/other_labels.csv",
+        "is not one of the training labels",
+    ),
+    "too many classes": ("--train-file {f}/many.csv", "60 different whole numbers"),
+    "no number": ("--train-file {f}/half_numbers.csv --problem regression", "'x' is not a number"),
+    "multi-label": ("--train-file {f}/multi.jsonl", "multi-label tasks are not supported"),
+    "broken json": ("--train-file {f}/broken.jsonl", "line 2, is not a JSON object"),
+    "not utf-8": ("--train-file {f}/latin.csv", "not UTF-8"),
+    "torn gzip": ("--train-file {f}/cut.jsonl.gz", "is broken after line"),
+    "unknown format": ("--train-file {f}/data.parquet", "must end in .csv, .tsv or .jsonl"),
+    "all rows too long": ("--train-file {f}/wide.csv --max-length 8", "all 18 training rows are longer than 8 tokens"),
+    "longer than the model": (f"{OWN} --max-length 4000", "more than the 64 tokens"),
+    "other family": (f"{OWN} --model {{f}}/gpt", "'gpt2' are not supported; supported are bert"),
+    "model folder without config": (f"{OWN} --model {{f}}/sst2", "no usable config.json"),
+    "ratio of one": (f"{OWN} --heads 1.0", "heads to remove must be"),
+    "negative ratio": (f"{OWN} --neurons -0.1", "neurons"),
+    "empties a layer": (f"{OWN} --heads 4", "cannot remove 4 of 4 heads"),
+    "budget that cannot be met": (f"{OWN} --neurons 0.99", "every layer keeps between"),
+    "unaligned model": (f"{OWN} --align 100", "larger than the 64"),
+    "bad number": (f"{OWN} --lr fast", "--lr"),
+    "bad range": (f"{OWN} --lr 0", "lr must be above 0"),
+    "no such flag": (f"{OWN} --learning-rate 1", "--learning-rate"),
+    "no such config": ("--config {f}/none.yaml", "none.yaml"),
+    "resume nothing": (f"{OWN} --resume", "not a run folder"),
+    "keep without room": (f"{OWN} --weights keep --epochs 1", "the search is part of the"),
+    "compare dense": (f"{OWN} --compare --method dense", "--compare trains the dense model beside a ticket"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(
+    case: str, files: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, sentence = CASES[case]
+    out = tmp_path / "out"
+    given = words.format(f=files).split()
+    if "--model" not in given:
+        given += ["--model", str(model_folder)]
+    for flag, value in (("--align", "8"), ("--max-length", "16")):
+        if flag not in given:
+            given += [flag, value]
+    assert main(["finetune", *given, "--output", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("earlybert: ")
+    assert err.count("\n") == 1, err
+    assert sentence in err
+    assert not out.exists()
+
+
+def test_an_existing_folder_is_not_written_over(
+    files: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["finetune", "--train-file", f"{files}/good.csv", "--model", str(model_folder), "--output", str(files)]
+    before = {file: file.stat().st_mtime_ns for file in files.rglob("*")}
+    assert main(words) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in files.rglob("*")} == before
+
+
+def test_commands_on_folders_that_are_no_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("draw", "train", "evaluate"):
+        assert main([command, str(tmp_path)]) == 2
+        assert "is not a run folder" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text("task: sst2\nbogus: 1\n")
+    assert main(["draw", str(tmp_path)]) == 2
+    assert "bogus" in capsys.readouterr().err
+    assert main(["trian"]) == 2
+    assert "unknown command 'trian'" in capsys.readouterr().err
+
+
+def test_flags_win_over_yaml_wherever_they_stand(tmp_path: Path, model_folder: Path, data_dir: Path) -> None:
+    import yaml
+
+    (tmp_path / "c.yaml").write_text("task: sst2\nheads: 3\nseed: 5\nalign: 8\n")
+    common = ["--data-dir", str(data_dir), "--model", str(model_folder), "--search-steps", "1", "--max-length", "16"]
+    for place, words in enumerate((["--heads", "2", "--config"], ["--config"])):
+        after = [] if place == 0 else ["--heads=2"]
+        out = tmp_path / f"out{place}"
+        assert main(["search", *common, *words, str(tmp_path / "c.yaml"), *after, "--output", str(out)]) == 0
+        saved = yaml.safe_load((out / "config.yaml").read_text())
+        assert (saved["heads"], saved["seed"]) == (2, 5)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    program = "import sys; from earlybert.cli import main; main(['finetune', '--help']); import earlybert; assert 'torch' not in sys.modules"
+    shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    assert "--data-dir" in shown
+    assert "lambda of Eq. 4 for heads" in shown  # the docstring is the help
+
+
+def test_own_files_regression_and_pairs(files: Path, model_folder: Path, tmp_path: Path) -> None:
+    rows = [
+        "first\tsecond\tscore",
+        *(f"a {'good' if i % 2 else 'bad'} film\tthe story\t{i % 2 + 0.25}" for i in range(24)),
+    ]
+    (files / "pairs.tsv").write_text("\n".join(rows) + "\n")
+    words = ["--train-file", f"{files}/pairs.tsv", "--text", "first", "--text-pair", "second", "--label", "score"]
+    settings = [
+        "--model",
+        str(model_folder),
+        "--search-steps",
+        "2",
+        "--align",
+        "8",
+        "--batch-size",
+        "4",
+        "--max-length",
+        "16",
+    ]
+    assert main(["finetune", *words, *settings, "--output", str(tmp_path / "out")]) == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert set(metrics["score"]) == {"pearson", "spearman"}
+    assert metrics["validation_rows"] == 2
