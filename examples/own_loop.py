@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from itertools import islice
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -48,14 +49,14 @@ def main() -> None:
     print(f"{before:,} -> {after:,} parameters; neurons by layer {[len(kept) for kept in ticket.neurons]}")
 
     optimizer = torch.optim.AdamW(small.parameters(), lr=1e-4)
-    for step, batch in enumerate(batches(tokenizer, task.train, 16, seed=1), start=1):
+    losses = []
+    for batch in islice(batches(tokenizer, task.train, 16, seed=1), steps):
         loss = small(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step == steps:
-            break
-    print(f"loss after {step} steps: {loss.item():.3f}")
+        losses.append(loss.item())
+    print(f"loss after {len(losses)} steps: {losses[-1]:.3f}")
 
 
 if __name__ == "__main__":

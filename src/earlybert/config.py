@@ -103,11 +103,11 @@ class Searching:
     """lambda of Eq. 4 for intermediate neurons (Sec. 4.2: 1e-4)."""
     gate_lr: float | None = None
     """Learning rate of the coefficients; the model's when not given (paper)."""
-    settle_threshold: float = 0.05
+    settle_threshold: float = 0.08
     """Mask distance between checks under which the mask counts as settled (docs/stopping.md)."""
     settle_window: int = 3
     """Distances in a row that have to be under the threshold."""
-    settle_min_steps: int = 40
+    settle_min_steps: int = 60
     """Optimizer steps before the first check."""
 
     def __post_init__(self) -> None:

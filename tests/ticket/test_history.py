@@ -106,7 +106,8 @@ def test_ties_do_not_settle_before_the_minimum_and_noise_does_not_settle() -> No
 
 
 def test_default_spacing_is_five_per_cent_of_the_cap() -> None:
-    assert Settled().watch(cap=400).every == 20
-    assert Settled().watch(cap=7).every == 1
+    assert Settled().watch(cap=1000).every == 50
+    assert Settled().watch(cap=100).every == 20
+    assert Settled(every=3).watch(cap=1000).every == 3
     with pytest.raises(Refused):
         Settled(threshold=1.5)

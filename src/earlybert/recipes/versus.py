@@ -24,7 +24,7 @@ from .progress import console, say
 from .run import Run
 from .stages import train_stage
 
-REPEATS = 5
+REPEATS = 3
 """Timed passes over the validation rows for the inference time, after one to warm up."""
 
 

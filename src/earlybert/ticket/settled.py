@@ -15,6 +15,8 @@ from .gates import Gates
 
 CHECKS = 20
 """Checks in a search that runs to its cap, unless told otherwise: one every 5 % of it."""
+FEWEST_BETWEEN = 20
+"""But no fewer steps between two: masks five steps apart look alike while they are still random (docs/stopping.md)."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,12 @@ class Settled:
     neurons_scope: Scope = "global"
     """As in `draw`."""
     every: int | None = None
-    """Optimizer steps between checks; 5 % of the cap when not given."""
+    """Optimizer steps between checks; when not given 5 % of the cap, but at least 20."""
     window: int = 3
     """Distances in a row, each between neighbouring checks, that have to be small."""
-    threshold: float = 0.05
+    threshold: float = 0.08
     """Share of the bits that may differ and still count as the same mask, for heads and for neurons."""
-    min_steps: int = 40
+    min_steps: int = 60
     """Optimizer steps before the first check."""
 
     def __post_init__(self) -> None:
@@ -57,7 +59,7 @@ class Settled:
 
     def watch(self, cap: int) -> Watch:
         """The rule at work on one search of at most `cap` steps."""
-        return Watch(self, self.every or math.ceil(cap / CHECKS))
+        return Watch(self, self.every or max(FEWEST_BETWEEN, math.ceil(cap / CHECKS)))
 
 
 class Watch:
