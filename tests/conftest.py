@@ -48,7 +48,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
         }
         if family == "electra":
             sizes["embedding_size"] = 16
-    return AutoConfig.for_model(family, vocab_size=VOCABULARY, max_position_embeddings=64, **{**sizes, **changes})
+    return AutoConfig.for_model(family, **{"vocab_size": VOCABULARY, "max_position_embeddings": 64, **sizes, **changes})
 
 
 def tiny_model(family: str = "bert", head: bool = True, seed: int = 0, **changes: Any) -> Any:

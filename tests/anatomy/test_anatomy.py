@@ -17,7 +17,7 @@ def test_sizes_and_names(family: str, head: bool) -> None:
     model = tiny_model(family, head=head)
     anatomy = of(model)
     assert len(anatomy.layers) == LAYERS
-    assert anatomy.uniform
+    assert anatomy.whole
     assert (anatomy.num_heads, anatomy.num_neurons, anatomy.head_size) == (HEADS, NEURONS, HIDDEN // HEADS)
     for layer in anatomy.layers:
         down = model.get_submodule(layer.down)

@@ -41,7 +41,7 @@ def test_cut_equals_masked(family: str, head: bool, attention: str) -> None:
     assert type(small) is type(model)
     assert [(layer.heads, layer.neurons) for layer in of(small).layers] == [(1, 7), (3, 40), (4, 64)]
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    assert of(model).uniform  # the original is whole
+    assert of(model).whole  # the original is whole
 
 
 def test_gradients_of_cut_and_masked_agree(family: str) -> None:

@@ -47,11 +47,8 @@ class Anatomy:
     head_size: int
     """Features per head; the same in every layer."""
     layers: tuple[Layer, ...]
-
-    @property
-    def uniform(self) -> bool:
-        """Whether all layers are of one size, as in a model that was not cut."""
-        return len({(layer.heads, layer.neurons) for layer in self.layers}) == 1
+    whole: bool
+    """Whether the model was not cut: all layers are of one size, and the config carries no ticket."""
 
     @property
     def num_heads(self) -> int:
@@ -100,7 +97,8 @@ def of(model: nn.Module) -> Anatomy:
             f"{type(model).__name__} says it is a {config.model_type!r} but is not laid out like one "
             f"({error}); use the stock transformers class."
         ) from error
-    return Anatomy(family, config.model_type, head_size, layers)
+    uniform = len({(layer.heads, layer.neurons) for layer in layers}) == 1
+    return Anatomy(family, config.model_type, head_size, layers, uniform and not getattr(config, "earlybert", None))
 
 
 def _layer(model: nn.Module, family: Family, name: str, head_size: int) -> Layer:

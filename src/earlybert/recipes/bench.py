@@ -62,6 +62,11 @@ class Bench:
                 f"{config.model!r} takes."
             )
         tokenizer = load_tokenizer(config.model)
+        if len(tokenizer) > model_config.vocab_size:
+            raise Refused(
+                f"the tokenizer of model {config.model!r} has {len(tokenizer):,} tokens, the model only "
+                f"{model_config.vocab_size:,}; they do not belong together."
+            )
         train, cut = encode(task.train, tokenizer, config.max_length)
         validation, _ = encode(task.validation, tokenizer, config.max_length)
         notes = [*task.notes]
@@ -90,7 +95,7 @@ class Bench:
         """The task's metrics on the validation rows."""
         predicted = predict(model, self.validation, batch_size=self.config.batch_size * 2, precision=self.precision)
         labels = torch.tensor(self.validation.labels).numpy()
-        return compute(self.task.metrics, predicted, labels)
+        return compute(self.task.metrics, predicted, labels, classes=len(self.task.labels))
 
 
 def digest(model: nn.Module) -> str:

@@ -17,8 +17,8 @@ from ..cost import Cost, count
 from ..tasks.batches import in_order
 from ..ticket import load
 from ..ticket.files import write_atomically
-from ..train.loop import to_device
 from ..train.precision import autocast
+from ..train.step import to_device
 from .bench import SHARED_ORDER, Bench
 from .progress import console, say
 from .run import Run

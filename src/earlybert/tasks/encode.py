@@ -8,6 +8,8 @@ from ..anatomy import Refused
 from .batches import Rows
 from .task import Examples
 
+UNKNOWN = 0.5
+"""A larger share of unknown tokens than this means the wrong tokenizer, not rare words."""
 CHUNK = 4096
 """Rows tokenised at once: enough to keep the tokenizer's threads busy, few enough to hold in memory."""
 
@@ -19,7 +21,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, i
         The rows, and how many of them were cut.
 
     Raises:
-        Refused: The tokenizer has no padding token.
+        Refused: The tokenizer has no padding token, or does not know the text.
     """
     if tokenizer.pad_token_id is None:
         raise Refused("the tokenizer has no padding token; set tokenizer.pad_token first.")
@@ -35,7 +37,19 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, i
         ids += encoded["input_ids"]
         types += encoded.get("token_type_ids", [])
         cut += _overlong(encoded, examples, part, tokenizer, max_length)
+    _refuse_unknown(ids, tokenizer)
     return Rows(ids, types or None, examples.labels, tokenizer.pad_token_id), cut
+
+
+def _refuse_unknown(ids: list[list[int]], tokenizer: Any) -> None:
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    words = [token for row in ids for token in row if token not in special]
+    unknown = sum(token == tokenizer.unk_token_id for token in words)
+    if unknown > UNKNOWN * len(words):
+        raise Refused(
+            f"{unknown / len(words):.0%} of the tokens are unknown to the tokenizer; is the text in its language, and "
+            "does the model folder hold its tokenizer files?"
+        )
 
 
 def _overlong(encoded: Any, examples: Examples, part: slice, tokenizer: Any, max_length: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from .glue import read_jsonl
 from .task import Examples, Problem, Task, hold_out
 
 MANY_CLASSES = 50
-"""More whole-number labels than this look like values, not classes: ask."""
+"""More labels than this look like values, or like the wrong column: ask."""
 
 
 def load(
@@ -91,11 +92,21 @@ def _read_table(path: Path, delimiter: str) -> list[Mapping[str, Any]]:
             else open(path, encoding="utf-8-sig", newline="")
         )
         with opened as file:
-            return list(csv.DictReader(file, delimiter=delimiter, quoting=quoting))
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, csv.Error):
+            reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
+            rows = list(reader)
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, csv.Error):
         raise Refused(f"data file {path} is damaged or not UTF-8 text.") from None
     except OSError as error:
         raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
+    names = list(reader.fieldnames or [])
+    if len(set(names)) < len(names):
+        raise Refused(f"data file {path} names a column twice in its header: {', '.join(names)}.")
+    for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise Refused(
+                f"data file {path}, row {number} has more cells than the header; quote texts that hold {delimiter!r}."
+            )
+    return rows
 
 
 def _problem(labels: Sequence[Any], column: str, wanted: str) -> Problem:
@@ -107,14 +118,20 @@ def _problem(labels: Sequence[Any], column: str, wanted: str) -> Problem:
         if missing is not None:
             raise Refused(f"column {column!r}, row {missing}: {labels[missing - 1]!r} is not a number to regress on.")
         return "regression"
-    if wanted == "classification" or any(number is None for number in numbers):
+    if wanted == "classification":
         return "classification"
-    if any(number != int(number) for number in numbers if number is not None):
-        return "regression"
-    if len(set(numbers)) > MANY_CLASSES:
+    odd = [row for row, number in enumerate(numbers, start=1) if number is None]
+    if odd and len(odd) < len(numbers) / 2:
         raise Refused(
-            f"column {column!r} holds {len(set(numbers))} different whole numbers; say --problem classification "
-            "or --problem regression."
+            f"column {column!r} holds numbers, but not in row {odd[0]} ({labels[odd[0] - 1]!r}); mend it, or say "
+            "--problem classification."
+        )
+    if not odd and any(number != int(number) for number in numbers if number is not None):
+        return "regression"
+    if len({_name(label) for label in labels}) > MANY_CLASSES:
+        raise Refused(
+            f"column {column!r} holds {len({_name(label) for label in labels})} different labels; is it the right "
+            "column? Say --problem classification if it is, or --problem regression."
         )
     return "classification"
 
@@ -129,9 +146,15 @@ def _number(label: Any) -> float | None:
     return number if abs(number) < float("inf") else None
 
 
+def _name(label: Any) -> str:
+    """A label as text; 1, 1.0 and "1.0" are one class."""
+    number = _number(label)
+    return str(int(number)) if number is not None and number == int(number) else str(label).strip()
+
+
 def _class_names(labels: Sequence[Any]) -> tuple[str, ...]:
     """Distinct labels as text; numbers in their own order, names by the alphabet."""
-    names = {str(label).strip() for label in labels}
+    names = {_name(label) for label in labels}
     return tuple(sorted(names, key=lambda name: (_number(name) is None, _number(name) or 0.0, name)))
 
 
@@ -151,7 +174,7 @@ def _examples(
         expected = "a number"
     else:
         place = {name: number for number, name in enumerate(names)}
-        labels = [place.get(str(row[label]).strip()) for row in rows]
+        labels = [place.get(_name(row[label])) for row in rows]
         unfit = next((number for number, value in enumerate(labels, start=1) if value is None), None)
         expected = f"one of the training labels ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
     if unfit is not None:

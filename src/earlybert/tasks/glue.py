@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     number = 0
     try:
-        opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
+        opened = (
+            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
+        )
         with opened as file:
             for line in file:
                 number += 1
@@ -82,7 +85,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                     if not isinstance(row, dict):
                         raise ValueError
                     rows.append(row)
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile):
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error):
         raise Refused(f"data file {path} is broken after line {number} (damaged or not UTF-8 text).") from None
     except OSError as error:
         raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
@@ -92,12 +95,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def _examples(rows: Iterable[Mapping[str, Any]], glue: Glue, name: str) -> Examples:
-    rows = list(rows)
+    rows, regression = list(rows), len(glue.labels) == 1
     for number, row in enumerate(rows, start=1):
         for column in (*glue.columns, "label"):
             if row.get(column) is None:
                 raise Refused(f"{name}: row {number} has no {column!r}.")
-    regression = len(glue.labels) == 1
+        if regression and not isinstance(row["label"], (int, float)):
+            raise Refused(f"{name}: row {number} has label {row['label']!r}, which is not a number.")
     return Examples(
         [str(row[glue.columns[0]]) for row in rows],
         [str(row[glue.columns[1]]) for row in rows] if len(glue.columns) == 2 else None,

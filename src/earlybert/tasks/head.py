@@ -57,7 +57,9 @@ def load_tokenizer(model: str) -> Any:
 
 
 def load_model(model: str, task: Task, seed: int) -> Any:
-    """theta_0: the pre-trained encoder and a head initialised from `seed`, fp32, on the CPU.
+    """theta_0: the pre-trained encoder with a head for the task, fp32, on the CPU.
+
+    A head that the weights hold for as many labels is kept; any other is initialised from `seed`.
 
     Raises:
         Refused: The weights are missing, are not safetensors, or do not fit the configuration.
@@ -72,18 +74,35 @@ def load_model(model: str, task: Task, seed: int) -> Any:
     torch.manual_seed(seed)
     try:
         with quiet():
-            return AutoModelForSequenceClassification.from_pretrained(
+            found, report = AutoModelForSequenceClassification.from_pretrained(
                 locate(model),
                 num_labels=len(task.labels),
                 problem_type="regression" if regression else "single_label_classification",
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
                 **names,
-            ).float()
+            )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(
             f"the weights of model {model!r} cannot be loaded as safetensors ({_first_line(error)}); "
             "pickled weights are not opened."
         ) from error
+    encoder = f"{found.base_model_prefix}."
+    wrong = [
+        str(key) for key in (*report["mismatched_keys"], *report["missing_keys"]) if _name(key).startswith(encoder)
+    ]
+    wrong = [key for key in wrong if "pooler" not in key]  # a fresh pooler is what many encoders come with
+    if wrong:
+        raise Refused(
+            f"the weights of model {model!r} do not fit its config.json: {wrong[0]} is missing or of another size."
+        )
+    return found.float()
+
+
+def _name(key: Any) -> str:
+    """A mismatched key comes with its two shapes."""
+    return key if isinstance(key, str) else str(key[0])
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from ..anatomy import Refused
 
 Problem = Literal["classification", "regression"]
 
+UNBALANCED_NOTE = "a model that always says so scores as much"
 UNBALANCED = 0.8
 """A larger share of one class than this is pointed out: always guessing it would score as much."""
 
@@ -75,9 +76,10 @@ class Task:
             if count / len(self.train) >= UNBALANCED:
                 note = (
                     f"{count / len(self.train):.0%} of the training rows are {self.labels[int(common)]!r}: "
-                    "a model that always says so scores as much; look at F1 or Matthews as well."
+                    f"{UNBALANCED_NOTE}; look at F1 or Matthews as well."
                 )
-                object.__setattr__(self, "notes", (*self.notes, note))
+                others = tuple(other for other in self.notes if UNBALANCED_NOTE not in other)
+                object.__setattr__(self, "notes", (*others, note))
 
     def limited(self, train: int | None, validation: int | None, seed: int) -> Task:
         """The task on a random sub-sample with the classes in proportion.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -49,6 +50,7 @@ def draw(
     """
     if type(align) is not int or align < 1:
         raise Refused(f"align must be a whole number of at least 1, got {align!r}.")
+    heads, neurons = _plain(heads, "heads"), _plain(neurons, "neurons")
     head_scores, neuron_scores = _matrix(scores.heads), _matrix(scores.neurons)
     head_mask = keep_mask(head_scores, heads, scope=heads_scope, seed=scores.seed, what="heads")
     neuron_mask = keep_mask(neuron_scores, neurons, scope=neurons_scope, align=align, seed=scores.seed, what="neurons")
@@ -158,8 +160,7 @@ def _block_counts(
 
 def _count(remove: int | float, whole: int, what: str) -> int:
     """The number to remove out of `whole`, rounded half up."""
-    if isinstance(remove, bool) or not isinstance(remove, (int, float)):
-        raise Refused(f"{what} to remove must be a count or a fraction, got {remove!r}.")
+    remove = _plain(remove, what)
     if isinstance(remove, int):
         if not 0 <= remove < whole:
             raise Refused(f"cannot remove {remove} of {whole} {what}: at least one has to stay.")
@@ -168,6 +169,13 @@ def _count(remove: int | float, whole: int, what: str) -> int:
         raise Refused(f"the fraction of {what} to remove must be in [0, 1), got {remove!r}.")
     # As the number was written, not as its binary neighbour: 0.285 of 1000 is 285.
     return int(Fraction(repr(remove)) * whole + Fraction(1, 2))
+
+
+def _plain(remove: int | float, what: str) -> int | float:
+    """A Python number, also from numpy's."""
+    if isinstance(remove, (bool, np.bool_)) or not isinstance(remove, (Integral, Real)):
+        raise Refused(f"{what} to remove must be a count or a fraction, got {remove!r}.")
+    return int(remove) if isinstance(remove, Integral) else float(remove)
 
 
 def _hash(seed: int, layers: int, units: int) -> NDArray[np.uint64]:

@@ -37,7 +37,7 @@ class Gates:
         self.model = model
         self.on = on
         self.anatomy = of(model)
-        if not self.anatomy.uniform:
+        if not self.anatomy.whole:
             raise Refused("this model has already been cut; search for tickets on the full model.")
         device = next(model.parameters()).device
         layers = len(self.anatomy.layers)
@@ -51,7 +51,14 @@ class Gates:
         return [self.heads, self.neurons]
 
     def attach(self) -> Gates:
-        """Put the coefficients into the model's forward pass."""
+        """Put the coefficients into the model's forward pass.
+
+        Raises:
+            Refused: There are gates or a replaced forward on it already; nothing was changed.
+        """
+        for name in (part for layer in self.anatomy.layers for part in (layer.output, layer.down)):
+            if "forward" in vars(self.model.get_submodule(name)):
+                raise Refused(f"{name} already has its forward replaced; take other gates or hooks off first.")
         for index, layer in enumerate(self.anatomy.layers):
             self._gate(layer.output, lambda index=index: expand_heads(self.heads[index], self.anatomy.head_size))
             self._gate(layer.down, lambda index=index: self.neurons[index])
@@ -87,8 +94,6 @@ class Gates:
     def _gate(self, name: str, coefficients: Callable[[], Tensor]) -> None:
         linear = self.model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
-        if "forward" in vars(linear):
-            raise Refused(f"{name} already has its forward replaced; take other gates or hooks off first.")
         scale: Any = scaled_weight if self.on == "weight" else scaled_input
         linear.forward = lambda input: scale(linear, input, coefficients())
         self._gated.append(linear)

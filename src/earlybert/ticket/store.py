@@ -159,6 +159,8 @@ def _move(fresh: Path, target: Path) -> None:
     new = {file.name for file in fresh.iterdir()}
     for file in sorted(fresh.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, target / file.name)
-    for stale in target.glob("*.safetensors*"):
-        if stale.name not in new:
-            stale.unlink()
+    # Weights of an earlier save, under the names transformers gives them; other files are not ours to remove.
+    for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"):
+        for stale in target.glob(pattern):
+            if stale.name not in new:
+                stale.unlink()

@@ -72,7 +72,7 @@ class Ticket:
         Raises:
             Refused: Another type, other sizes, or a model that is already cut.
         """
-        if not anatomy.uniform:
+        if not anatomy.whole:
             raise Refused("this model has already been cut; a ticket applies to the full model.")
         for what, mine, its in (
             ("model type", self.model_type, anatomy.model_type),

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..tasks.batches import Rows, in_order
-from .loop import to_device
 from .precision import autocast
+from .step import to_device
 
 
 def predict(

@@ -67,9 +67,9 @@ def loop(
     for micro_batches in batches:
         factor = schedule(done)
         set_rate(step.optimizer, factor)
-        on_device = [to_device(batch, step.device) for batch in micro_batches]
+        prepared = step.prepare(micro_batches)
         with clock:
-            loss = step(on_device)
+            loss = step(prepared)
         done += 1
         event = Done(done, loss, micro_batches, factor)
         asked = [observe(event) for observe in observers]  # all of them, whoever asks to stop
@@ -113,8 +113,3 @@ class LossWatch:
                     "look at the data; --resume goes on from the last checkpoint, which is good."
                 )
         return losses
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """A batch with all its tensors on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..tasks.batches import Batch
 from ..ticket import Gates
+from .losses import SPAN, loss_of, span_loss
 from .precision import autocast
 
 IGNORED = -100
@@ -48,7 +49,31 @@ class EagerStep:
         self.device = next(model.parameters()).device
         self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
-    def __call__(self, micro_batches: Sequence[Batch]) -> Tensor:
+    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
+        """Bring a step's data to the device; not part of the step's time."""
+        return [to_device(batch, self.device) for batch in micro_batches]
+
+    def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
+        """Rows and length of everything this step computes on, for counting FLOPs."""
+        return [(batch["input_ids"].shape[0], batch["input_ids"].shape[1]) for batch in micro_batches]
+
+    def loss(self, batch: Any) -> Tensor:
+        """Task loss of one prepared micro-batch, scalar.
+
+        Raises:
+            Refused: The model gives no loss.
+        """
+        inputs = dict(batch)
+        positions = {name: inputs.pop(name) for name in SPAN if name in inputs}
+        with autocast(self.precision, self.device):
+            output: Any = self.model(**inputs)
+            return span_loss(output, positions, inputs["attention_mask"].bool()) if positions else loss_of(output)
+
+    def shares(self, prepared: Sequence[Any]) -> list[float]:
+        """How much of the step's mean loss each micro-batch is."""
+        return by_labels([labels_of(batch) for batch in prepared])
+
+    def __call__(self, micro_batches: Sequence[Any]) -> Tensor:
         """Update once from all micro-batches together.
 
         Each counts by its number of labels, so that the gradient is that of one large batch. The L1
@@ -58,12 +83,12 @@ class EagerStep:
             The task loss L_0 of Eq. 4, fp32 scalar, detached, still on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        shares = _shares(micro_batches)
+        shares = self.shares(micro_batches)
         total: Tensor | None = None
         for batch, share in zip(micro_batches, shares, strict=True):
-            with autocast(self.precision, self.device):
-                output: Any = self.model(**batch)
-            loss = output.loss if share == 1.0 else output.loss * share
+            loss = self.loss(batch)
+            if share != 1.0:
+                loss = loss * share
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         if self.gates is not None:
@@ -75,16 +100,19 @@ class EagerStep:
         return total.float()
 
 
-def _shares(micro_batches: Sequence[Batch]) -> list[float]:
-    """How much of the step's mean loss each micro-batch is."""
-    if len(micro_batches) == 1:
-        return [1.0]
-    counts = [_labels(batch) for batch in micro_batches]
-    return [count / sum(counts) for count in counts]
+def by_labels(counts: Sequence[int]) -> list[float]:
+    """Counts as shares of their sum."""
+    return [1.0] if len(counts) == 1 else [count / sum(counts) for count in counts]
 
 
-def _labels(batch: Batch) -> int:
+def labels_of(batch: Batch) -> int:
+    """Labels that count in a batch."""
     labels = batch.get("labels")
     if labels is None:
         return len(next(iter(batch.values())))
     return labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with all its tensors on `device`."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

@@ -1,0 +1,72 @@
+"""The same step without padding, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..tasks.batches import Batch
+from .losses import SPAN, loss_of, span_loss
+from .pack import Packed, pack, shapes
+from .precision import autocast
+from .ragged import Kernel, RaggedModel, set_layout
+from .step import EagerStep, by_labels, labels_of, to_device
+
+
+class RaggedStep(EagerStep):
+    """`EagerStep` on packed rows: the same update, no padding computed.
+
+    One deviation: dropout on attention probabilities is off, unless `exact`.
+
+    Args:
+        exact: Keep attention dropout, with padded attention between unpadded linears.
+        *args: As `EagerStep`.
+        **kwargs: As `EagerStep`.
+
+    Raises:
+        Refused: The model or its head cannot run without padding.
+    """
+
+    def __init__(self, *args: Any, exact: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ragged = RaggedModel(self.model)
+        self.kernel: Kernel = "padded" if exact else "groups"
+
+    def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
+        """Pack a step's data and bring it to the device, with the number of its labels."""
+        return [(self.pack(batch), labels_of(batch)) for batch in micro_batches]
+
+    def pack(self, batch: Batch) -> Packed:
+        """One micro-batch without padding, on the device."""
+        packed = pack(batch, position_offset=self.ragged.position_offset, token_types=self.ragged.token_types)
+        return Packed(
+            to_device(packed.inputs, self.device), packed.bounds.to(self.device), packed.lengths, packed.longest
+        )
+
+    def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
+        """Every row with its own length."""
+        return shapes(micro_batches)
+
+    def shares(self, prepared: Sequence[tuple[Packed, int]]) -> list[float]:
+        """How much of the step's mean loss each micro-batch is."""
+        return by_labels([labels for _, labels in prepared])
+
+    def loss(self, batch: tuple[Packed, int]) -> Tensor:
+        """Task loss of one packed micro-batch, scalar."""
+        packed = batch[0]
+        with self.ragged.packed(), autocast(self.precision, self.device):
+            return self.forward(packed.inputs, packed.bounds, packed.longest, packed.lengths)
+
+    def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:
+        """Loss of a packed batch whose rows lie between `bounds`; the model is in its packed state."""
+        inputs = dict(inputs)
+        positions = {name: inputs.pop(name) for name in SPAN if name in inputs}
+        tokens = inputs["input_ids"].shape[1]
+        free = tokens - sum(lengths)
+        present = set_layout(
+            self.kernel, bounds, longest, tokens, lengths=(*lengths, free), places=self.ragged.head == "rows"
+        )
+        output: Any = self.model(**inputs)
+        return span_loss(output, positions, present) if positions else loss_of(output)

@@ -1,0 +1,42 @@
+"""The loss of a model's output where the model's own will not do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..anatomy import Refused
+from ..tasks.batches import Batch
+
+SPAN = ("start_positions", "end_positions")
+
+
+def loss_of(output: Any) -> Tensor:
+    """The model's own loss.
+
+    Raises:
+        Refused: It has none, because it has no task head or the batch no labels.
+    """
+    loss = getattr(output, "loss", None)
+    if loss is None:
+        raise Refused("the model gives no loss: it needs a task head, and labels in every batch.")
+    return loss
+
+
+def span_loss(output: Any, batch: Batch, present: Tensor) -> Tensor:
+    """Cross-entropy of start and end positions over the tokens that are there.
+
+    `transformers` takes the softmax over padding too, so that its loss depends on what padding holds.
+
+    Args:
+        output: With `start_logits` and `end_logits`, `[rows, length]`.
+        batch: With `start_positions` and `end_positions`, int64 `[rows]`; -100 is left out.
+        present: Which places hold a token, bool `[rows, length]`.
+    """
+    losses = [
+        F.cross_entropy(logits.float().masked_fill(~present, -1e9), batch[name])
+        for logits, name in zip((output.start_logits, output.end_logits), SPAN, strict=True)
+    ]
+    return (losses[0] + losses[1]) / 2

@@ -1,0 +1,212 @@
+"""Run a stock encoder on rows without padding, through its registered attention interface."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from ..anatomy import Refused, of
+
+NAME = "earlybert_ragged"
+"""Under which the attention is registered with `transformers`."""
+
+Head = Literal["first", "tokens", "rows"]
+"""What a task head reads: the first token of each row, all tokens one by one, or padded rows."""
+Kernel = Literal["varlen", "groups", "padded"]
+"""How attention is computed: torch's variable-length kernel, SDPA on groups of equal length, SDPA on padded rows."""
+
+HEADS: dict[str, Head] = {
+    "ForSequenceClassification": "first",
+    "ForMaskedLM": "tokens",
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "rows",
+}
+
+
+@dataclass
+class Layout:
+    """Where the rows of the batch in hand lie; read by the attention and by the unpacking hook."""
+
+    kernel: Kernel = "groups"
+    bounds: Tensor = field(default_factory=lambda: torch.empty(0))
+    """int32 `[rows + 2]`, as `Packed.bounds`."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each row, the free one included; for `groups` alone."""
+    longest: int = 0
+    places: Tensor = field(default_factory=lambda: torch.empty(0))
+    """For padded rows: the token at each place, int64 `[rows + 1, longest]`; padding points anywhere."""
+    present: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Which places hold a token, bool `[rows + 1, longest]`; the first is always there, so that no row is empty."""
+    row: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Row of each token, int64 `[tokens]`."""
+    offset: Tensor = field(default_factory=lambda: torch.empty(0))
+    """Place of each token in its row, int64 `[tokens]`."""
+
+
+_layout = Layout()
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each row of a packed batch.
+
+    Args:
+        module: The layer's attention module.
+        query: `[1, heads, tokens, head size]`.
+        key: The same.
+        value: The same.
+        attention_mask: None; rows are told apart by the layout in hand.
+        scaling: Of the scores; 1 / sqrt(head size) when not given.
+        dropout: On attention probabilities. Only the padded kernel has it.
+
+    Returns:
+        `[1, tokens, heads, head size]`.
+    """
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head size]
+    if _layout.kernel == "varlen":
+        out = _varlen(q, k, v, scaling)
+    elif _layout.kernel == "groups":
+        out = _groups(q, k, v, scaling)
+    else:
+        out = _padded(q, k, v, scaling, dropout)
+    return out[None], None
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds, longest = _layout.bounds, _layout.longest
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def _groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
+    """SDPA on runs of rows of one length: no padding is computed, and sorted batches make few runs."""
+    parts: list[Tensor] = []
+    begin = 0
+    for length, run in groupby(_layout.lengths):
+        rows = len(list(run))
+        end = begin + rows * length
+        if length:
+            part = [x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
+            out = F.scaled_dot_product_attention(*part, scale=scaling)
+            parts.append(out.transpose(1, 2).reshape(end - begin, *q.shape[1:]))
+        begin = end
+    return torch.cat(parts)
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float) -> Tensor:
+    """SDPA on padded rows, with dropout: what the eager step computes."""
+    padded = [x[_layout.places].transpose(1, 2) for x in (q, k, v)]  # [rows + 1, heads, longest, head size]
+    mask = _layout.present[:, None, None, :]
+    out = F.scaled_dot_product_attention(*padded, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    return out.transpose(1, 2)[_layout.row, _layout.offset]
+
+
+AttentionInterface.register(NAME, attention)
+try:
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+except ImportError:  # before the interface was public
+    pass
+
+
+class RaggedModel:
+    """A stock model that can be made to take packed batches.
+
+    Args:
+        model: A supported model with a head of `HEADS`.
+
+    Attributes:
+        head: What the head reads.
+        position_offset: Position of a row's first token.
+        token_types: Whether the model takes `token_type_ids`.
+
+    Raises:
+        Refused: The model, or its head, cannot run without padding.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.anatomy = of(model)
+        kind = type(model).__name__
+        self.head: Head | None = next((head for suffix, head in HEADS.items() if kind.endswith(suffix)), None)
+        parameters = inspect.signature(model.forward).parameters
+        if self.head is None or "position_ids" not in parameters:
+            raise Refused(f"{kind} cannot run without padding; it takes the eager step.")
+        self.token_types = "token_type_ids" in parameters
+        config: Any = model.config
+        self.position_offset = (config.pad_token_id + 1) if "roberta" in config.model_type else 0
+        layers = self.anatomy.layers[0].query
+        self._stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
+
+    @contextmanager
+    def packed(self) -> Iterator[nn.Module]:
+        """The model, taking packed batches inside; outside it is the stock model."""
+        config: Any = self.model.config
+        before = config._attn_implementation
+        config._attn_implementation = NAME
+        hook = self._stack.register_forward_hook(self._unpack)
+        try:
+            yield self.model
+        finally:
+            config._attn_implementation = before
+            hook.remove()
+
+    def _unpack(self, _: nn.Module, __: Any, output: Any) -> Any:
+        """What the head expects: `[rows, 1, hidden]`, `[1, tokens, hidden]` or `[rows, longest, hidden]`."""
+        hidden = output.last_hidden_state[0]  # [tokens, hidden]
+        if self.head == "first":
+            first = _layout.bounds[:-2].long().clamp_max(hidden.shape[0] - 1)
+            output.last_hidden_state = hidden[first][:, None]
+        elif self.head == "rows":
+            output.last_hidden_state = hidden[_layout.places[:-1]]
+        return output
+
+
+def set_layout(
+    kernel: Kernel, bounds: Tensor, longest: int, tokens: int, *, lengths: tuple[int, ...] = (), places: bool = False
+) -> Tensor:
+    """Say where the rows of the next batch lie.
+
+    Args:
+        kernel: How attention is to be computed.
+        bounds: int32 `[rows + 2]`, on the model's device.
+        longest: Length of a padded row.
+        tokens: Places in the packed batch.
+        lengths: Tokens of each row, the free one included; for `groups`.
+        places: Whether the head reads padded rows; the padded kernel does anyway.
+
+    Returns:
+        Which places of the rows hold a token, bool `[rows, longest]`; empty when nothing is padded.
+    """
+    _layout.kernel, _layout.bounds, _layout.longest, _layout.lengths = kernel, bounds, longest, lengths
+    if not places and kernel != "padded":
+        return torch.empty(0)
+    starts, sizes = bounds[:-1].long(), (bounds[1:] - bounds[:-1]).long()
+    offsets = torch.arange(longest, device=bounds.device)
+    _layout.present = offsets < sizes.clamp_min(1)[:, None]
+    _layout.places = (starts[:, None] + offsets).clamp_max(tokens - 1)
+    numbers = torch.arange(tokens, device=bounds.device)
+    _layout.row = torch.searchsorted(bounds[1:].long(), numbers, right=True)
+    _layout.offset = numbers - starts[_layout.row]
+    return _layout.present[:-1]

@@ -1,0 +1,173 @@
+"""The fast step against the eager one: same loss, same parameters, no padding in it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+
+from earlybert import Gates, Refused, apply
+from earlybert.train.fast import RaggedStep
+from earlybert.train.optimizer import adamw
+from earlybert.train.pack import pack
+from earlybert.train.step import EagerStep
+from tests.conftest import VOCABULARY, tiny_config, tiny_model
+from tests.ticket.test_surgery import uneven
+
+KINDS = {
+    "classification": AutoModelForSequenceClassification,
+    "qa": AutoModelForQuestionAnswering,
+    "mlm": AutoModelForMaskedLM,
+}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def build(family: str, kind: str, cut: bool, **changes: Any) -> Any:
+    torch.manual_seed(0)
+    dropout = (
+        {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0, "qa_dropout": 0.0}
+        if family == "distilbert"
+        else NO_DROPOUT
+    )
+    config = tiny_config(family, **{**dropout, **changes})
+    model = KINDS[kind].from_config(config).train()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return apply(model, uneven(family)) if cut else model
+
+
+def batch_of(lengths: list[int], kind: str, seed: int, pad: int = 0) -> dict[str, torch.Tensor]:
+    """Padded rows; whatever stands in the padding must not matter."""
+    random = torch.Generator().manual_seed(seed)
+    rows, longest = len(lengths), max(lengths)
+    present = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(5, VOCABULARY, (rows, longest), generator=random).masked_fill(~present, pad)
+    batch = {"input_ids": ids, "attention_mask": present.long()}
+    if kind == "classification":
+        batch["labels"] = torch.randint(0, 2, (rows,), generator=random)
+    elif kind == "mlm":
+        masked = (torch.rand(rows, longest, generator=random) < 0.3) & present
+        masked[0, 0] = True
+        batch["labels"] = torch.where(masked, ids, -100)
+    else:
+        batch["start_positions"] = torch.tensor([length // 2 for length in lengths])
+        batch["end_positions"] = torch.tensor([length - 1 for length in lengths])
+    return batch
+
+
+def twenty_steps(step: EagerStep, kind: str, lengths: list[int]) -> list[float]:
+    losses = []
+    for seed in range(20):
+        sizes = lengths if seed < 19 else lengths[:2]  # a last short batch
+        losses.append(float(step(step.prepare([batch_of(sizes, kind, seed, pad=step_pad(step))]))))
+    return losses
+
+
+def step_pad(step: EagerStep) -> int:
+    return step.model.config.pad_token_id or 0
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_twenty_steps_like_the_eager_step(family: str, kind: str, cut: bool, exact: bool) -> None:
+    model = build(family, kind, cut)
+    results = []
+    for make in (EagerStep, lambda *a, **k: RaggedStep(*a, exact=exact, **k)):
+        mine = copy.deepcopy(model)
+        # SGD with momentum: Adam would blow the rounding of a gradient that is zero up to a whole step
+        optimizer = torch.optim.SGD(mine.parameters(), lr=0.05, momentum=0.9)
+        losses = twenty_steps(make(mine, optimizer), kind, [1, 7, 7, 20, 3])
+        results.append((losses, mine.state_dict()))
+    (eager_losses, eager), (fast_losses, fast) = results
+    assert fast_losses == pytest.approx(eager_losses, rel=1e-5, abs=1e-5)
+    for name, value in eager.items():
+        torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_length_1_and_512(family: str) -> None:
+    model = build(family, "classification", False, max_position_embeddings=520)
+    losses = []
+    for make in (EagerStep, RaggedStep):
+        mine = copy.deepcopy(model)
+        step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.05))
+        pad = step_pad(step)
+        losses.append([float(step(step.prepare([batch_of([1, 512, 30], "classification", s, pad)]))) for s in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_padding_never_leaks(kind: str) -> None:
+    """Whatever stands in the padding, nothing changes, to the bit."""
+    model = build("bert", kind, False)
+    step = RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    losses = {float(step(step.prepare([batch_of([4, 9, 1], kind, 3, pad)]))) for pad in (0, 7, 99)}
+    assert len(losses) == 1
+
+
+def test_a_search_on_the_fast_step_moves_the_coefficients_alike(family: str) -> None:
+    model = build(family, "classification", False)
+    rows = []
+    for make in (EagerStep, RaggedStep):
+        mine = copy.deepcopy(model)
+        with Gates(mine) as gates:
+            step = make(mine, adamw(mine, lr=1e-3, gates=gates), gates=gates, l1=(1e-2, 1e-2))
+            twenty_steps(step, "classification", [5, 9, 2, 14])
+            rows.append(gates.row())
+    assert (rows[0] - rows[1]).abs().gt(1e-4).float().mean() < 0.02
+
+
+def test_accumulated_micro_batches_count_by_their_labels() -> None:
+    model = build("bert", "classification", False)
+    parts = [batch_of([3, 8], "classification", 0), batch_of([5], "classification", 1)]
+    losses = []
+    for make in (EagerStep, RaggedStep):
+        mine = copy.deepcopy(model)
+        step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.1))
+        losses.append([float(step(step.prepare(parts))) for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_with_dropout_the_mean_loss_agrees(family: str) -> None:
+    """200 steps that do not move: the losses of both steps are samples of the same thing."""
+    means = []
+    for make in (EagerStep, RaggedStep):
+        model = tiny_model(family)
+        step = make(model.train(), torch.optim.SGD(model.parameters(), lr=0.0))
+        torch.manual_seed(1)
+        losses = torch.tensor(
+            [float(step(step.prepare([batch_of([5, 9, 14, 3], "classification", 0)]))) for _ in range(200)]
+        )
+        means.append((losses.mean(), losses.std() / 200**0.5))
+    (eager, error), (fast, other) = means
+    assert abs(eager - fast) < 4 * (error**2 + other**2) ** 0.5
+
+
+def test_packing() -> None:
+    batch = batch_of([2, 5, 1], "mlm", 0)
+    packed = pack(batch, position_offset=2, multiple=8, rows=4)
+    assert packed.tokens == 8
+    assert packed.bounds.tolist() == [0, 2, 7, 8, 8, 8]
+    assert packed.inputs["position_ids"].tolist() == [[2, 3, 2, 3, 4, 5, 6, 2]]
+    longer = pack(batch, multiple=16)
+    assert longer.bounds.tolist() == [0, 2, 7, 8, 16]
+    assert (longer.inputs["labels"][0, 8:] == -100).all()
+    assert longer.longest == 8
+    labels = pack(batch_of([2, 5, 1], "classification", 0), rows=5).inputs["labels"]
+    assert labels[3:].tolist() == [-100, -100]
+
+
+def test_the_model_is_the_stock_model_outside_a_step_and_other_heads_are_refused() -> None:
+    model = build("bert", "classification", False)
+    batch = batch_of([3, 8], "classification", 0)
+    before = model(**batch).logits
+    step = RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    step(step.prepare([batch]))
+    assert torch.equal(model(**batch).logits, before)
+    with pytest.raises(Refused, match="without padding"):
+        RaggedStep(tiny_model("bert", head=False), torch.optim.SGD(model.parameters(), lr=0.0))
