@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from earlybert.cli import main
+from tests.conftest import tiny_model
 
 
 @pytest.fixture
@@ -30,6 +31,16 @@ def files(tmp_path: Path) -> Path:
     table("wide.csv", [("a good film " * 30, i % 2) for i in range(20)])
     table("many.csv", [("a film", i) for i in range(60)])
     table("half_numbers.csv", [("a film", 0.5), ("a film", "x")])
+    table("one_bad_number.csv", [("a good film", i / 10) for i in range(20)] + [("a film", "n/a")])
+    table("surplus.csv", [("a good film", 1), ("a good, film", 0)])
+    table("twice.csv", [("a good film", "1,1")], header="text,label,label")
+    damaged = bytearray(gzip.compress("".join(f"a good film {i},{i % 2}\n" for i in range(500)).encode()))
+    damaged[len(damaged) // 2] ^= 0xFF
+    (folder / "damaged.csv.gz").write_bytes(bytes(damaged))
+    bare = folder / "bare"
+    tiny_model("bert", head=False, vocab_size=120).save_pretrained(bare)
+    three = folder / "three"
+    tiny_model("bert", num_labels=3).save_pretrained(three)
     (folder / "blank.csv").write_text("")
     (folder / "broken.jsonl").write_text('{"text": "a", "label": 1}\n{"text": \n')
     (folder / "multi.jsonl").write_text('{"text": "a", "label": [0, 1]}\n{"text": "b", "label": [1]}\n')
@@ -68,9 +79,15 @@ CASES = {
         f"{OWN} --validation-file {{f}}/other_labels.csv",
         "is not one of the training labels",
     ),
-    "too many classes": ("--train-file {f}/many.csv", "60 different whole numbers"),
+    "too many classes": ("--train-file {f}/many.csv", "holds 60 different labels"),
     "no number": ("--train-file {f}/half_numbers.csv --problem regression", "'x' is not a number"),
     "multi-label": ("--train-file {f}/multi.jsonl", "multi-label tasks are not supported"),
+    "one bad number": ("--train-file {f}/one_bad_number.csv", "holds numbers, but not in row 21 ('n/a')"),
+    "surplus cells": ("--train-file {f}/surplus.csv", "row 2 has more cells than the header"),
+    "column twice": ("--train-file {f}/twice.csv", "names a column twice"),
+    "damaged gzip": ("--train-file {f}/damaged.csv.gz", "damaged"),
+    "no tokenizer": (f"{OWN} --model {{f}}/bare", "token"),
+    "searching backwards": (f"{OWN} --gate-lr -0.1", "gate_lr must be at least 0"),
     "broken json": ("--train-file {f}/broken.jsonl", "line 2, is not a JSON object"),
     "not utf-8": ("--train-file {f}/latin.csv", "not UTF-8"),
     "torn gzip": ("--train-file {f}/cut.jsonl.gz", "is broken after line"),
@@ -178,3 +195,20 @@ def test_own_files_regression_and_pairs(files: Path, model_folder: Path, tmp_pat
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert set(metrics["score"]) == {"pearson", "spearman"}
     assert metrics["validation_rows"] == 2
+
+
+def test_a_head_of_another_size_is_replaced(files: Path, model_folder: Path, tmp_path: Path, tiny_tokenizer) -> None:
+    tiny_tokenizer.save_pretrained(files / "three")
+    words = ["--train-file", f"{files}/good.csv", "--model", f"{files}/three", "--max-length", "16", "--align", "8"]
+    assert main(["finetune", *words, "--method", "dense", "--output", str(tmp_path / "out")]) == 0
+    assert len(json.loads((tmp_path / "out" / "model" / "config.json").read_text())["id2label"]) == 2
+
+
+def test_three_classes_of_which_validation_shows_two(files: Path, model_folder: Path, tmp_path: Path) -> None:
+    rows = [f"a {'good' if i % 3 else 'bad'} film,{i % 3}" for i in range(30)]
+    (files / "train3.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    (files / "held3.csv").write_text("text,label\na good film,2\na bad film,0\n")
+    words = ["--train-file", f"{files}/train3.csv", "--validation-file", f"{files}/held3.csv", "--max-length", "16"]
+    settings = ["--model", str(model_folder), "--method", "dense", "--dense-steps", "2"]
+    assert main(["finetune", *words, *settings, "--output", str(tmp_path / "out")]) == 0
+    assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())["score"]) == {"accuracy", "f1", "matthews"}

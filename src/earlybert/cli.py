@@ -8,10 +8,10 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from .config import BadSetting, Drawing, Finetune, Stages
+from .config import PARTS, BadSetting, Drawing, Finetune, Ticketing
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import ArgumentParser
 
 COMMANDS = {
     "finetune": "search, draw and train in one go",
@@ -40,26 +40,32 @@ def main(argv: list[str] | None = None) -> int:
     if command not in COMMANDS:
         return _refuse(f"unknown command {command!r}; there are {', '.join(COMMANDS)}.")
     if "-h" in arguments or "--help" in arguments:
-        print(_with_dashes(_parser(command).format_help()))
+        print(_plain(_parser(command).format_help()))
         return 0
+    try:
+        return _parse_and_run(command, arguments)
+    except BadSetting as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        again = f"earlybert {command} RUN" if command in FROM_RUN else f"earlybert {command} --output RUN --resume"
+        print(f"earlybert: stopped; to go on: {again}, with RUN the run folder named above.", file=sys.stderr)
+        return 130
+
+
+def _parse_and_run(command: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError
 
     try:
-        return _run(command, _parser(command).parse_args(_config_first(arguments)))
+        # Only what was said: what was not is the saved run's, or the default.
+        given = _parser(command).parse_args(_config_first(arguments), defaults=False).as_dict()
     except ArgumentError as error:
         return _refuse(_one_line(str(error)))
-    except BadSetting as error:
-        return _refuse(str(error))
+    given.pop("config", None)
+    options = {name: given.pop(name, None) for name in ("output", "resume", "compare", "run", "into")}
+    settings = {name: value for name, value in given.items() if value is not None}
+    config = Finetune(**settings) if command in FROM_YAML else None  # out of range: said before torch is loaded
 
-
-def _run(command: str, given: Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    values = given.as_dict()
-    values.pop("config", None)
-    options = {name: values.pop(name, None) for name in ("output", "resume", "compare", "run", "into")}
-    config = Finetune(**values) if command in FROM_YAML else None
-
-    # Imported only now: parsing and help do not wait for torch.
     from .anatomy import Refused
     from .recipes import finetune as recipe
     from .ticket import CutMismatch
@@ -67,24 +73,19 @@ def _run(command: str, given: Namespace) -> int:
 
     try:
         if config is not None:
-            common = {"output": options["output"], "resume": bool(options["resume"])}
+            start = recipe.start(settings, output=options["output"], resume=bool(options["resume"]))
             if command == "finetune":
-                recipe.finetune(config, compare=bool(options["compare"]), **common)
+                recipe.finetune(start, compare=bool(options["compare"]))
             else:
-                recipe.search(config, **common)
+                recipe.search(start)
         elif command == "evaluate":
             recipe.evaluate(options["run"])
+        elif command == "draw":
+            recipe.draw(options["run"], settings=settings, into=options["into"])
         else:
-            settings = {name: value for name, value in values.items() if value is not None}
-            if command == "draw":
-                recipe.draw(options["run"], settings=settings, into=options["into"])
-            else:
-                recipe.train(options["run"], settings=settings)
+            recipe.train(options["run"], settings=settings)
     except (Refused, Diverged, CutMismatch) as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("earlybert: stopped; go on with --resume.", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -93,28 +94,35 @@ def _parser(command: str) -> ArgumentParser:
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
-        prog=f"earlybert {command}", description=COMMANDS[command] + ".", exit_on_error=False, default_env=False
+        prog=f"earlybert {command}",
+        usage=f"earlybert {command} {'[--SETTING VALUE ...]' if command in FROM_YAML else 'RUN [--SETTING VALUE ...]'}",
+        description=COMMANDS[command] + ".",
+        exit_on_error=False,
+        default_env=False,
     )
-    if command in FROM_YAML:
+    if command != "evaluate":
         parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
-        parser.add_argument("--output", type=str | None, help="run folder (default: runs/<data>-<date>)")
-        parser.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    if command in FROM_YAML:
+        parser.add_argument("--output", type=str, help="run folder (default: runs/<data>-<date>)")
+        parser.add_argument(
+            "--resume", action="store_true", help="go on with the run in --output, with its own settings"
+        )
         if command == "finetune":
             parser.add_argument(
                 "--compare",
                 action="store_true",
                 help="also train the dense model, and the dense model stopped at the same cost",
             )
-        parser.add_class_arguments(Finetune, as_group=False)
-        return parser
-    parser.add_argument("run", type=str, help="run folder")
+    else:
+        parser.add_argument("run", type=str, help="run folder")
     if command == "draw":
-        parser.add_argument("--into", type=str | None, help="new run folder for this ticket")
-    for part in {"draw": (Drawing,), "train": (Stages,)}.get(command, ()):
+        parser.add_argument("--into", type=str, help="new run folder for this ticket, with a copy of the search")
+    for part in {"draw": (Drawing,), "train": (Ticketing,), "evaluate": ()}.get(command, PARTS):
         helps = _helps(part)
+        group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
         for field in fields(part):
-            kind = _field_type(field.name)
-            parser.add_argument(f"--{field.name}", type=kind | None, default=None, help=helps[field.name])
+            default = "the run's" if command in FROM_RUN else field.default
+            group.add_argument(f"--{field.name}", type=_field_type(field.name), help=f"{helps[field.name]} [{default}]")
     return parser
 
 
@@ -163,6 +171,11 @@ def _config_first(arguments: list[str]) -> list[str]:
         else:
             (first if word.startswith("--config=") else rest).append(word)
     return first + rest
+
+
+def _plain(help: str) -> str:
+    """Without the types and defaults that the parser adds: choices and defaults are in the text."""
+    return _with_dashes(re.sub(r"\s*\((required, )?type:[^)]*(\[[^\]]*\])?[^)]*\)", "", help))
 
 
 def _with_dashes(text: str) -> str:

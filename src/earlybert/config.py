@@ -18,6 +18,11 @@ def _between(name: str, value: float, low: float, high: float = float("inf")) ->
         raise BadSetting(f"{name} must be {limits}, got {value!r}.")
 
 
+def _above_zero(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise BadSetting(f"{name} must be above 0, got {value!r}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """The data to train and to validate on."""
@@ -41,7 +46,7 @@ class Data:
     max_length: int = 128
     """Longest row in tokens; longer ones are cut."""
     truncate: bool = False
-    """Accept data in which every row is longer than max_length."""
+    """Accept data in which every single row is longer than max_length (rows that are longer are always cut)."""
     train_rows: int | None = None
     """Train on a random sub-sample of so many rows, classes in proportion."""
     validation_rows: int | None = None
@@ -56,7 +61,7 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What search, ticket and dense training share."""
+    """The model, and what search, ticket and dense training share."""
 
     model: str = "minilm"
     """A model folder or hub name; minilm is the packaged all-MiniLM-L6-v2."""
@@ -83,8 +88,7 @@ class Training:
         _between("weight_decay", self.weight_decay, 0)
         _between("warmup", self.warmup, 0, 1)
         _between("seed", self.seed, 0, 2**31 - 1)
-        if not self.max_grad_norm > 0:
-            raise BadSetting(f"max_grad_norm must be above 0, got {self.max_grad_norm!r}.")
+        _above_zero("max_grad_norm", self.max_grad_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +118,8 @@ class Searching:
         _between("search_epochs", self.search_epochs, 0)
         if self.search_steps is not None:
             _between("search_steps", self.search_steps, 1)
+        if self.gate_lr is not None:
+            _between("gate_lr", self.gate_lr, 0)
         _between("l1_heads", self.l1_heads, 0)
         _between("l1_neurons", self.l1_neurons, 0)
         _between("settle_threshold", self.settle_threshold, 0, 1)
@@ -128,7 +134,7 @@ class Drawing:
     heads: int | float = 1 / 3
     """Heads to remove: a count (per layer, or in all when global) or a fraction in [0, 1). Paper: 4 of 12, 6 of 16."""
     neurons: int | float = 0.4
-    """Intermediate neurons to remove: the same. Paper: 0.4."""
+    """Intermediate neurons to remove: a count (in all, or per layer) or a fraction. Paper: 0.4, which is 40 %."""
     heads_scope: Scope = "layer"
     """Compare heads within their layer (paper) or over all layers."""
     neurons_scope: Scope = "global"
@@ -146,49 +152,69 @@ class Drawing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stages:
-    """Stage 3 (Sec. 3.2, 4.1) and the dense run it is measured against."""
+class Ticketing:
+    """Stage 3 (Sec. 3.2, 4.1): how the ticket is trained."""
 
-    method: Literal["ticket", "dense"] = "ticket"
-    """Train an early-bird ticket, or the full model."""
     weights: Literal["reset", "keep"] = "reset"
     """Start the ticket from theta_0 (paper), or go on from the searched weights."""
     epochs: float = 2.0
     """Epochs of the ticket (Sec. 4.1: 2); with weights=keep the search is part of them."""
     lr: float = 4e-5
     """Learning rate of the ticket (Sec. 4.1: 4e-5)."""
+
+    def __post_init__(self) -> None:
+        _above_zero("epochs", self.epochs)
+        _above_zero("lr", self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """The dense run, whose schedule the search follows."""
+
+    method: Literal["ticket", "dense"] = "ticket"
+    """Train an early-bird ticket, or the full model."""
     dense_epochs: float = 3.0
-    """Epochs of the dense run (Sec. 4.1: 3); the search follows its schedule."""
+    """Epochs of the dense run (Sec. 4.1: 3)."""
     dense_lr: float = 2e-5
     """Learning rate of the dense run and of the search (Sec. 4.1: 2e-5)."""
     dense_steps: int | None = None
     """Length of the dense run in optimizer steps, instead of epochs."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "lr", "dense_epochs", "dense_lr"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise BadSetting(f"{name} must be above 0, got {getattr(self, name)!r}.")
+        _above_zero("dense_epochs", self.dense_epochs)
+        _above_zero("dense_lr", self.dense_lr)
         if self.dense_steps is not None:
             _between("dense_steps", self.dense_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Data, Training, Searching, Drawing, Stages):
-    """One fine-tuning run."""
+class Bookkeeping:
+    """What is written down, and how often."""
 
     checkpoint_every: int = 500
-    """Optimizer steps between checkpoints; 0 writes none within a stage."""
+    """Optimizer steps between checkpoints; 0 writes none within a stage, unless it is stopped."""
     eval_every: int = 0
-    """Optimizer steps between evaluations while training; 0 evaluates at the end only."""
+    """Optimizer steps between evaluations while training, into evaluations.jsonl; 0 evaluates at the end only."""
     log_every: int = 50
     """Optimizer steps between readings of losses and times, which wait for the device."""
 
     def __post_init__(self) -> None:
-        for part in (Data, Training, Searching, Drawing, Stages):
-            part.__post_init__(self)
         _between("checkpoint_every", self.checkpoint_every, 0)
         _between("eval_every", self.eval_every, 0)
         _between("log_every", self.log_every, 1)
+
+
+PARTS = (Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping)
+"""In the order in which `--help` lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping):
+    """One fine-tuning run."""
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            part.__post_init__(self)
 
 
 def changed(before: Finetune, after: Finetune) -> list[str]:

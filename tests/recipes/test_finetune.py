@@ -189,7 +189,7 @@ def test_killed_anywhere_and_resumed_is_bit_equal(
         assert not (out / "metrics.json").exists()
         assert run("finetune", *settings, "--output", out) == 2  # the folder exists
         assert run("finetune", *settings, "--output", out, "--seed", "7", "--resume") == 2  # other settings
-        assert run("finetune", *settings, "--output", out, "--resume") == 0
+        assert run("finetune", "--output", out, "--resume") == 0  # it knows its settings
         assert equal(tmp_path / "whole", out)
         assert steps(out) == steps(tmp_path / "whole")
         if method != "dense":
@@ -279,7 +279,7 @@ def test_reset_is_refused_when_the_model_has_changed(flags: list[str], tmp_path:
 def test_the_search_follows_the_dense_schedule_and_stops_when_settled(flags: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     easy = ["--settle-threshold", "1", "--settle-min-steps", "10"]
-    assert run("search", *flags, *easy, "--output", out) == 0
+    assert run("search", *flags, *easy, "--dense-epochs", "6", "--output", out) == 0
     scores = eb.Scores.load(out / "scores.safetensors")
     assert scores.info["ended"] == "settled"
     assert scores.info["cap"] == 100  # 0.2 epoch is 5 steps here
@@ -287,8 +287,8 @@ def test_the_search_follows_the_dense_schedule_and_stops_when_settled(flags: lis
     config = Run_config(out)
     lengths = plan(Bench.set_up(config))
     rates = [line["lr"] for line in read_steps(out / "steps.jsonl")]
-    assert rates == pytest.approx([1e-3 * max(0, 72 - done) / 72 for done in range(scores.steps)])
-    assert lengths.search_schedule(72) == 0
+    assert rates == pytest.approx([1e-3 * (144 - done) / 144 for done in range(scores.steps)])
+    assert lengths.search_schedule(144) == 0
 
 
 def test_compare_trains_the_rival_at_the_same_flops(
@@ -307,3 +307,98 @@ def test_compare_trains_the_rival_at_the_same_flops(
     assert rates[0] == 2e-3  # the ticket's learning rate
     assert rates[-1] == pytest.approx(2e-3 / len(rates))  # and a schedule that ends where it ends
     assert "dense, same cost" in capsys.readouterr().out
+
+
+def test_a_search_that_had_settled_does_not_go_on_when_resumed(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from earlybert.recipes import stages
+
+    easy = ["--settle-threshold", "1", "--settle-window", "1", "--settle-min-steps", "20", "--dense-epochs", "6"]
+    assert run("search", *flags, *easy, "--output", tmp_path / "whole") == 0
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    real = stages.collect
+    monkeypatch.setattr(stages, "collect", killed)
+    with pytest.raises(Killed):
+        run("search", *flags, *easy, "--output", tmp_path / "killed")
+    monkeypatch.setattr(stages, "collect", real)
+    assert run("search", "--output", tmp_path / "killed", "--resume") == 0
+    whole, killed_scores = (eb.Scores.load(tmp_path / name / "scores.safetensors") for name in ("whole", "killed"))
+    assert (whole.steps, whole.digest()) == (killed_scores.steps, killed_scores.digest())
+    assert killed_scores.info["ended"] == "settled"
+
+
+def test_a_search_is_never_longer_than_the_dense_run_and_says_so(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("search", *flags, "--dense-epochs", "1", "--output", tmp_path / "run") == 0
+    assert eb.Scores.load(tmp_path / "run" / "scores.safetensors").steps == 24
+    lines = list(read_steps(tmp_path / "run" / "steps.jsonl"))
+    assert all(line["lr"] > 0 for line in lines)
+    out = capsys.readouterr().out
+    assert "hardly better than random" in out
+    assert "a ticket saves little" in out
+
+
+def test_settings_of_a_kept_search_cannot_change_and_a_refusal_changes_nothing(
+    flags: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert run("search", *flags, "--weights", "keep", "--search-steps", "5", "--output", out) == 0
+    assert run("draw", out) == 0
+    before = (out / "config.yaml").read_bytes()
+    assert run("train", out, "--lr", "0.1") == 2
+    assert run("train", out, "--weights", "reset") == 2
+    assert (out / "config.yaml").read_bytes() == before
+    assert run("train", out) == 0
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--method", "dense", "--dense-lr", "1e38", "--dense-steps", "1", "--output", tmp_path / "run"]
+    assert run("finetune", *flags, *settings) == 2
+    assert "not finite after step 1" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_ctrl_c_writes_a_checkpoint_and_resuming_is_bit_equal(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*flags, "--checkpoint-every", "0", "--search-steps", "8", "--epochs", "1"]
+    assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
+    real = EagerStep.__call__
+    calls = 0
+
+    def interrupted(self: EagerStep, batches: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls in (5, 13):
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, batches)
+
+    monkeypatch.setattr(EagerStep, "__call__", interrupted)
+    assert run("finetune", *settings, "--output", tmp_path / "run") == 130
+    assert "earlybert finetune --output RUN --resume" in capsys.readouterr().err
+    assert run("finetune", "--output", tmp_path / "run", "--resume") == 130
+    assert run("finetune", "--output", tmp_path / "run", "--resume") == 0
+    assert calls == 8 + 24  # no step was taken twice
+    assert equal(tmp_path / "whole", tmp_path / "run")
+
+
+def test_full_disk_in_a_log_is_one_sentence(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from earlybert.train import steplog
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(steplog, "open", full, raising=False)
+    assert run("finetune", *flags, "--search-steps", "3", "--output", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert err.count("\n") == 1

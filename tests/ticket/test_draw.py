@@ -146,6 +146,13 @@ def test_sign_does_not_matter_and_sixteen_heads_take_counts() -> None:
     }
 
 
+def test_numpy_numbers_are_numbers() -> None:
+    scores = scores_of(np.random.default_rng(0).random((2, 16)))
+    plain = draw(scores, heads=0.25, neurons=3, align=1)
+    assert draw(scores, heads=np.float64(0.25), neurons=np.int64(3), align=1) == plain
+    assert plain.to_dict() == draw(scores, heads=np.float64(0.25), neurons=np.int64(3), align=1).to_dict()
+
+
 def test_margin_says_how_sure_the_cut_is() -> None:
     head = torch.tensor([[1.0, 0.5, 0.9, 0.8], [1.0, 0.2, 0.7, 0.6]])
     tied = torch.ones(2, 64)

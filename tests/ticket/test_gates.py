@@ -149,6 +149,12 @@ def test_a_cut_model_is_refused_and_so_are_gates_on_gates() -> None:
         Gates(apply(model, draw(scores, heads=1, neurons=0.3, align=1)))
     with Gates(model), pytest.raises(Refused, match="take other gates"):
         Gates(model).attach()
+    last = model.bert.encoder.layer[-1].output.dense
+    last.forward = last.forward  # somebody else's
+    with pytest.raises(Refused, match="take other gates"):
+        Gates(model).attach()
+    del last.forward
+    Gates(model).attach().detach()  # the failure left nothing behind
     with Gates(model), pytest.raises(Refused, match="detach them"):
         apply(model, draw(scores, heads=1, neurons=0.3, align=1))
 

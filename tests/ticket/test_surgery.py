@@ -16,7 +16,7 @@ import earlybert
 from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, rebind
 from earlybert.anatomy import of
 from earlybert.ticket.surgery import fold, mask
-from tests.conftest import HEADS, NEURONS, tiny_batch, tiny_model
+from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
 
 
 def uneven(family: str, seed: int = 0) -> Ticket:
@@ -186,6 +186,21 @@ def test_saving_again_replaces_whole_files_and_a_whole_model_loads_too(tmp_path:
     earlybert.save(apply(model, uneven("bert")), tmp_path / "out")
     assert earlybert.ticket_of(earlybert.load(tmp_path / "out")) == uneven("bert")
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_saving_leaves_other_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "scores.safetensors").write_bytes(b"mine")
+    earlybert.save(tiny_model(), tmp_path)
+    assert (tmp_path / "scores.safetensors").read_bytes() == b"mine"
+
+
+def test_a_model_cut_alike_in_all_layers_is_known_as_cut() -> None:
+    even = Ticket(((0, 2, 3),) * LAYERS, (tuple(range(32)),) * LAYERS, "bert", HEADS, NEURONS)
+    small = apply(tiny_model(), even)
+    with pytest.raises(Refused, match="already been cut"):
+        Gates(small)
+    with pytest.raises(Refused, match="already been cut"):
+        apply(small, even)
 
 
 def test_full_disk_while_saving_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,12 +136,24 @@ def test_iterators_end_lists_go_round_and_bad_input_is_refused() -> None:
         ([], {}, "no batches"),
         (iter(()), {}, "no batches"),
         (BATCHES, {"steps": 0}, "at least 1 step"),
+        (BATCHES, {"lr": -1.0}, "lr must be at least 0"),
+        (BATCHES, {"gate_lr": -1.0}, "gate_lr must be"),
+        ([tiny_batch(labels=False)], {}, "labels in every batch"),
         (BATCHES, {"l1": -1.0}, "l1 must be"),
         (BATCHES, {"l1": float("nan")}, "l1 must be"),
         (BATCHES, {"precision": "fp8"}, "precision must be"),
     ):
         with pytest.raises(eb.Refused, match=sentence):
             search(model, batches, **settings)
+
+
+def test_frozen_weights_and_bare_encoders() -> None:
+    frozen = tiny_model()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    assert (torch.stack(search(frozen, max_grad_norm=None).neurons) != 1).any()
+    with pytest.raises(eb.Refused, match="needs a task head"):
+        search(tiny_model(head=False), [tiny_batch(labels=False)])
 
 
 def test_a_diverged_search_says_where_and_puts_the_model_back() -> None:

@@ -3,35 +3,77 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import Finetune
+from ..config import Finetune, changed
 from ..ticket import Scores, Ticket, load
+from ..ticket.files import disk_errors
 from .bench import Bench
 from .progress import say
 from .run import Run, default_output
-from .stages import check_drawing, draw_stage, draw_ticket, plan, search_stage, train_stage
+from .stages import advice, check_drawing, draw_stage, draw_ticket, plan, search_stage, train_stage
 from .versus import versus
 
 
-def finetune(config: Finetune, *, output: str | None, resume: bool, compare: bool) -> Run:
-    """Search, draw and train (or train dense), in one run folder.
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from, or goes on from: checked, nothing written yet."""
+
+    bench: Bench
+    run: Run
+
+
+def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> Start:
+    """Check everything that can be checked.
 
     Args:
-        config: The settings.
+        settings: Those that were given; a resumed run brings its own, and given ones have to agree.
         output: The run folder; `runs/<data>-<date>` when None.
         resume: Go on with the run in that folder.
-        compare: Also train the dense model, and the dense model stopped at the ticket's cost.
 
     Raises:
         Refused: Anything about the input; before any compute.
     """
-    if compare and config.method == "dense":
+    if not resume:
+        config = Finetune(**settings)
+        run = Run.create(Path(output) if output else default_output(config), config)
+    elif output is None:
+        raise Refused("--resume needs --output, the run folder to go on with.")
+    else:
+        run = Run.open(output)
+        different = changed(run.config, replace(run.config, **settings))
+        if different:
+            raise Refused(
+                f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
+                "or choose another --output."
+            )
+    bench = Bench.set_up(run.config)
+    plan(bench)
+    if run.config.method == "ticket":
+        check_drawing(bench)
+    bench.theta_0()  # weights that cannot be read are refused before anything is written
+    return Start(bench, run)
+
+
+def finetune(start: Start, *, compare: bool) -> Run:
+    """Search, draw and train (or train dense), in one run folder.
+
+    Args:
+        start: What to run.
+        compare: Also train the dense model, and the dense model stopped at the ticket's cost.
+
+    Raises:
+        Refused: There is no ticket to compare.
+    """
+    bench, run = start.bench, start.run
+    if compare and run.config.method == "dense":
         raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
-    bench, run = _begin(config, output, resume)
+    announce(bench, run)
     metrics = _all_stages(bench, run)
     if compare:
         versus(bench, run, metrics)
@@ -40,10 +82,11 @@ def finetune(config: Finetune, *, output: str | None, resume: bool, compare: boo
     return run
 
 
-def search(config: Finetune, *, output: str | None, resume: bool) -> Run:
+def search(start: Start) -> Run:
     """Stage 1 alone."""
-    bench, run = _begin(config, output, resume)
-    scores = search_stage(bench, run)
+    run = start.run
+    announce(start.bench, run)
+    scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
     say(f"next: earlybert draw {run.path}")
     return run
@@ -58,27 +101,40 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
         into: A new run folder for this ticket, so that one search serves many.
     """
     run = Run.open(path)
+    if not run.scores.exists():
+        raise Refused(f"{path} has not finished its search; run earlybert search with its settings and --resume.")
     scores = Scores.load(run.scores)
     config = replace(run.config, **settings)
+    draw_ticket(config, scores)  # a refusal changes nothing
     if into is not None:
-        new = Run.prepare(into, config, resume=False)
-        draw_ticket(config, scores)  # a refusal leaves no folder behind
-        new.write_config()
-        for file in (run.scores, run.history, run.searched):
-            if file.exists():
-                shutil.copy2(file, new.path / file.name)
-        shutil.copy2(run.steps, new.steps)
-        run = new
-    elif run.model.exists() or run.checkpoint.exists():
+        run = _copy_search(run, Path(into), config)
+    elif run.model.exists() or run.training:
         raise Refused(f"{run.path} has already trained its ticket; draw another one into a new folder with --into.")
     else:
-        draw_ticket(config, scores)  # a refusal leaves no folder behind
         run = Run(run.path, config)
         run.write_config()
-    ticket = draw_stage(run, scores)
-    describe(ticket)
+    describe(draw_stage(run, scores))
     say(f"next: earlybert train {run.path}")
     return run
+
+
+def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
+    """A new run folder with the same search; it is there whole or not at all."""
+    if into.exists():
+        raise Refused(f"{into} exists; choose another --into.")
+    with disk_errors(into):
+        into.parent.mkdir(parents=True, exist_ok=True)
+        half = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
+        try:
+            for file in (run.scores, run.history, run.searched, run.steps):
+                if file.exists():
+                    shutil.copy2(file, half / file.name)
+            Run(half, config).write_config()
+            half.chmod(0o755)
+            half.rename(into)
+        finally:
+            shutil.rmtree(half, ignore_errors=True)
+    return Run(into, config)
 
 
 def train(path: str, *, settings: dict[str, Any]) -> Run:
@@ -92,15 +148,20 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
     if run.metrics.exists():
         raise Refused(f"{run.path} is already trained; see earlybert evaluate {run.path}.")
     config = replace(run.config, **settings)
-    if config != run.config and run.checkpoint.exists():
-        raise Refused(f"{run.path} has begun training with other settings; go on with its own.")
+    different = changed(run.config, config)
+    if different and run.training:
+        raise Refused(
+            f"{run.path} has begun training with other settings ({', '.join(different)}); go on with its own."
+        )
+    if different and "keep" in (run.config.weights, config.weights) and run.config.method == "ticket":
+        raise Refused(
+            f"{run.path} was searched for weights={run.config.weights}, with one schedule over the whole run, so "
+            f"{', '.join(different)} cannot change any more; search again."
+        )
     if config.method == "ticket" and not run.ticket.exists():
         raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
     bench = Bench.set_up(config)
-    run = Run(run.path, config)
-    plan(bench)
-    run.write_config()
-    _, metrics = train_stage(bench, run)
+    _, metrics = train_stage(bench, Run(run.path, config))
     report(run, metrics)
     return run
 
@@ -108,6 +169,8 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
 def evaluate(path: str) -> dict[str, float]:
     """Score the saved model of a run on its validation data."""
     run = Run.open(path)
+    if not run.metrics.exists():
+        raise Refused(f"{path} is not trained yet; run earlybert train {path} first.")
     bench = Bench.set_up(run.config)
     score = bench.score(load(run.model).to(bench.device))
     scores = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
@@ -124,7 +187,7 @@ def report(run: Run, metrics: dict[str, Any]) -> None:
         f"{metrics['parameters']['after'] / 1e6:.1f} M parameters"
     )
     say(f"run folder: {run.path}")
-    say(f"next: python -c \"import earlybert; print(earlybert.load('{run.model}'))\"")
+    say(f"next: earlybert evaluate {run.path}, or in Python:  model = earlybert.load({str(run.model)!r})")
 
 
 def describe(ticket: Ticket) -> None:
@@ -136,26 +199,20 @@ def describe(ticket: Ticket) -> None:
     )
 
 
-def _begin(config: Finetune, output: str | None, resume: bool) -> tuple[Bench, Run]:
-    """Check everything that can be checked, then make the run folder."""
-    if resume and output is None:
-        raise Refused("--resume needs --output, the run folder to go on with.")
-    run = Run.prepare(Path(output) if output else default_output(config), config, resume=resume)
-    bench = Bench.set_up(config)
-    lengths = plan(bench)
-    if config.method == "ticket":
-        check_drawing(bench)
-    for note in bench.notes:
-        say(f"note: {note}")
-    say(
-        f"{bench.task.name}: {len(bench.train):,} rows to train, {len(bench.validation):,} to validate; "
-        f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
-        f"{config.batch_size * config.accumulate} rows a step; "
-        + (f"search at most {lengths.search} steps, " if config.method == "ticket" else "")
-        + f"train {lengths.train}"
-    )
+def announce(bench: Bench, run: Run) -> None:
+    """Make the run folder, and say what is about to happen."""
+    config, lengths = bench.config, plan(bench)
     run.write_config()
-    return bench, run
+    for note in (*bench.notes, *advice(bench)):
+        say(f"note: {note}")
+    kind = "values to regress on" if bench.task.problem == "regression" else f"{len(bench.task.labels)} classes"
+    searching = f"search at most {lengths.search} steps, " if config.method == "ticket" else ""
+    say(
+        f"{bench.task.name}: {len(bench.train):,} rows to train, {len(bench.validation):,} to validate, {kind}; "
+        f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
+        f"{config.batch_size * config.accumulate} rows a step; {searching}train {lengths.train}"
+    )
+    say(f"run folder: {run.path}")
 
 
 def _all_stages(bench: Bench, run: Run) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from torch import nn
 
 from ..cost import count
 from ..ticket import Scores, ticket_of
+from ..ticket.files import write_atomically
 from ..train.loop import Done
-from ..train.steplog import totals
+from ..train.steplog import append, read_steps, totals
 from .bench import Bench
+from .progress import say
 from .run import Run, environment
 
 
@@ -63,15 +65,20 @@ def disk_bytes(folder: Path) -> int:
 class Evaluations:
     """Observer that scores the model on the way, into `evaluations.jsonl`. The last checkpoint counts all the same."""
 
-    def __init__(self, bench: Bench, run: Run, model: nn.Module) -> None:
+    def __init__(self, bench: Bench, run: Run, model: nn.Module, first: int) -> None:
         self._bench = bench
         self._file = run.path / "evaluations.jsonl"
+        kept = [line for line in read_steps(self._file) if line["step"] <= first]
+        write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._model = model
 
     def __call__(self, done: Done) -> bool:
         """Score the model when it is time."""
         if done.step % self._bench.config.eval_every == 0:
             line = {"step": done.step, **self._bench.score(self._model)}
-            with open(self._file, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(self._file, [line])
+            say(
+                f"step {done.step}: "
+                + ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step")
+            )
         return False

@@ -16,8 +16,9 @@ import torch
 import yaml
 
 from ..anatomy import Refused
-from ..config import BadSetting, Finetune, changed, to_dict
+from ..config import BadSetting, Finetune, to_dict
 from ..ticket.files import write_atomically
+from ..train import checkpoint
 
 
 class Run:
@@ -40,27 +41,22 @@ class Run:
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.searched = self.path / "searched.safetensors"
 
+    @property
+    def training(self) -> bool:
+        """Whether stage 3 has begun and was stopped."""
+        return self.checkpoint.exists() and checkpoint.peek(self.checkpoint).get("stage") == "train"
+
     @classmethod
-    def prepare(cls, path: str | os.PathLike[str], config: Finetune, *, resume: bool) -> Run:
-        """A folder for a new run, or the one of a run to go on with. Nothing is written yet.
+    def create(cls, path: str | os.PathLike[str], config: Finetune) -> Run:
+        """A folder for a new run. Nothing is written yet.
 
         Raises:
-            Refused: It exists and `resume` was not asked for, or the other way round, or its
-                settings were others.
+            Refused: It exists and holds something.
         """
         folder = Path(path)
-        if not resume:
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise Refused(f"{folder} exists; go on with it by --resume, or choose another --output.")
-            return cls(folder, config)
-        run = cls.open(folder)
-        different = changed(run.config, config)
-        if different:
-            raise Refused(
-                f"run folder {folder} was made with other settings ({', '.join(different)}); resume it with its own, "
-                "or choose another --output."
-            )
-        return run
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Refused(f"{folder} exists; go on with it by --resume, or choose another --output.")
+        return cls(folder, config)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Run:

@@ -18,7 +18,8 @@ from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, app
 from ..ticket.settled import Watch
 from ..train import checkpoint
 from ..train.clock import Clock
-from ..train.loop import Done, Observer, loop
+from ..train.interrupt import Interrupt
+from ..train.loop import Done, Observer, loop, refuse_infinite
 from ..train.optimizer import adamw
 from ..train.schedule import Schedule, linear
 from ..train.search import Recorder, StopRule, collect, searching
@@ -30,7 +31,9 @@ from .result import Evaluations, summary
 from .run import Run
 
 FEWEST_SEARCH_STEPS = 100
-"""Cap of a search in the default recipe, where 0.2 epoch is less."""
+"""Cap of a search in the default recipe, where 0.2 epoch is less; but never longer than the dense run."""
+SETTLED_SOONEST = 60
+"""Steps before which a mask is hardly better than random (docs/stopping.md)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Plan:
     """Cap of the search."""
     train: int
     """Steps of stage 3; with `weights: keep` those of the search are among them."""
+    dense: int
+    """Steps of the dense run."""
+    warmup: int
+    """Steps over which the search's learning rate rises; no mask is judged before."""
     search_lr: float
     search_schedule: Schedule
     train_lr: float
@@ -59,7 +66,7 @@ def plan(bench: Bench) -> Plan:
     train = dense if config.method == "dense" else max(1, round(config.epochs * per_epoch))
     cap = config.search_steps or max(1, round(config.search_epochs * per_epoch))
     if config.search_steps is None and config.recipe == "default":
-        cap = max(cap, FEWEST_SEARCH_STEPS)
+        cap = min(max(cap, FEWEST_SEARCH_STEPS), dense)
     keep = config.method == "ticket" and config.weights == "keep"
     if keep and cap >= train:
         raise Refused(
@@ -68,14 +75,43 @@ def plan(bench: Bench) -> Plan:
         )
     train_lr = config.dense_lr if config.method == "dense" else config.lr
     train_schedule = linear(train, round(config.warmup * train))
+    followed = train if keep else max(dense, cap)  # a search longer than the dense run gets a schedule as long
+    warmup = round(config.warmup * followed)
     return Plan(
         search=cap,
         train=train,
+        dense=dense,
+        warmup=warmup,
         search_lr=train_lr if keep else config.dense_lr,
-        search_schedule=train_schedule if keep else linear(dense, round(config.warmup * dense)),
+        search_schedule=linear(followed, warmup),
         train_lr=train_lr,
         train_schedule=train_schedule,
     )
+
+
+def advice(bench: Bench) -> list[str]:
+    """What a person should know of this plan before it runs."""
+    config, lengths = bench.config, plan(bench)
+    notes: list[str] = []
+    if config.method == "ticket":
+        if lengths.search < SETTLED_SOONEST:
+            notes.append(
+                f"the search is only {lengths.search} steps: a mask is hardly better than random before about "
+                f"{SETTLED_SOONEST} (docs/stopping.md)."
+            )
+        if lengths.search > lengths.dense / 4 and config.weights == "reset":
+            notes.append(
+                f"the search may take {lengths.search} steps and the whole dense run takes {lengths.dense}: on so "
+                "little data a ticket saves little; --method dense with fewer epochs is the better advice."
+            )
+        if isinstance(config.neurons, int) and 0 < config.neurons <= 100 and config.neurons_scope == "global":
+            notes.append(
+                f"--neurons {config.neurons} removes {config.neurons} of all neurons; "
+                f"{config.neurons} % would be {config.neurons / 100:g}."
+            )
+    if lengths.train < 20:
+        notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
+    return notes
 
 
 def check_drawing(bench: Bench) -> None:
@@ -115,7 +151,8 @@ def search_stage(bench: Bench, run: Run) -> Scores:
         gates = step.gates
         assert gates is not None
         first = _resume(run, "search", step)
-        watch = _watch(config, lengths.search, run, first)
+        watch = _watch(config, lengths, run, first)
+        over = watch is not None and watch.settled
         writer = HistoryWriter(run.history, gates, rows=first)
         observers: list[Observer] = [Recorder(writer)]
         if watch is not None:
@@ -126,7 +163,7 @@ def search_stage(bench: Bench, run: Run) -> Scores:
             "search",
             step,
             first=first,
-            steps=lengths.search,
+            steps=first if over else lengths.search,
             lr=lengths.search_lr,
             schedule=lengths.search_schedule,
             order=SHARED_ORDER,
@@ -193,7 +230,8 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting)
     first = max(first, resumed)
-    evaluations: list[Observer] = [Evaluations(bench, run, model)] if config.eval_every else []
+    evaluations: list[Observer] = [Evaluations(bench, run, model, first)] if config.eval_every else []
+    run.write_config()  # not before: a start that is refused changes nothing
     _drive(
         bench,
         run,
@@ -232,20 +270,26 @@ def _drive(
     """Run the loop of a stage with its log, its checkpoints and its bar."""
     config = bench.config
     clock = Clock(step.device)
-    log = StepLog(run.steps, stage, cost=count(step.model), clock=clock, first=first, lr=lr, every=config.log_every)
+    log = StepLog(
+        run.steps, stage, cost=count(step.model), step=step, clock=clock, first=first, lr=lr, every=config.log_every
+    )
     step.model.train()
 
     def write_checkpoint(done: Done) -> bool:
-        if config.checkpoint_every and done.step % config.checkpoint_every == 0 and done.step < steps:
-            # The log first: it stops the run on a loss that is not finite, before a good checkpoint is replaced.
+        due = config.checkpoint_every and done.step % config.checkpoint_every == 0 and done.step < steps
+        if due or interrupt.asked:
+            # What is not finite stops the run here, before a good checkpoint is replaced.
             for flush in (log.flush, *before_checkpoint):
                 flush()
+            refuse_infinite(step.model, done.step)
             state = {"stage": stage, "step": done.step}
             checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
+        if interrupt.asked:
+            raise KeyboardInterrupt
         return False
 
     title = stage if stage == "search" else f"train {config.method}"
-    with Bar(title, first, steps, log) as bar:
+    with Interrupt() as interrupt, Bar(title, first, steps, log) as bar:
         done = loop(
             step,
             bench.stream(order).starting_at(first),
@@ -256,6 +300,7 @@ def _drive(
             observers=[log, *observers, write_checkpoint, bar],
         )
         log.flush()
+    refuse_infinite(step.model, done)
     return done
 
 
@@ -268,7 +313,7 @@ def _resume(run: Run, stage: str, step: EagerStep) -> int:
     return first
 
 
-def _watch(config: Any, cap: int, run: Run, first: int) -> Watch | None:
+def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
     """The stop rule, brought up to where a resumed search is; None when the search has a fixed length."""
     if config.recipe == "paper" or config.search_steps is not None:
         return None
@@ -279,9 +324,9 @@ def _watch(config: Any, cap: int, run: Run, first: int) -> Watch | None:
         neurons_scope=config.neurons_scope,
         window=config.settle_window,
         threshold=config.settle_threshold,
-        min_steps=max(config.settle_min_steps, round(config.warmup * cap)),
+        min_steps=max(config.settle_min_steps, lengths.warmup),
     )
-    watch = rule.watch(cap)
+    watch = rule.watch(lengths.search)
     if first:
         history = History(run.history)
         for done in filter(watch.due, range(1, first + 1)):

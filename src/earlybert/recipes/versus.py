@@ -22,7 +22,7 @@ from ..train.step import to_device
 from .bench import SHARED_ORDER, Bench
 from .progress import console, say
 from .run import Run
-from .stages import train_stage
+from .stages import plan, train_stage
 
 REPEATS = 3
 """Timed passes over the validation rows for the inference time, after one to warm up."""
@@ -36,13 +36,13 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     """
     config = bench.config
     say("now the dense model, for comparison")
-    dense = _dense(bench, run, "dense", dense_steps=None)
+    dense = _dense(bench, run, "dense")
     steps = steps_within(ticket["flops"], count(bench.theta_0()), bench)
     say(f"and the dense model stopped at the ticket's cost: {steps} steps")
     rival = _dense(bench, run, "dense_same_cost", dense_steps=steps, dense_lr=config.lr)
     rows = {
-        f"dense\n{config.dense_epochs:g} epochs": dense,
-        f"dense, same cost\n{steps / bench.stream(SHARED_ORDER).steps_per_epoch:.2f} epochs": rival,
+        f"dense\n{_epochs(bench, plan(bench).dense)}": dense,
+        f"dense, same cost\n{_epochs(bench, steps)}": rival,
         f"ticket\nsearch + {config.epochs:g} epochs": ticket,
     }
     folders = {"dense": run.path / "dense", "dense_same_cost": run.path / "dense_same_cost", "ticket": run.path}
@@ -56,7 +56,8 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     environment = ticket["environment"]
     say(
         f"{ticket['task']}: {ticket['train_rows']:,} training rows of at most {config.max_length} tokens, "
-        f"{ticket['validation_rows']:,} to validate; {environment['device']}, {environment['threads']} threads, "
+        f"{ticket['validation_rows']:,} to validate; {environment['device']}, "
+        f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''}, "
         f"{environment['precision']}, eager step. Training time is search + draw + training, without data loading. "
         f"One seed: differences of a point are noise."
     )
@@ -97,12 +98,20 @@ def saved(dense: dict[str, Any], ticket: dict[str, Any]) -> dict[str, float]:
 
 def sentence(parts: dict[str, float]) -> str:
     """The saving in words."""
-    verb = "saved" if parts["time"] >= 0 else "lost"
-    return (
-        f"The ticket {verb} {abs(parts['time']):.1%} of the dense training time: {parts['fewer_epochs']:+.1%} from "
-        f"fewer epochs, {parts['smaller_network']:+.1%} from the smaller network (its step takes "
-        f"{parts['step_time_ratio']:.2f} of a dense one), {parts['search']:+.1%} for search and drawing."
+    whole = (
+        f"saved {parts['time']:.1%} of the dense training time"
+        if parts["time"] >= 0
+        else f"took {1 - parts['time']:.2f} times the dense training time"
     )
+    return (
+        f"The ticket {whole}: {parts['fewer_epochs']:+.1%} from fewer epochs, {parts['smaller_network']:+.1%} from the "
+        f"smaller network (its step takes {parts['step_time_ratio']:.2f} of a dense one), {parts['search']:+.1%} for "
+        "search and drawing."
+    )
+
+
+def _epochs(bench: Bench, steps: int) -> str:
+    return f"{steps / bench.stream(SHARED_ORDER).steps_per_epoch:.3g} epochs"
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Table:

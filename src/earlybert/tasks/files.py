@@ -93,12 +93,12 @@ def _read_table(path: Path, delimiter: str) -> list[Mapping[str, Any]]:
         )
         with opened as file:
             reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
-            rows = list(reader)
+            rows: list[Mapping[str, Any]] = list(reader)
+            names = list(reader.fieldnames or [])
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, csv.Error):
         raise Refused(f"data file {path} is damaged or not UTF-8 text.") from None
     except OSError as error:
         raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
-    names = list(reader.fieldnames or [])
     if len(set(names)) < len(names):
         raise Refused(f"data file {path} names a column twice in its header: {', '.join(names)}.")
     for number, row in enumerate(rows, start=1):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
+from ..ticket.store import quiet
 from .task import Examples, Task
 
 
@@ -113,7 +114,8 @@ def _from_hub(name: str, split: str) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset("nyu-mll/glue", name, split=split)
+        with quiet():
+            return datasets.load_dataset("nyu-mll/glue", name, split=split)
     except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
         raise Refused(
             f"GLUE task {name} could not be loaded from the hub ({str(error).splitlines()[0][:200]}); "

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..anatomy import Refused
@@ -42,6 +43,21 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
                 f"{target} could not be written ({error}); the file that was there before is unchanged."
             ) from error
         raise
+
+
+@contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Around writing to `path`: a full or read-only disk becomes a sentence.
+
+    Raises:
+        Refused: As said.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Refused(
+            f"{os.fspath(path)} could not be written ({error.strerror or error}); free some space."
+        ) from error
 
 
 def is_disk_error(error: BaseException) -> bool:

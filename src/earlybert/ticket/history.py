@@ -21,6 +21,7 @@ from torch import Tensor
 from ..anatomy import Refused
 from .distance import Distance, mask_distance
 from .draw import Mask, Scope, keep_mask
+from .files import disk_errors
 from .gates import Gates
 
 FORMAT = "earlybert-history-1"
@@ -70,16 +71,20 @@ class HistoryWriter:
 
     def flush(self) -> None:
         """Write what waits."""
-        if self._waiting:
-            self._file.write(torch.stack(self._waiting).cpu().numpy().astype("<f4").tobytes())
-            self._waiting.clear()
-        self._file.flush()
+        with disk_errors(self.path):
+            if self._waiting:
+                rows, self._waiting = self._waiting, []
+                self._file.write(torch.stack(rows).cpu().numpy().astype("<f4").tobytes())
+            self._file.flush()
 
     def close(self) -> None:
         """Write what waits and close the file."""
         if not self._file.closed:
-            self.flush()
-            self._file.close()
+            try:
+                self.flush()
+            finally:
+                with disk_errors(self.path):
+                    self._file.close()
 
 
 class History:

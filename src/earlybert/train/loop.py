@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tasks.batches import Batch
 from .clock import Clock
@@ -89,27 +90,44 @@ class LossWatch:
         self._read = first
         self._every = every
         self._waiting: list[Tensor] = []
+        self._bad: tuple[int, float] | None = None
 
     def __call__(self, done: Done) -> bool:
         """Hold one loss."""
         self._waiting.append(done.loss)
         if len(self._waiting) >= self._every:
             self.read()
+            self.refuse_divergence()
         return False
 
     def read(self) -> list[float]:
-        """Losses of the steps since the last reading. Waits for the device.
-
-        Raises:
-            Diverged: One of them is not finite; the sentence says which step.
-        """
+        """Losses of the steps since the last reading, up to the first that is not finite. Waits for the device."""
         losses = torch.stack(self._waiting).cpu().tolist() if self._waiting else []
         self._waiting.clear()
-        for loss in losses:
-            self._read += 1
-            if loss != loss or abs(loss) == float("inf"):
-                raise Diverged(
-                    f"the loss is {loss} at step {self._read}; training stopped. Lower the learning rate or "
-                    "look at the data; --resume goes on from the last checkpoint, which is good."
-                )
+        for place, loss in enumerate(losses):
+            if not math.isfinite(loss):
+                self._bad = (self._read + place + 1, loss)
+                losses = losses[:place]
+                break
+        self._read += len(losses)
         return losses
+
+    def refuse_divergence(self) -> None:
+        """Stop if a loss that was read is not finite.
+
+        Raises:
+            Diverged: As said; the sentence says which step.
+        """
+        if self._bad is not None:
+            step, loss = self._bad
+            raise Diverged(f"the loss is {loss} at step {step}; lower the learning rate or look at the data.")
+
+
+def refuse_infinite(model: nn.Module, step: int) -> None:
+    """Stop before weights that are not finite are saved.
+
+    Raises:
+        Diverged: As said.
+    """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise Diverged(f"the weights are not finite after step {step}; lower the learning rate or look at the data.")

@@ -106,8 +106,8 @@ def _groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
         rows = len(list(run))
         end = begin + rows * length
         if length:
-            part = [x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
-            out = F.scaled_dot_product_attention(*part, scale=scaling)
+            q_, k_, v_ = (x[begin:end].view(rows, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(q_, k_, v_, scale=scaling)
             parts.append(out.transpose(1, 2).reshape(end - begin, *q.shape[1:]))
         begin = end
     return torch.cat(parts)
@@ -115,9 +115,9 @@ def _groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float) -> Tensor:
     """SDPA on padded rows, with dropout: what the eager step computes."""
-    padded = [x[_layout.places].transpose(1, 2) for x in (q, k, v)]  # [rows + 1, heads, longest, head size]
+    q_, k_, v_ = (x[_layout.places].transpose(1, 2) for x in (q, k, v))  # [rows + 1, heads, longest, head size]
     mask = _layout.present[:, None, None, :]
-    out = F.scaled_dot_product_attention(*padded, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return out.transpose(1, 2)[_layout.row, _layout.offset]
 
 

@@ -71,6 +71,9 @@ def search(
         Diverged: The loss became NaN or infinite. The model is put back all the same.
     """
     strengths = l1_pair(l1)
+    for name, value in (("lr", lr), ("gate_lr", gate_lr), ("weight_decay", weight_decay)):
+        if value is not None and not value >= 0:
+            raise Refused(f"{name} must be at least 0, got {value!r}.")
     if steps < 1 or accumulate < 1:
         raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
     source = _endless(batches)
@@ -99,6 +102,7 @@ def search(
                 observers=observers,
             )
             losses.read()
+            losses.refuse_divergence()
         finally:
             if writer is not None:
                 writer.close()
@@ -137,11 +141,11 @@ def collect(
 ) -> Scores:
     """The result of a search, taken while its gates are still on."""
     assert step.gates is not None
-    rates = {str(group["name"]): group["base_lr"] for group in step.optimizer.param_groups}
+    rates = [group["base_lr"] for group in step.optimizer.param_groups]  # the coefficients' group is the last
     info: dict[str, Any] = {
         "l1": list(step.l1),
-        "lr": rates["matrices"],
-        "gate_lr": rates["coefficients"],
+        "lr": rates[0],
+        "gate_lr": rates[-1],
         "precision": step.precision,
         "cap": cap,
         "ended": "cap" if done >= cap else ("settled" if watch is not None and watch.settled else "data"),

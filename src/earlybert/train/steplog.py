@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..cost import Cost
-from ..ticket.files import write_atomically
+from ..ticket.files import disk_errors, write_atomically
 from .clock import Clock
 from .loop import Done, LossWatch
+from .step import EagerStep
 
 STAGES = ("search", "draw", "train")
 """In the order they run."""
@@ -40,6 +41,7 @@ class StepLog:
     Args:
         path: The file; lines are appended.
         stage: One of `STAGES`.
+        step: The step that is logged; it says what it computes on.
         cost: Of the model that is trained.
         clock: That times it.
         first: Optimizer steps done before.
@@ -47,10 +49,13 @@ class StepLog:
         every: Steps between readings, which wait for the device.
     """
 
-    def __init__(self, path: Path, stage: str, *, cost: Cost, clock: Clock, first: int, lr: float, every: int) -> None:
+    def __init__(
+        self, path: Path, stage: str, *, step: EagerStep, cost: Cost, clock: Clock, first: int, lr: float, every: int
+    ) -> None:
         self.path = path
         self.last_loss: float | None = None
         self._stage = stage
+        self._shapes = step.shapes
         self._cost = cost
         self._clock = clock
         self._losses = LossWatch(first, every=2**62)
@@ -60,16 +65,16 @@ class StepLog:
 
     def __call__(self, done: Done) -> bool:
         """Note one step."""
-        shapes = [tuple(batch["input_ids"].shape) for batch in done.micro_batches]
+        shapes = self._shapes(done.micro_batches)
         self._losses(done)
         self._waiting.append(
             {
                 "stage": self._stage,
                 "step": done.step,
                 "lr": self._lr * done.factor,
-                "rows": sum(rows for rows, _ in shapes),
+                "rows": sum(len(batch["input_ids"]) for batch in done.micro_batches),
                 "tokens": sum(rows * length for rows, length in shapes),
-                "flops": self._cost.step(shapes),  # pyright: ignore[reportArgumentType]
+                "flops": self._cost.step(shapes),
             }
         )
         if len(self._waiting) >= self._every:
@@ -87,18 +92,26 @@ class StepLog:
         if not lines:
             return
         losses = self._losses.read()
-        for line, loss, took in zip(lines, losses, seconds, strict=True):
+        for line, loss, took in zip(lines, losses, seconds, strict=False):
             line.update(loss=loss, seconds=took)
+        append(self.path, lines[: len(losses)])
+        self._losses.refuse_divergence()
         self.last_loss = losses[-1]
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def add_line(path: Path, stage: str, step: int, seconds: float) -> None:
     """Log work that is not an optimizer step (drawing, cutting), so that it counts as training time."""
-    line = {"stage": stage, "step": step, "rows": 0, "tokens": 0, "flops": 0, "seconds": seconds}
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append(path, [{"stage": stage, "step": step, "rows": 0, "tokens": 0, "flops": 0, "seconds": seconds}])
+
+
+def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Add JSON lines to a file.
+
+    Raises:
+        Refused: The disk is full.
+    """
+    with disk_errors(path), open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:
