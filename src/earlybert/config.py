@@ -79,6 +79,12 @@ class Training:
     """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
+    engine: Literal["auto", "eager", "fast"] = "auto"
+    """The step: eager is the reference, fast computes no padding and is one graph on CUDA; auto is fast on CUDA."""
+    exact: bool = False
+    """Keep dropout on attention probabilities in the fast step, with padded attention."""
+    compile: bool = False
+    """Let torch.compile fuse the fast step's element-wise work on CUDA; pays after some minutes of training."""
     seed: int = 42
     """Of the head's initialisation, dropout, data order and tie-breaking."""
 

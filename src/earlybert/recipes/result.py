@@ -18,7 +18,7 @@ from .progress import say
 from .run import Run, environment
 
 
-def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int) -> dict[str, Any]:
+def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int, engine: str) -> dict[str, Any]:
     """Score, cost and size of a trained model: the content of `metrics.json`.
 
     Args:
@@ -26,6 +26,7 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int)
         run: With the step log of all stages.
         model: Trained, its folder written.
         parameters_before: Parameters of the dense model.
+        engine: Name of the step that ran.
     """
     config = bench.config
     stages = totals(run.steps)
@@ -39,6 +40,7 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int)
         "headline": bench.task.metrics[0],
         "train_rows": len(bench.train),
         "validation_rows": len(bench.validation),
+        "engine": engine,
         "rows_per_step": config.batch_size * config.accumulate,
         "stages": {name: sums.to_dict() for name, sums in stages.items()},
         "seconds": sum(sums.seconds for sums in stages.values()),

@@ -18,6 +18,7 @@ from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, app
 from ..ticket.settled import Watch
 from ..train import checkpoint
 from ..train.clock import Clock
+from ..train.engine import build
 from ..train.interrupt import Interrupt
 from ..train.loop import Done, Observer, loop, refuse_infinite
 from ..train.optimizer import adamw
@@ -147,6 +148,9 @@ def search_stage(bench: Bench, run: Run) -> Scores:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         precision=bench.precision,
+        engine=config.engine,
+        exact=config.exact,
+        compile=config.compile,
     ) as step:
         gates = step.gates
         assert gates is not None
@@ -224,7 +228,15 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
     if optimizer is None:
         torch.manual_seed(config.seed)
         optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay)
-    step = EagerStep(model, optimizer, precision=bench.precision, max_grad_norm=config.max_grad_norm)
+    step = build(
+        config.engine,
+        model,
+        optimizer,
+        exact=config.exact,
+        compile=config.compile,
+        precision=bench.precision,
+        max_grad_norm=config.max_grad_norm,
+    )
     resumed = _resume(run, "train", step)
     if config.method == "ticket" and not resumed:
         truncate(run.steps, "draw", 1)
@@ -246,7 +258,7 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
     )
     model.eval()
     save(model, run.model, tokenizer=bench.tokenizer)
-    metrics = summary(bench, run, model, parameters_before=before)
+    metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__)
     run.write_metrics(metrics)
     for leftover in (run.checkpoint, run.searched):
         leftover.unlink(missing_ok=True)
@@ -309,6 +321,7 @@ def _resume(run: Run, stage: str, step: EagerStep) -> int:
     first = 0
     if run.checkpoint.exists() and checkpoint.peek(run.checkpoint).get("stage") == stage:
         first = checkpoint.load(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates)["step"]
+        step.refresh()
     truncate(run.steps, stage, first)
     return first
 

@@ -58,7 +58,8 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
         f"{ticket['task']}: {ticket['train_rows']:,} training rows of at most {config.max_length} tokens, "
         f"{ticket['validation_rows']:,} to validate; {environment['device']}, "
         f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''}, "
-        f"{environment['precision']}, eager step. Training time is search + draw + training, without data loading. "
+        f"{environment['precision']}, {ticket['engine']}. "
+        "Training time is search + draw + training, without data loading. "
         f"One seed: differences of a point are noise."
     )
     say(f"run folder: {run.path}")

@@ -64,9 +64,6 @@ class RaggedStep(EagerStep):
         inputs = dict(inputs)
         positions = {name: inputs.pop(name) for name in SPAN if name in inputs}
         tokens = inputs["input_ids"].shape[1]
-        free = tokens - sum(lengths)
-        present = set_layout(
-            self.kernel, bounds, longest, tokens, lengths=(*lengths, free), places=self.ragged.head == "rows"
-        )
+        present = set_layout(self.kernel, bounds, longest, tokens, lengths=lengths, places=self.ragged.head == "rows")
         output: Any = self.model(**inputs)
         return span_loss(output, positions, present) if positions else loss_of(output)

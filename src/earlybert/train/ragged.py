@@ -40,7 +40,7 @@ class Layout:
     bounds: Tensor = field(default_factory=lambda: torch.empty(0))
     """int32 `[rows + 2]`, as `Packed.bounds`."""
     lengths: tuple[int, ...] = ()
-    """Tokens of each row, the free one included; for `groups` alone."""
+    """Tokens of each row; for `groups` alone, which leaves no free places."""
     longest: int = 0
     places: Tensor = field(default_factory=lambda: torch.empty(0))
     """For padded rows: the token at each place, int64 `[rows + 1, longest]`; padding points anywhere."""
@@ -157,7 +157,7 @@ class RaggedModel:
         config: Any = model.config
         self.position_offset = (config.pad_token_id + 1) if "roberta" in config.model_type else 0
         layers = self.anatomy.layers[0].query
-        self._stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
+        self.stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
 
     @contextmanager
     def packed(self) -> Iterator[nn.Module]:
@@ -165,7 +165,7 @@ class RaggedModel:
         config: Any = self.model.config
         before = config._attn_implementation
         config._attn_implementation = NAME
-        hook = self._stack.register_forward_hook(self._unpack)
+        hook = self.stack.register_forward_hook(self._unpack)
         try:
             yield self.model
         finally:
@@ -193,7 +193,7 @@ def set_layout(
         bounds: int32 `[rows + 2]`, on the model's device.
         longest: Length of a padded row.
         tokens: Places in the packed batch.
-        lengths: Tokens of each row, the free one included; for `groups`.
+        lengths: Tokens of each row; for `groups`, which leaves no free places.
         places: Whether the head reads padded rows; the padded kernel does anyway.
 
     Returns:

@@ -16,6 +16,7 @@ from ..tasks.batches import Batch
 from ..ticket import Gates, HistoryWriter, Scores, Settled
 from ..ticket.settled import Watch
 from .clock import Clock
+from .engine import Engine, build
 from .loop import Done, LossWatch, loop
 from .optimizer import adamw
 from .precision import Precision, resolve
@@ -38,6 +39,7 @@ def search(
     max_grad_norm: float | None = 1.0,
     schedule: Schedule = constant,
     precision: Precision = "auto",
+    engine: Engine = "eager",
     history: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> Scores:
@@ -60,6 +62,7 @@ def search(
         schedule: Factor on both learning rates for the number of steps done; see
             `earlybert.train.linear`.
         precision: Of the forward pass; `auto` is bf16 where the hardware computes in it.
+        engine: `eager`, or `fast`: no padding is computed, and on CUDA the step is one graph.
         history: A file for the coefficients after every step (`earlybert.History` reads it).
         seed: Breaks ties when a ticket is drawn from the result.
 
@@ -78,7 +81,9 @@ def search(
         raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
     source = _endless(batches)
     settings: dict[str, Any] = {"lr": lr, "gate_lr": gate_lr, "weight_decay": weight_decay}
-    with searching(model, l1=strengths, max_grad_norm=max_grad_norm, precision=precision, **settings) as step:
+    with searching(
+        model, l1=strengths, max_grad_norm=max_grad_norm, precision=precision, engine=engine, **settings
+    ) as step:
         gates = step.gates
         assert gates is not None
         losses = LossWatch()
@@ -121,18 +126,22 @@ def searching(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = 1.0,
     precision: Precision = "auto",
+    engine: Engine = "eager",
+    **options: Any,
 ) -> Iterator[EagerStep]:
     """A step with gates on the model; afterwards the model and the random state are what they were."""
     gates = Gates(model)
     with _untouched(model), gates:
         optimizer = adamw(model, lr=lr, weight_decay=weight_decay, gates=gates, gate_lr=gate_lr)
-        yield EagerStep(
+        yield build(
+            engine,
             model,
             optimizer,
             precision=resolve(precision, next(model.parameters()).device),
             max_grad_norm=max_grad_norm,
             gates=gates,
             l1=l1,
+            **options,
         )
 
 

@@ -49,6 +49,9 @@ class EagerStep:
         self.device = next(model.parameters()).device
         self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
+    def refresh(self) -> None:
+        """Read the parameters and the optimizer's state anew, after something else has changed them."""
+
     def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
         """Bring a step's data to the device; not part of the step's time."""
         return [to_device(batch, self.device) for batch in micro_batches]

@@ -1,0 +1,76 @@
+"""Which step runs: the plain one, or the fastest that this model and this machine allow."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..anatomy import Refused
+from .fast import RaggedStep
+from .step import EagerStep
+
+Engine = Literal["auto", "eager", "fast"]
+
+log = logging.getLogger("earlybert")
+
+
+def build(
+    engine: Engine,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    exact: bool = False,
+    compile: bool = False,
+    **settings: Any,
+) -> EagerStep:
+    """A step for this model on this machine.
+
+    What cannot run falls back by one level, with one line that says what was lost and why.
+
+    Args:
+        engine: `eager` is the reference; `fast` computes no padding, and on CUDA is one graph; `auto` is `fast` on
+            CUDA and `eager` elsewhere, where results are promised to the bit.
+        model: On its device.
+        optimizer: `torch.optim.AdamW` over its parameters.
+        exact: Keep dropout on attention probabilities in the fast step.
+        compile: Let `torch.compile` fuse the element-wise work of the fast step on CUDA.
+        **settings: As `EagerStep`.
+
+    Raises:
+        Refused: The engine is not one of the three.
+    """
+    if engine not in ("auto", "eager", "fast"):
+        raise Refused(f"the step must be auto, eager or fast, got {engine!r}.")
+    device = next(model.parameters()).device
+    if engine == "eager" or (engine == "auto" and device.type != "cuda"):
+        return EagerStep(model, optimizer, **settings)
+    try:
+        if device.type == "cuda" and (lost := _no_graph(model, settings.get("precision", "no"))):
+            log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
+        elif device.type == "cuda":
+            from .graphed import GraphedStep
+
+            return GraphedStep(model, optimizer, exact=exact, compile=compile, **settings)
+        return RaggedStep(model, optimizer, exact=exact, **settings)
+    except Refused as error:
+        log.warning("the step computes padding: %s", error)
+        return EagerStep(model, optimizer, **settings)
+
+
+def _no_graph(model: nn.Module, precision: str) -> str | None:
+    """Why the graphed step cannot run here, or None."""
+    if precision != "bf16":
+        return "they need bf16 (--precision bf16)."
+    try:
+        import triton  # noqa: F401 # pyright: ignore[reportMissingImports]
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError as error:
+        return f"{error.name} is not installed; torch 2.10 or newer with CUDA has both."
+    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
+        return "the parameters are not fp32."
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "gradient checkpointing is on."
+    return None

@@ -1,0 +1,352 @@
+"""The whole step on a GPU as one CUDA graph: no padding, bf16 weights, one kernel for clip and AdamW.
+
+fp32 parameters stay the truth. Forward and backward run on bf16 copies that the optimizer writes along; the
+residual stream is bf16; query, key and value are one matrix product.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import GELUActivation
+
+from ..anatomy import Layer
+from ..tasks.batches import Batch
+from .fast import RaggedStep
+from .fused import FusedAdamW, Slot
+from .kernels import add_norm, bias_gelu
+from .pack import Packed, pack
+from .step import to_device
+
+log = logging.getLogger("earlybert")
+
+TOKENS = 128
+"""Packed batches are rounded up to this many tokens: a graph serves one size."""
+LONGEST = (128, 256, 384, 512)
+"""What the longest row is called: the attention kernel only needs an upper bound, and a graph serves one."""
+
+Key = tuple[int, int, int]
+"""Tokens, rows, longest row."""
+
+
+@dataclass
+class Captured:
+    """One graph and the tensors it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    packed: Packed
+    loss: Tensor
+    addresses: list[Tensor]
+
+
+class GraphedStep(RaggedStep):
+    """`RaggedStep` for CUDA; the update is the same within bf16.
+
+    Args:
+        graphs: Graphs held at most; the one unused longest goes. 0 captures none.
+        compile: Let `torch.compile` fuse the element-wise work; costs tens of seconds once.
+        *args: As `RaggedStep`.
+        **kwargs: As `RaggedStep`.
+    """
+
+    def __init__(self, *args: Any, graphs: int = 24, compile: bool = False, exact: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, exact=exact, **kwargs)
+        if not exact:
+            self.kernel = "varlen"
+        self.limit = graphs
+        self.rows = 0
+        self._pool: Any = None
+        self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
+        self._compile = compile
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the parameters and the optimizer's state anew, after something else has changed them."""
+        self._copies = _Copies(self.model, self.ragged)
+        groups = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+        self._slots = [Slot(m, leaf, at, groups[id(m)]) for m, leaf, at in self._copies.masters() if id(m) in groups]
+        known = {id(slot.master) for slot in self._slots}
+        self._slots += [
+            Slot(p, p, 0, g)
+            for g, group in enumerate(self.optimizer.param_groups)
+            for p in group["params"]
+            if id(p) not in known
+        ]
+        self._fused = FusedAdamW(self.optimizer, self._slots, self.max_grad_norm)
+        self._addresses = self._fused.blank_addresses()
+        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
+        self._seen: set[Key] = set()
+
+    def pack(self, batch: Batch) -> Packed:
+        """One micro-batch without padding, on the device, in a size that graphs are made for."""
+        self.rows = max(self.rows, len(batch["input_ids"]))
+        whole = batch.get("labels", batch["input_ids"]).is_floating_point()  # no value is ignored in a regression
+        longest = int(batch["attention_mask"].sum(1).max())
+        packed = pack(
+            batch,
+            position_offset=self.ragged.position_offset,
+            token_types=self.ragged.token_types,
+            multiple=TOKENS,
+            rows=None if whole else self.rows,
+            longest=next((size for size in LONGEST if size >= max(longest, TOKENS - 1)), longest),
+        )
+        pinned = {name: tensor.pin_memory() for name, tensor in packed.inputs.items()}
+        bounds = packed.bounds.pin_memory().to(self.device, non_blocking=True)
+        return Packed(to_device(pinned, self.device), bounds, packed.lengths, packed.longest)
+
+    def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+        """As `EagerStep`; replays a graph where there is one for this size."""
+        self._fused.set_rates()
+        packed = prepared[0][0]
+        key = (packed.tokens, len(packed.bounds) - 2, packed.longest)
+        if len(prepared) > 1 or self.limit == 0:
+            return self._uncaptured(prepared)
+        if key not in self._graphs:
+            if key not in self._seen:  # a graph's first step is taken without it: that warms everything up
+                self._seen.add(key)
+                return self._uncaptured(prepared)
+            try:
+                self._capture(key, packed)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self.limit = 0
+                self._graphs.clear()
+                log.warning("CUDA graphs are off, steps will be slower: %s", str(error).splitlines()[0])
+                return self._uncaptured(prepared)
+        captured = self._graphs[key]
+        self._graphs.move_to_end(key)
+        for name, tensor in packed.inputs.items():
+            captured.packed.inputs[name].copy_(tensor)
+        captured.packed.bounds.copy_(packed.bounds)
+        captured.graph.replay()
+        return captured.loss.clone()
+
+    def loss(self, batch: tuple[Packed, int]) -> Tensor:
+        """Task loss of one packed micro-batch, scalar."""
+        packed = batch[0]
+        if self._compile:
+            for name in ("input_ids", "position_ids", "token_type_ids"):
+                if name in packed.inputs:
+                    torch._dynamo.mark_dynamic(packed.inputs[name], 1)
+        with self.ragged.packed(), self._copies.in_place(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            return self._run(packed.inputs, packed.bounds, packed.longest, ())
+
+    def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+        total = self._gradients(prepared)
+        self._fused.fill_addresses(self._addresses)
+        self._fused.step(self._addresses)
+        self._drop_gradients()
+        return total
+
+    def _gradients(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+        self._drop_gradients()
+        total: Tensor | None = None
+        for batch, share in zip(prepared, self.shares(prepared), strict=True):
+            self._copies.draw_seeds()
+            loss = self.loss(batch)
+            loss = loss if share == 1.0 else loss * share
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        for slot in self._slots:
+            if slot.leaf.grad is None:  # not reached, like a pooler that no head reads
+                slot.leaf.grad = torch.zeros_like(slot.leaf)
+        if self.gates is not None:
+            self.gates.add_l1(self.l1)
+        assert total is not None
+        return total.float()
+
+    def _drop_gradients(self) -> None:
+        for slot in self._slots:
+            slot.leaf.grad = None
+
+    def _capture(self, key: Key, packed: Packed) -> None:
+        inputs = {name: tensor.clone() for name, tensor in packed.inputs.items()}
+        mine = Packed(inputs, packed.bounds.clone(), packed.lengths, packed.longest)
+        addresses = self._fused.blank_addresses()
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with _undisturbed(self.device), torch.cuda.graph(graph, pool=self._pool):
+            loss = self._gradients([(mine, 1)])
+            self._fused.step(addresses)
+        self._fused.fill_addresses(addresses)
+        self._drop_gradients()
+        self._graphs[key] = Captured(graph, mine, loss, addresses)
+        if len(self._graphs) > self.limit:
+            self._graphs.popitem(last=False)
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Nothing is freed during a capture, and a capture that fails leaves a random generator that works."""
+    before = torch.cuda.get_rng_state(device)
+    gc.collect()
+    gc.disable()
+    torch.cuda.synchronize(device)
+    try:
+        yield
+    except RuntimeError:
+        fresh = torch.Generator(device=device)
+        torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh.graphsafe_get_state())
+        torch.cuda.set_rng_state(before, device)
+        raise
+    finally:
+        gc.enable()
+
+
+class _Copies:
+    """bf16 copies of everything behind the embeddings, and how to put them into the model for a moment."""
+
+    def __init__(self, model: nn.Module, ragged: Any) -> None:
+        self._stack = ragged.stack
+        self._swaps: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
+        self._masters: list[tuple[nn.Parameter, Tensor, int]] = []
+        self._forwards: list[tuple[nn.Module, Any]] = []
+        base = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType]
+        first = {id(parameter) for parameter in base.embeddings.parameters()}
+        fused = {name for layer in ragged.anatomy.layers for name in (layer.query, layer.key, layer.value)}
+        for name, module in model.named_modules():
+            if name in fused:
+                continue
+            mine = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in first]
+            for key, parameter in mine:
+                copy = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad)
+                self._swaps.append((module, key, parameter, copy))
+                if parameter.requires_grad:
+                    self._masters.append((parameter, copy, 0))
+            if isinstance(module, nn.LayerNorm) and mine:
+                self._forwards.append((module, _norm(module)))
+        self.seeds = torch.zeros(
+            2 * len(ragged.anatomy.layers), dtype=torch.long, device=next(model.parameters()).device
+        )
+        for number, layer in enumerate(ragged.anatomy.layers):
+            self._fuse_elementwise(model, layer, number)
+        for layer in ragged.anatomy.layers:
+            self._fuse(*(model.get_submodule(name) for name in (layer.query, layer.key, layer.value)))
+
+    def masters(self) -> list[tuple[nn.Parameter, Tensor, int]]:
+        """Each trainable fp32 parameter with the bf16 leaf that stands for it and its place in that leaf."""
+        return self._masters
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model computes with the copies inside."""
+        with ExitStack() as after:
+            for module, key, parameter, copy in self._swaps:
+                module._parameters[key] = copy
+                after.callback(module._parameters.__setitem__, key, parameter)
+            for module, forward in self._forwards:
+                module.forward = forward
+                after.callback(delattr, module, "forward")
+            hook = self._stack.register_forward_pre_hook(_half, with_kwargs=True)
+            after.callback(hook.remove)
+            yield
+
+    def draw_seeds(self) -> None:
+        """New dropout, by the device's random generator."""
+        self.seeds.random_(2**31)
+
+    def _fuse_elementwise(self, model: nn.Module, layer: Layer, number: int) -> None:
+        """Bias, dropout, residual and LayerNorm in one kernel, bias and GELU in another, where a family allows it."""
+        for place, name in enumerate((layer.output, layer.down)):
+            block: Any = model.get_submodule(name.rpartition(".")[0])
+            if all(hasattr(block, part) for part in ("dense", "dropout", "LayerNorm")):
+                self._forwards.append((block, _residual(block, self.seeds, 2 * number + place)))
+        block = model.get_submodule(layer.up.rpartition(".")[0])
+        if isinstance(getattr(block, "intermediate_act_fn", None), GELUActivation):
+            self._forwards.append((block, _activation(block)))
+
+    def _fuse(self, query: nn.Module, key: nn.Module, value: nn.Module) -> None:
+        """Query, key and value as one linear with one leaf for weights and one for biases."""
+        parts = (query, key, value)
+        leaves: list[Tensor | None] = []
+        for name in ("weight", "bias"):
+            masters = [part.get_parameter(name) for part in parts]
+            leaf = torch.cat([master.detach() for master in masters]).to(torch.bfloat16).requires_grad_()
+            at = 0
+            for master in masters:
+                self._masters.append((master, leaf, at))
+                at += master.numel()
+            leaves.append(leaf)
+        shared = _Projection(leaves[0], leaves[1], query.get_parameter("weight").shape[0])
+        for part, forward in zip(parts, (shared.query, shared.key, shared.value), strict=True):
+            self._forwards.append((part, forward))
+
+
+class _Projection:
+    """Computes all three when asked for the query, and hands out the other two."""
+
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, width: int) -> None:
+        assert weight is not None
+        self.weight, self.bias, self.width = weight, bias, width
+        self.rest: list[Tensor] = []
+
+    def query(self, x: Tensor) -> Tensor:
+        q, k, v = F.linear(x, self.weight, self.bias).split(self.width, dim=-1)
+        self.rest = [v, k]
+        return q
+
+    def key(self, _: Tensor) -> Tensor:
+        return self.rest.pop()
+
+    def value(self, _: Tensor) -> Tensor:
+        return self.rest.pop()
+
+
+def _residual(block: Any, seeds: Tensor, which: int) -> Any:
+    """The forward of a `BertSelfOutput` or `BertOutput`: dense, dropout, add, LayerNorm."""
+
+    def forward(hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        dense, norm = block.dense, block.LayerNorm
+        gated = "forward" in vars(dense)  # gates add the bias themselves
+        y = dense(hidden_states) if gated else F.linear(hidden_states, dense.weight)
+        p = block.dropout.p if block.training else 0.0
+        return add_norm(
+            y,
+            None if gated else dense.bias,
+            input_tensor,
+            norm.weight,
+            norm.bias,
+            p=p,
+            eps=norm.eps,
+            seeds=seeds,
+            which=which,
+        )
+
+    return forward
+
+
+def _activation(block: Any) -> Any:
+    """The forward of a `BertIntermediate` with GELU: dense, activation."""
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        return bias_gelu(F.linear(hidden_states, block.dense.weight), block.dense.bias)
+
+    return forward
+
+
+def _norm(module: nn.LayerNorm) -> Any:
+    """LayerNorm in and out of bf16, statistics in fp32; autocast would return fp32."""
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast("cuda", enabled=False):
+            return F.layer_norm(x.to(torch.bfloat16), module.normalized_shape, module.weight, module.bias, module.eps)
+
+    return forward
+
+
+def _half(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Hidden states enter the layers in bf16."""
+    if args:
+        return (args[0].to(torch.bfloat16), *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].to(torch.bfloat16)}
