@@ -65,13 +65,13 @@ class GraphedStep(RaggedStep):
         self.limit = graphs
         self.rows = 0
         self._pool: Any = None
-        self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
         self._compile = compile
+        self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
         self.refresh()
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
-        self._copies = _Copies(self.model, self.ragged)
+        self._copies = _Copies(self.model, self.ragged, fuse=not self._compile)
         groups = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         self._slots = [Slot(m, leaf, at, groups[id(m)]) for m, leaf, at in self._copies.masters() if id(m) in groups]
         known = {id(slot.master) for slot in self._slots}
@@ -207,7 +207,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
 class _Copies:
     """bf16 copies of everything behind the embeddings, and how to put them into the model for a moment."""
 
-    def __init__(self, model: nn.Module, ragged: Any) -> None:
+    def __init__(self, model: nn.Module, ragged: Any, *, fuse: bool) -> None:
         self._stack = ragged.stack
         self._swaps: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
         self._masters: list[tuple[nn.Parameter, Tensor, int]] = []
@@ -229,8 +229,9 @@ class _Copies:
         self.seeds = torch.zeros(
             2 * len(ragged.anatomy.layers), dtype=torch.long, device=next(model.parameters()).device
         )
-        for number, layer in enumerate(ragged.anatomy.layers):
-            self._fuse_elementwise(model, layer, number)
+        if fuse:  # else it is left to the compiler
+            for number, layer in enumerate(ragged.anatomy.layers):
+                self._fuse_elementwise(model, layer, number)
         for layer in ragged.anatomy.layers:
             self._fuse(*(model.get_submodule(name) for name in (layer.query, layer.key, layer.value)))
 

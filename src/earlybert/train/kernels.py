@@ -13,10 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 528
-"""Programs that share the rows in a backward pass, each leaving a partial sum: four a multiprocessor of an H100."""
-COLUMNS = 128
-"""Columns of a block in `bias_gelu`'s backward pass."""
+PROGRAMS = 264
+"""Programs that share the rows in a backward pass, each leaving a partial sum: two a multiprocessor of an H100."""
 
 
 @triton.jit
@@ -103,18 +101,26 @@ def _bias_gelu(y, bias, out, width, size, BLOCK: tl.constexpr):  # pyright: igno
     tl.store(out + place, _erf_gelu(x).to(tl.bfloat16), mask=inside)
 
 
+@triton.autotune(
+    [
+        triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps)
+        for rows, columns, warps in ((16, 128, 4), (16, 128, 8), (8, 256, 4), (32, 64, 4), (4, 256, 4))
+    ],
+    key=["width"],
+)
 @triton.jit
 def _bias_gelu_backward(  # pyright: ignore
     grad, y, bias, dy, partial, width, rows, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     begin = tl.program_id(1) * each
+    end = tl.minimum(begin + each, rows)
     inside = column < width
     b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     total = tl.zeros([COLUMNS], dtype=tl.float32)
-    for at in range(begin, tl.minimum(begin + each, rows), ROWS):
+    for at in range(begin, end, ROWS):
         row = at + tl.arange(0, ROWS)
-        mask = (row < rows)[:, None] & inside[None, :]
+        mask = (row < end)[:, None] & inside[None, :]
         place = row.to(tl.int64)[:, None] * width + column[None, :]
         x = tl.load(y + place, mask=mask, other=0.0).to(tl.float32) + b[None, :]
         g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
@@ -179,12 +185,12 @@ class _BiasGelu(torch.autograd.Function):
         grad = grads[0].contiguous()
         width = grad.shape[-1]
         rows = grad.numel() // width
-        parts = max(1, min(triton.cdiv(rows, 16), PROGRAMS * 2 // triton.cdiv(width, COLUMNS)))
+        parts = max(1, min(triton.cdiv(rows, 16), PROGRAMS * 256 // width))
         each = triton.cdiv(rows, parts)
         dy = torch.empty_like(y)
         partial = grad.new_empty((parts, width), dtype=torch.float32)
-        _bias_gelu_backward[(triton.cdiv(width, COLUMNS), parts)](
-            grad, y, bias, dy, partial, width, rows, each, ROWS=16, COLUMNS=COLUMNS, num_warps=4
+        _bias_gelu_backward[lambda tile: (triton.cdiv(width, tile["COLUMNS"]), parts)](
+            grad, y, bias, dy, partial, width, rows, each
         )
         return dy, partial.sum(0).to(bias.dtype)
 

@@ -79,14 +79,15 @@ def attention(
     Returns:
         `[1, tokens, heads, head size]`.
     """
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head size]
+    # squeeze, not [0]: the gradient of an index is a copy into zeros
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head size]
     if _layout.kernel == "varlen":
         out = _varlen(q, k, v, scaling)
     elif _layout.kernel == "groups":
         out = _groups(q, k, v, scaling)
     else:
         out = _padded(q, k, v, scaling, dropout)
-    return out[None], None
+    return out.unsqueeze(0), None
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
