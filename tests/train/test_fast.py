@@ -156,6 +156,7 @@ def test_packing() -> None:
     assert packed.inputs["position_ids"].tolist() == [[2, 3, 2, 3, 4, 5, 6, 2]]
     longer = pack(batch, multiple=16)
     assert longer.bounds.tolist() == [0, 2, 7, 8, 16]
+    assert longer.inputs["position_ids"][0, 8:].tolist() == [0] * 8
     assert (longer.inputs["labels"][0, 8:] == -100).all()
     assert longer.longest == 8
     labels = pack(batch_of([2, 5, 1], "classification", 0), rows=5).inputs["labels"]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from .. import __version__
 from ..anatomy import Refused
 from ..config import BadSetting, Finetune, to_dict
 from ..ticket.files import write_atomically
@@ -113,7 +114,7 @@ def default_output(config: Finetune) -> Path:
 def environment(device: torch.device, precision: str) -> dict[str, Any]:
     """What a figure was measured on: hardware, versions, date."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    packages = ("earlybert", "torch", "transformers", "accelerate")
+    packages = ("torch", "transformers", "accelerate")
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device": name,
@@ -121,7 +122,7 @@ def environment(device: torch.device, precision: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": "bf16" if precision == "bf16" else "fp32",
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in packages},
+        "versions": {"earlybert": __version__, **{package: _version(package) for package in packages}},
     }
 
 

@@ -84,7 +84,8 @@ def pack(
     if token_types and "token_type_ids" not in inputs:
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     inside = torch.arange(keep.shape[1]).expand_as(keep)[keep]
-    inputs["position_ids"] = torch.cat([inside, torch.arange(free)])[None] + position_offset
+    # Free places all stand at the first position: a model may have fewer positions than there are free places.
+    inputs["position_ids"] = torch.nn.functional.pad(inside, (0, free))[None] + position_offset
 
     bounds = torch.zeros(wanted + 2, dtype=torch.int32)
     bounds[1 : len(sizes) + 1] = sizes.cumsum(0)

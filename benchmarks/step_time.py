@@ -1,0 +1,268 @@
+"""Time of one optimizer step: the stock modules run eagerly, and the fast step, dense and ticket, in turns.
+
+    python benchmarks/step_time.py --models base large --out benchmarks/results/step_time_h100.json
+    python benchmarks/step_time.py --device cpu --models minilm --shapes sst2 --out benchmarks/results/step_time_cpu.json
+
+Weights are random: time does not depend on them. The ticket keeps 2/3 of the heads (10 of 16 for large) and 60 %
+of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns, so that drift hits all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
+
+from earlybert import Ticket
+from earlybert.cost import count
+from earlybert.recipes.run import environment
+from earlybert.tasks.batches import Batch
+from earlybert.ticket.surgery import cut
+from earlybert.train.clock import Clock
+from earlybert.train.engine import build
+from earlybert.train.optimizer import adamw
+from earlybert.train.precision import resolve
+from earlybert.train.step import EagerStep
+
+SIZES: dict[str, dict[str, int]] = {
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+    "base": {},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+REMOVED_HEADS = {"minilm": 4, "base": 4, "large": 6}
+PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+"""Dense bf16 FLOP/s on the datasheet."""
+
+
+KERNELS = {
+    "nvjet": "matrix products",
+    "gemm": "matrix products",
+    "flash": "attention",
+    "_adamw": "AdamW",
+    "_squares": "gradient norm",
+    "_add_norm": "bias, dropout, add, LayerNorm",
+    "_bias_gelu": "bias, GELU",
+    "RadixSort": "embedding gradients",
+    "compute_grad_weight": "embedding gradients",
+    "sum_and_scatter": "embedding gradients",
+    "embedding": "embedding gradients",
+    "reduce_kernel": "sums over rows",
+    "CatArray": "copies",
+    "Memset": "copies",
+    "Memcpy": "copies",
+    "Fill": "copies",
+    "elementwise": "element-wise",
+}
+"""Marks in kernel names, and what the kernels are for."""
+
+
+def lengths_of(shape: str, seed: int) -> tuple[list[int], int]:
+    """Tokens of each row, and what the stock padding to a fixed length would make of them."""
+    random = np.random.default_rng(seed)
+    if shape == "qqp":  # mean 30, as counted on QQP with BERT's tokenizer
+        return np.clip(random.gamma(6, 4.5, 32).astype(int) + 3, 8, 128).tolist(), 128
+    if shape == "sst2":  # mean 13, rows of like length together as the batches of this package are
+        return np.sort(np.clip(random.gamma(3.5, 2.8, 32).astype(int) + 3, 4, 66)).tolist(), 128
+    rows, length = map(int, shape.split("x"))
+    return [length] * rows, length
+
+
+def batch_of(lengths: list[int], width: int, seed: int, qa: bool) -> Batch:
+    """Random rows padded to `width` tokens."""
+    random = torch.Generator().manual_seed(seed)
+    present = torch.arange(width) < torch.tensor(lengths)[:, None]
+    ids = torch.randint(1000, 30000, (len(lengths), width), generator=random) * present
+    batch = {"input_ids": ids, "attention_mask": present.long(), "token_type_ids": torch.zeros_like(ids)}
+    if qa:
+        ends = {"start_positions": torch.tensor(lengths) // 3, "end_positions": torch.tensor(lengths) // 2}
+        return {**batch, **ends}
+    return {**batch, "labels": torch.randint(0, 2, (len(lengths),), generator=random)}
+
+
+def model_of(size: str, device: str, *, ticket: bool, qa: bool) -> Any:
+    """A model with random weights, whole or cut, in training mode."""
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES[size])  # pyright: ignore[reportArgumentType]
+    model: Any = BertForQuestionAnswering(config) if qa else BertForSequenceClassification(config)
+    if ticket:
+        layers, heads, neurons = config.num_hidden_layers, config.num_attention_heads, config.intermediate_size
+        widths = [int(round(share * neurons / 64) * 64) for share in np.linspace(0.85, 0.35, layers)]
+        kept = tuple(range(heads - REMOVED_HEADS[size]))
+        cut(model, Ticket((kept,) * layers, tuple(tuple(range(w)) for w in widths), "bert", heads, neurons))
+    return model.to(device).train()
+
+
+def matmul_rate(device: str) -> float:
+    """bf16 FLOP/s of a large matrix product here: the ceiling that the floor below is counted with."""
+    size = 8192 if device == "cuda" else 1024
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    clock = Clock(torch.device(device))
+    for _ in range(3):
+        torch.mm(a, a)
+    for _ in range(10):
+        with clock:
+            torch.mm(a, a)
+    return 2 * size**3 / statistics.median(clock.read())
+
+
+def systems(size: str, shape: str, device: str, compiled: bool) -> dict[str, tuple[EagerStep, Callable[[int], Batch]]]:
+    """Each system with its own model, and what its batches look like."""
+    qa = shape.endswith("384")
+    fixed = lengths_of(shape, 0)[1]
+
+    def longest(seed: int) -> Batch:
+        lengths = lengths_of(shape, seed)[0]
+        return batch_of(lengths, -(-max(lengths) // 8) * 8, seed, qa)
+
+    def padded(seed: int) -> Batch:
+        return batch_of(lengths_of(shape, seed)[0], fixed, seed, qa)
+
+    def make(engine: Any, ticket: bool, precision: Any = "auto", **options: Any) -> EagerStep:
+        model = model_of(size, device, ticket=ticket, qa=qa)
+        mode = resolve(precision, torch.device(device))
+        return build(engine, model, adamw(model, lr=2e-5), precision=mode, **options)
+
+    found: dict[str, tuple[EagerStep, Callable[[int], Batch]]] = {}
+    if device == "cpu":
+        found["stock eager fp32, padded to 128"] = make("eager", False, "no"), padded
+        found["stock eager, padded to 128"] = make("eager", False), padded
+    found["stock eager, padded to longest"] = make("eager", False), longest
+    found["stock eager ticket, padded to longest"] = make("eager", True), longest
+    found["fast dense"] = make("fast", False), longest
+    found["fast ticket"] = make("fast", True), longest
+    if compiled:
+        found["fast dense, compiled"] = make("fast", False, compile=True), longest
+        found["fast ticket, compiled"] = make("fast", True, compile=True), longest
+    return found
+
+
+def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, compiled: bool) -> list[dict[str, Any]]:
+    """Median, spread, FLOPs and peak memory of every system on one shape."""
+    contenders = systems(size, shape, device, compiled)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    notes: dict[str, dict[str, Any]] = {}
+    for name, (step, batch) in contenders.items():
+        began = time.perf_counter()
+        for seed in range(3):
+            for _ in range(2):  # twice: the second time captures the graph
+                step(step.prepare([batch(seed)]))
+        if device == "cuda":
+            torch.cuda.synchronize()
+        notes[name] = {"warm_up_seconds": round(time.perf_counter() - began, 2)}
+    for _ in range(rounds):
+        for name, (step, batch) in contenders.items():
+            clock = Clock(step.device)
+            prepared = [step.prepare([batch(seed % 3)]) for seed in range(steps)]
+            for data in prepared:
+                with clock:
+                    step(data)
+            times[name] += clock.read()
+    for name, (step, batch) in contenders.items():
+        flops = [count(step.model).step(step.shapes([batch(seed)])) for seed in range(3)]
+        notes[name]["flops"] = sum(flops) / 3
+        if device == "cuda" and name.startswith("fast"):
+            notes[name]["kernels_ms"] = where_time_goes(step, step.prepare([batch(0)]))
+    rows = [_row(size, shape, name, sorted(times[name]), notes[name]) for name in contenders]
+    contenders.clear()
+    return rows
+
+
+def _row(size: str, shape: str, name: str, times: list[float], notes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "model": size,
+        "shape": shape,
+        "system": name,
+        "median_ms": 1e3 * statistics.median(times),
+        "p10_ms": 1e3 * times[len(times) // 10],
+        "p90_ms": 1e3 * times[-len(times) // 10],
+        "steps": len(times),
+        **notes,
+    }
+
+
+def where_time_goes(step: EagerStep, data: Any, repeats: int = 5) -> dict[str, float]:
+    """Milliseconds a step in each kind of kernel, and what is left of the step: gaps between kernels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(repeats):
+            step(data)
+        torch.cuda.synchronize()
+    kinds: dict[str, float] = {}
+    for event in profiler.key_averages():
+        kind = next((kind for mark, kind in KERNELS.items() if mark in event.key), "other")
+        kinds[kind] = kinds.get(kind, 0.0) + event.device_time_total / 1e3 / repeats
+    return dict(sorted(kinds.items(), key=lambda entry: -entry[1]))
+
+
+def peak_memory(size: str, shape: str) -> dict[str, float]:
+    """Peak GiB of each system alone: weights, optimizer, activations and graphs."""
+    peaks: dict[str, float] = {}
+    for engine in ("eager", "fast"):
+        for ticket in (False, True):
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            model = model_of(size, "cuda", ticket=ticket, qa=shape.endswith("384"))
+            step = build(engine, model, adamw(model, lr=2e-5), precision="bf16")  # pyright: ignore
+            for _ in range(3):
+                lengths, width = lengths_of(shape, 0)
+                step(step.prepare([batch_of(lengths, width, 0, shape.endswith("384"))]))
+            torch.cuda.synchronize()
+            peaks[f"{engine} {'ticket' if ticket else 'dense'}"] = (torch.cuda.max_memory_allocated() - before) / 2**30
+            del model, step
+    return peaks
+
+
+def main() -> None:
+    """Measure, print one line a system, write one file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--models", nargs="+", default=["base"], choices=list(SIZES))
+    parser.add_argument("--shapes", nargs="+", default=["32x128", "qqp", "sst2", "256x128", "12x384"])
+    parser.add_argument("--compile", nargs="*", default=[], help="model:shape pairs to measure compiled, too")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+
+    device = torch.device(args.device)
+    rate = matmul_rate(args.device)
+    result: dict[str, Any] = {
+        "environment": environment(device, resolve("auto", device)),
+        "matmul_flops_per_second": rate,
+        "rows": [],
+        "peak_gib": {},
+    }
+    peak = PEAK.get(result["environment"]["device"])
+    for size in args.models:
+        for shape in args.shapes:
+            compiled = f"{size}:{shape}" in args.compile
+            for row in measure(size, shape, args.device, rounds=args.rounds, steps=args.steps, compiled=compiled):
+                row["floor_ms"] = 1e3 * row["flops"] / rate
+                row["over_floor"] = row["median_ms"] / row["floor_ms"]
+                row["mfu"] = row["flops"] / (row["median_ms"] / 1e3) / peak if peak else None
+                result["rows"].append(row)
+                print(
+                    f"{size:7s} {shape:8s} {row['system']:40s} {row['median_ms']:9.2f} ms "
+                    f"[{row['p10_ms']:.2f}, {row['p90_ms']:.2f}]  {row['over_floor']:.1f} x floor",
+                    flush=True,
+                )
+            if args.device == "cuda":
+                result["peak_gib"][f"{size} {shape}"] = peak_memory(size, shape)
+                torch.cuda.empty_cache()
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result["peak_gib"]))
+
+
+if __name__ == "__main__":
+    main()
