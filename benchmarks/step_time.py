@@ -1,10 +1,11 @@
 """Time of one optimizer step: the stock modules run eagerly, and the fast step, dense and ticket, in turns.
 
-    python benchmarks/step_time.py --models base large --out benchmarks/results/step_time_h100.json
-    python benchmarks/step_time.py --device cpu --models minilm --shapes sst2 --out benchmarks/results/step_time_cpu.json
+    python benchmarks/step_time.py --models base large --out step_time_h100.json
+    python benchmarks/step_time.py --device cpu --models minilm --shapes sst2 --out step_time_cpu.json
 
 Weights are random: time does not depend on them. The ticket keeps 2/3 of the heads (10 of 16 for large) and 60 %
-of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns, so that drift hits all alike.
+of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns, so
+that drift hits all alike.
 """
 
 from __future__ import annotations

@@ -79,8 +79,8 @@ class Training:
     """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    engine: Literal["auto", "eager", "fast"] = "auto"
-    """The step: eager is the reference, fast computes no padding and is one graph on CUDA; auto is fast on CUDA."""
+    engine: Literal["eager", "fast"] = "eager"
+    """The step: eager is the reference; fast computes no padding, and on CUDA is one graph (benchmarks/README.md)."""
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
     compile: bool = False

@@ -402,3 +402,36 @@ def test_full_disk_in_a_log_is_one_sentence(
     err = capsys.readouterr().err
     assert "No space left on device" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("weights_", ["reset", "keep"])
+def test_the_fast_engine_resumes_bit_equal_and_computes_no_padding(
+    weights_: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = [*flags, "--engine", "fast", "--search-steps", "6", "--epochs", "1", "--weights", weights_]
+    assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
+    real = EagerStep.__call__
+    calls = 0
+
+    def mortal(self: EagerStep, batches: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 11:
+            raise Killed
+        return real(self, batches)
+
+    monkeypatch.setattr(EagerStep, "__call__", mortal)
+    with pytest.raises(Killed):
+        run("finetune", *settings, "--output", tmp_path / "killed")
+    monkeypatch.setattr(EagerStep, "__call__", real)
+    assert run("finetune", "--output", tmp_path / "killed", "--resume") == 0
+    assert equal(tmp_path / "whole", tmp_path / "killed")
+    assert run("search", *flags, "--search-steps", "6", "--output", tmp_path / "eager") == 0
+    fast, eager = (
+        [line["flops"] for line in read_steps(tmp_path / name / "steps.jsonl") if line["stage"] == "search"]
+        for name in ("whole", "eager")
+    )
+    assert len(fast) == len(eager) == 6
+    assert all(a <= b for a, b in zip(fast, eager, strict=True))
+    assert sum(fast) < 0.95 * sum(eager)
+    assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["engine"] == "RaggedStep"

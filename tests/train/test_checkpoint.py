@@ -45,6 +45,18 @@ def test_going_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     assert torch.equal(step.gates.neurons, other.gates.neurons)
 
 
+def test_a_step_count_shared_by_all_parameters_is_saved(tmp_path: Path) -> None:
+    """As the fused optimizer keeps it."""
+    step = trained(2)
+    count = torch.tensor(2.0)
+    for entry in step.optimizer.state.values():
+        entry["step"] = count
+    save(tmp_path / "c.safetensors", step)
+    other = trained(1)
+    checkpoint.load(tmp_path / "c.safetensors", model=other.model, optimizer=other.optimizer, gates=other.gates)
+    assert {float(entry["step"]) for entry in other.optimizer.state.values()} == {2.0}
+
+
 def test_other_models_and_broken_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "c.safetensors"
     step = trained(1)

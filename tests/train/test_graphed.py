@@ -113,14 +113,15 @@ def test_clip_and_adamw_against_torch() -> None:
     for _ in range(5):
         for slot, copy_ in zip(slots, copies, strict=True):
             slot.leaf.grad = torch.randn_like(slot.leaf)
-            copy_.grad = slot.leaf.grad.float()
+            copy_.grad = slot.leaf.grad.float().clone()  # clipping is in place
         torch.nn.utils.clip_grad_norm_(copies[:2], 1.0)
         reference.step()
         fused.set_rates()
         fused.fill_addresses(where)
         fused.step(where)
     for mine, theirs in zip(masters, copies, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+        # the kernel's exponential and logarithm are good to 2**-22, bias correction divides by 0.001
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-5)
         moments = (ours.state[mine]["exp_avg_sq"], reference.state[theirs]["exp_avg_sq"])
         torch.testing.assert_close(*moments, rtol=1e-5, atol=1e-8)
         assert ours.state[mine]["step"] == reference.state[theirs]["step"] == 5

@@ -45,7 +45,8 @@ def save(
     for index, entries in about["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
+                # A step count may be one tensor for all parameters; the file format wants one each.
+                tensors[f"optimizer.{index}.{key}"] = value.clone() if value.dim() == 0 else value
             else:
                 numbers.setdefault(str(index), {})[key] = value
     for device, random in _random_states(model).items():

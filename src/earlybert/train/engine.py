@@ -12,7 +12,7 @@ from ..anatomy import Refused
 from .fast import RaggedStep
 from .step import EagerStep
 
-Engine = Literal["auto", "eager", "fast"]
+Engine = Literal["eager", "fast"]
 
 log = logging.getLogger("earlybert")
 
@@ -31,8 +31,7 @@ def build(
     What cannot run falls back by one level, with one line that says what was lost and why.
 
     Args:
-        engine: `eager` is the reference; `fast` computes no padding, and on CUDA is one graph; `auto` is `fast` on
-            CUDA and `eager` elsewhere, where results are promised to the bit.
+        engine: `eager` is the reference; `fast` computes no padding, and on CUDA is one graph.
         model: On its device.
         optimizer: `torch.optim.AdamW` over its parameters.
         exact: Keep dropout on attention probabilities in the fast step.
@@ -40,12 +39,12 @@ def build(
         **settings: As `EagerStep`.
 
     Raises:
-        Refused: The engine is not one of the three.
+        Refused: The engine is neither.
     """
-    if engine not in ("auto", "eager", "fast"):
-        raise Refused(f"the step must be auto, eager or fast, got {engine!r}.")
+    if engine not in ("eager", "fast"):
+        raise Refused(f"the engine must be eager or fast, got {engine!r}.")
     device = next(model.parameters()).device
-    if engine == "eager" or (engine == "auto" and device.type != "cuda"):
+    if engine == "eager":
         return EagerStep(model, optimizer, **settings)
     try:
         if device.type == "cuda" and (lost := _no_graph(model, settings.get("precision", "no"))):

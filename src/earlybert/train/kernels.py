@@ -106,7 +106,7 @@ def _bias_gelu(y, bias, out, width, size, BLOCK: tl.constexpr):  # pyright: igno
         triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps)
         for rows, columns, warps in ((16, 128, 4), (16, 128, 8), (8, 256, 4), (32, 64, 4), (4, 256, 4))
     ],
-    key=["width"],
+    key=[],  # once: a ticket has as many widths as layers, and tuning takes half a second each
 )
 @triton.jit
 def _bias_gelu_backward(  # pyright: ignore
