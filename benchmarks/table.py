@@ -17,12 +17,9 @@ def main() -> None:
     print(f"{where['device']}, {where['date'][:10]}, torch {where['versions']['torch']}, ", end="")
     print(f"transformers {where['versions']['transformers']}, {where['threads']} threads; ", end="")
     print(f"matrix products at {result['matmul_flops_per_second'] / 1e12:,.3g} TFLOP/s\n")
-    print("| model | rows | system | ms a step | 10-90 % | over floor | MFU | peak GiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | rows | system | ms a step | 10-90 % | over floor | MFU |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for row in result["rows"]:
-        peaks = result["peak_gib"].get(f"{row['model']} {row['shape']}", {})
-        engine = "fast" if row["system"].startswith("fast") else "eager"
-        peak = peaks.get(f"{engine} {'ticket' if 'ticket' in row['system'] else 'dense'}")
         mfu = f"{row['mfu']:.0%}" if row["mfu"] else ""
         cells = [
             row["model"],
@@ -32,7 +29,6 @@ def main() -> None:
             f"{row['p10_ms']:.2f}-{row['p90_ms']:.2f}",
             f"{row['over_floor']:.1f}",
             mfu,
-            f"{peak:.2f}" if peak else "",
         ]
         print(f"| {' | '.join(cells)} |")
 
