@@ -108,7 +108,9 @@ def test_stages_one_by_one_equal_the_run_in_one_go_and_one_search_serves_many(
     assert run("draw", tmp_path / "parts", "--heads", "2", "--neurons", "0.5", "--into", tmp_path / "other") == 0
     assert run("train", tmp_path / "parts") == 0
     assert equal(tmp_path / "whole", tmp_path / "parts")
-    assert run("train", tmp_path / "other", "--epochs", "1") == 0
+    (tmp_path / "short.yaml").write_text("epochs: 5\nlr: 1.0e-3\n")
+    assert run("train", tmp_path / "other", "--config", tmp_path / "short.yaml", "--epochs", "1") == 0
+    assert (Run_config(tmp_path / "other").epochs, Run_config(tmp_path / "other").lr) == (1.0, 1e-3)
     assert {len(kept) for kept in eb.Ticket.load(tmp_path / "other" / "ticket.json").heads} == {2}
     capsys.readouterr()
     assert run("evaluate", tmp_path / "parts") == 0

@@ -187,3 +187,13 @@ def test_what_cannot_run_falls_back_with_one_line(caplog: pytest.LogCaptureFixtu
     assert len(caplog.messages) == 1
     with pytest.raises(Refused, match="eager or fast"):
         step_for("quick", model, optimizer)  # type: ignore[arg-type]
+
+
+def test_a_model_that_ignores_the_registered_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would let rows see each other, silently."""
+    from earlybert.train import ragged
+
+    monkeypatch.setattr(ragged, "NAME", "sdpa")  # as a model does that always runs its own attention
+    model = build("bert", "classification", False)
+    with pytest.raises(Refused, match="does not let its attention be replaced"):
+        RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.0))

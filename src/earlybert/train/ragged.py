@@ -37,6 +37,8 @@ class Layout:
     """Where the rows of the batch in hand lie; read by the attention and by the unpacking hook."""
 
     kernel: Kernel = "groups"
+    calls: int = 0
+    """How often the attention below was called, to see that a model calls it at all."""
     bounds: Tensor = field(default_factory=lambda: torch.empty(0))
     """int32 `[rows + 2]`, as `Packed.bounds`."""
     lengths: tuple[int, ...] = ()
@@ -80,6 +82,7 @@ def attention(
         `[1, tokens, heads, head size]`.
     """
     # squeeze, not [0]: the gradient of an index is a copy into zeros
+    _layout.calls += 1
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head size]
     if _layout.kernel == "varlen":
         out = _varlen(q, k, v, scaling)
@@ -159,6 +162,30 @@ class RaggedModel:
         self.position_offset = (config.pad_token_id + 1) if "roberta" in config.model_type else 0
         layers = self.anatomy.layers[0].query
         self.stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
+
+        self._probe()
+
+    def _probe(self) -> None:
+        """Two rows of two tokens, to see that every layer asks for the attention that keeps rows apart."""
+        device = next(self.model.parameters()).device
+        modes = {module: module.training for module in self.model.modules()}
+        ids = torch.full((1, 4), 5, device=device)
+        positions = torch.tensor([[0, 1, 0, 1]], device=device) + self.position_offset
+        before = _layout.calls
+        try:
+            self.model.eval()
+            with self.packed(), torch.no_grad():
+                bounds = torch.tensor([0, 2, 4, 4], dtype=torch.int32, device=device)
+                set_layout("groups", bounds, 2, 4, lengths=(2, 2), places=self.head == "rows")
+                self.model(input_ids=ids, position_ids=positions)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        if _layout.calls - before != len(self.anatomy.layers):
+            raise Refused(
+                f"{type(self.model).__name__} does not let its attention be replaced in this version of transformers; "
+                "it takes the eager step."
+            )
 
     @contextmanager
     def packed(self) -> Iterator[nn.Module]:
