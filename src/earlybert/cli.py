@@ -66,6 +66,8 @@ def _parse_and_run(command: str, arguments: list[str]) -> int:
     config = Finetune(**settings) if command in FROM_YAML else None  # out of range: said before torch is loaded
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from torch import OutOfMemoryError
+
     from .anatomy import Refused
     from .recipes import finetune as recipe
     from .ticket import CutMismatch
@@ -86,6 +88,8 @@ def _parse_and_run(command: str, arguments: list[str]) -> int:
             recipe.train(options["run"], settings=settings)
     except (Refused, Diverged, CutMismatch) as error:
         return _refuse(str(error))
+    except OutOfMemoryError:
+        return _refuse("the device ran out of memory; lower --batch-size (and raise --accumulate), or --max-length.")
     return 0
 
 

@@ -437,3 +437,14 @@ def test_the_fast_engine_resumes_bit_equal_and_computes_no_padding(
     assert all(a <= b for a, b in zip(fast, eager, strict=True))
     assert sum(fast) < 0.95 * sum(eager)
     assert json.loads((tmp_path / "whole" / "metrics.json").read_text())["engine"] == "RaggedStep"
+
+
+def test_out_of_memory_is_one_sentence(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(EagerStep, "__call__", full)
+    assert run("finetune", *flags, "--output", tmp_path / "run") == 2
+    assert "lower --batch-size" in capsys.readouterr().err
