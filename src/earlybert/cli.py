@@ -46,9 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         return _parse_and_run(command, arguments)
     except BadSetting as error:
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        again = f"earlybert {command} RUN" if command in FROM_RUN else f"earlybert {command} --output RUN --resume"
-        print(f"earlybert: stopped; to go on: {again}, with RUN the run folder named above.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"earlybert: stopped{f'; to go on: {stop}' if stop.args else ''}.", file=sys.stderr)
         return 130
 
 

@@ -384,7 +384,7 @@ def test_ctrl_c_writes_a_checkpoint_and_resuming_is_bit_equal(
 
     monkeypatch.setattr(EagerStep, "__call__", interrupted)
     assert run("finetune", *settings, "--output", tmp_path / "run") == 130
-    assert "earlybert finetune --output RUN --resume" in capsys.readouterr().err
+    assert f"to go on: earlybert finetune --output {tmp_path / 'run'} --resume." in capsys.readouterr().err
     assert run("finetune", "--output", tmp_path / "run", "--resume") == 130
     assert run("finetune", "--output", tmp_path / "run", "--resume") == 0
     assert calls == 8 + 24  # no step was taken twice

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,11 +75,12 @@ def finetune(start: Start, *, compare: bool) -> Run:
     if compare and run.config.method == "dense":
         raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
     announce(bench, run)
-    metrics = _all_stages(bench, run)
-    if compare:
-        versus(bench, run, metrics)
-    else:
-        report(run, metrics)
+    with _resumable(f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"):
+        metrics = _all_stages(bench, run)
+        if compare:
+            versus(bench, run, metrics)
+        else:
+            report(run, metrics)
     return run
 
 
@@ -86,7 +88,8 @@ def search(start: Start) -> Run:
     """Stage 1 alone."""
     run = start.run
     announce(start.bench, run)
-    scores = search_stage(start.bench, run)
+    with _resumable(f"earlybert search --output {run.path} --resume"):
+        scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
     say(f"next: earlybert draw {run.path}")
     return run
@@ -102,7 +105,7 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
     """
     run = Run.open(path)
     if not run.scores.exists():
-        raise Refused(f"{path} has not finished its search; run earlybert search with its settings and --resume.")
+        raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
     scores = Scores.load(run.scores)
     config = replace(run.config, **settings)
     draw_ticket(config, scores)  # a refusal changes nothing
@@ -161,7 +164,8 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
     if config.method == "ticket" and not run.ticket.exists():
         raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
     bench = Bench.set_up(config)
-    _, metrics = train_stage(bench, Run(run.path, config))
+    with _resumable(f"earlybert train {run.path}"):
+        _, metrics = train_stage(bench, Run(run.path, config))
     report(run, metrics)
     return run
 
@@ -176,6 +180,15 @@ def evaluate(path: str) -> dict[str, float]:
     scores = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
     say(f"{scores} on {len(bench.validation):,} rows")
     return score
+
+
+@contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Whoever stops the run is told the command that goes on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(command) from None
 
 
 def report(run: Run, metrics: dict[str, Any]) -> None:
@@ -210,6 +223,7 @@ def announce(bench: Bench, run: Run) -> None:
     say(
         f"{bench.task.name}: {len(bench.train):,} rows to train, {len(bench.validation):,} to validate, {kind}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
+        f"{config.engine} engine, "
         f"{config.batch_size * config.accumulate} rows a step; {searching}train {lengths.train}"
     )
     say(f"run folder: {run.path}")
