@@ -84,7 +84,7 @@ class Training:
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
     compile: bool = False
-    """Let torch.compile fuse the fast step's element-wise work on CUDA; pays after some minutes of training."""
+    """Let torch.compile fuse the fast step's element-wise work on CUDA, instead of the kernels that come with it."""
     seed: int = 42
     """Of the head's initialisation, dropout, data order and tie-breaking."""
 
