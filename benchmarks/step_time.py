@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
-from earlybert import Ticket
+from earlybert import Gates, Ticket
 from earlybert.cost import count
 from earlybert.recipes.run import environment
 from earlybert.tasks.batches import Batch
@@ -132,6 +132,12 @@ def systems(size: str, shape: str, device: str, compiled: bool) -> dict[str, tup
         mode = resolve(precision, torch.device(device))
         return build(engine, model, adamw(model, lr=2e-5), precision=mode, **options)
 
+    def searching() -> EagerStep:
+        model = model_of(size, device, ticket=False, qa=qa)
+        gates = Gates(model).attach()
+        mode = resolve("auto", torch.device(device))
+        return build("fast", model, adamw(model, lr=2e-5, gates=gates), precision=mode, gates=gates, l1=(1e-4, 1e-4))
+
     found: dict[str, tuple[EagerStep, Callable[[int], Batch]]] = {}
     if device == "cpu":
         found["stock eager fp32, padded to 128"] = make("eager", False, "no"), padded
@@ -139,6 +145,7 @@ def systems(size: str, shape: str, device: str, compiled: bool) -> dict[str, tup
     found["stock eager, padded to longest"] = make("eager", False), longest
     found["stock eager ticket, padded to longest"] = make("eager", True), longest
     found["fast dense"] = make("fast", False), longest
+    found["fast search"] = searching(), longest
     found["fast ticket"] = make("fast", True), longest
     if compiled:
         found["fast dense, compiled"] = make("fast", False, compile=True), longest
