@@ -1,0 +1,111 @@
+"""Differences over paired seeds: held against tasks.metrics row by row, and against the truth in simulations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earlybert.recipes.statistics import METRICS, difference, holm
+from earlybert.tasks.metrics import compute
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "pearson", "spearman"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_resample_by_counts_is_the_metric_of_the_repeated_rows(name: str, classes: int) -> None:
+    random = np.random.default_rng(classes)
+    labels = random.integers(classes, size=80)
+    values = np.where(random.random(80) < 0.7, labels, random.integers(classes, size=80))
+    if name in ("pearson", "spearman"):
+        labels, values = labels + random.normal(size=80).round(1), values + random.normal(size=80).round(1)
+    counts = random.multinomial(80, np.full(80, 1 / 80), size=6).astype(float)
+    found = METRICS[name](values.astype(float), labels.astype(float), counts)
+    for row, got in zip(counts.astype(int), found, strict=True):
+        expected = compute([name], np.repeat(values, row), np.repeat(labels, row), classes=classes)[name]
+        assert got == pytest.approx(expected, abs=1e-12)
+
+
+def simulated(rows: int, seeds: int, effect: float, spread: float, random: np.random.Generator) -> tuple:
+    """Two methods whose true accuracies differ by `effect`; every run's own accuracy scatters by `spread`."""
+    difficulty = random.random(rows)
+    runs = []
+    for shift in (effect, 0.0):
+        bases = 0.8 + shift + spread * random.normal(size=seeds)
+        # rows are shared: a row that is hard for one method is hard for the other
+        runs.append([(0.7 * difficulty + 0.3 * random.random(rows) < base - 0.15).astype(float) for base in bases])
+    return runs[0], runs[1], np.ones(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int) -> None:
+    random = np.random.default_rng(seeds)
+    held = 0
+    for trial in range(200):
+        ours, theirs, labels = simulated(300, seeds, 0.0, 0.02, random)
+        found = difference(ours, theirs, labels, "accuracy", margin=0.003, resamples=200, seed=trial)
+        held += found.low <= 0.0 <= found.high
+    assert held >= 200 * 0.90  # 95 % meant; below 90 % would be a one in a thousand chance
+
+
+@pytest.mark.slow
+def test_a_detectable_difference_is_detected_four_times_in_five() -> None:
+    random = np.random.default_rng(0)
+    said = [difference(*simulated(300, 8, 0.0, 0.02, random), "accuracy", margin=0.003, resamples=200) for _ in range(60)]
+    effect = 0.7 * float(np.mean([found.detectable for found in said]))  # a shift of 0.7 moves accuracy by 1
+    shown = 0
+    for _ in range(120):
+        found = difference(*simulated(300, 8, effect, 0.02, random), "accuracy", margin=0.003, resamples=200)
+        shown += found.different < 0.05
+    assert 0.68 <= shown / 120 <= 0.92
+
+
+def test_a_clear_loss_is_inferior_and_an_equal_method_is_not() -> None:
+    random = np.random.default_rng(1)
+    labels = np.ones(5000)
+    base = [(random.random(5000) < 0.9).astype(float) for _ in range(5)]
+    worse = [np.where(random.random(5000) < 0.03, 0.0, run) for run in base]
+    lost = difference(worse, base, labels, "accuracy", margin=0.003)
+    assert lost.mean == pytest.approx(np.mean(worse) - np.mean(base))
+    assert lost.high < 0
+    assert lost.inferior > 0.99
+    same = difference(base, base, labels, "accuracy", margin=0.003)
+    assert (same.mean, same.low, same.high, same.inferior, same.different) == (0, 0, 0, 0, 1)
+    better = difference(base, worse, labels, "accuracy", margin=0.003)
+    assert better.inferior < 1e-6
+    assert better.low > 0
+
+
+def test_one_seed_speaks_of_the_examples_alone() -> None:
+    random = np.random.default_rng(2)
+    ours, theirs = (random.random(400) < 0.8).astype(float), (random.random(400) < 0.8).astype(float)
+    found = difference([ours], [theirs], np.ones(400), "accuracy", margin=0.003)
+    error = np.std(ours - theirs, ddof=1) / 20  # of a mean of 400 paired differences
+    assert found.high - found.mean == pytest.approx(1.96 * error, rel=0.08)
+
+
+def test_unpaired_seeds_are_an_error() -> None:
+    with pytest.raises(ValueError, match="not paired: 2 and 1"):
+        difference([np.ones(3)] * 2, [np.ones(3)], np.ones(3), "accuracy", margin=0.003)
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_the_stepwise_rule_rejects(p_values: list[float]) -> None:
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    rejected = set()
+    for rank, place in enumerate(order):  # Holm's own words: stop at the first that is not small enough
+        if p_values[place] > 0.05 / (len(p_values) - rank):
+            break
+        rejected.add(place)
+    adjusted = holm(p_values)
+    for place, value in enumerate(adjusted):
+        if abs(value - 0.05) > 1e-9:
+            assert (value < 0.05) == (place in rejected)
