@@ -3,9 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 Scope = Literal["layer", "global"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a YAML file may call a way of training."""
+
+    about: str
+    dense: bool = False
+    """Trained as the dense run is, for dense_epochs at dense_lr; otherwise as a ticket, for epochs at lr."""
+    like: bool = False
+    """Takes something from the run of a ticket: its cost, its widths or its scores."""
+    keeps: bool = False
+    """Whether there are searched weights to go on from (weights: keep)."""
+
+
+METHODS = {
+    "ticket": Method("the early-bird ticket: search, draw, train", keeps=True),
+    "dense": Method("the full model", dense=True),
+    "dense_same_flops": Method("the full model, stopped at a ticket's FLOPs, at its learning rate", like=True),
+    "dense_same_time": Method("the full model, stopped at a ticket's training time, at its learning rate", like=True),
+    "random": Method("a random ticket of the same budget, no search"),
+    "random_same_widths": Method("a random ticket with a ticket's own widths, layer by layer", like=True),
+    "inverted": Method("what a ticket's search found least important", like=True),
+    "uniform": Method("a ticket's own scores, every layer equally wide", like=True),
+    "taylor": Method("a ticket by first-order Taylor scores at theta_0"),
+    "fisher": Method("a ticket by Fisher scores at theta_0"),
+    "taylor_searched": Method("a ticket by first-order Taylor scores at the searched weights", keeps=True),
+    "fisher_searched": Method("a ticket by Fisher scores at the searched weights", keeps=True),
+    "magnitude": Method("a ticket by weight magnitude at theta_0"),
+    "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)"),
+    "layerdrop": Method("a third of the layers removed, then trained", dense=True),
+    "layerdrop_trained": Method("layers dropped at random while training, a third removed at the end", dense=True),
+    "imp": Method("unstructured lottery ticket by iterative magnitude pruning with rewinding", dense=True),
+}
+"""In the order in which tables list them."""
+RIVALS = ("dense_same_flops", "dense_same_time")
+"""The dense model stopped at a ticket's cost."""
+
+
+def named(name: str, known: Any, what: str) -> str:
+    """`name`, if it is known; nearest names are offered when not.
+
+    Raises:
+        BadSetting: It is not known.
+    """
+    if name in known:
+        return name
+    near = get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    raise BadSetting(f"unknown {what} {name!r}; {hint}")
 
 
 class BadSetting(ValueError):
@@ -166,19 +217,28 @@ class Ticketing:
     epochs: float = 2.0
     """Epochs of the ticket (Sec. 4.1: 2); with weights=keep the search is part of them."""
     lr: float = 4e-5
-    """Learning rate of the ticket (Sec. 4.1: 4e-5)."""
+    """Learning rate of the ticket (Sec. 4.1: 4e-5), and of the dense model stopped at its cost."""
+    refit: int = 0
+    """Batches on which W_O and W_2 are refitted by least squares after the cut; 0 does not."""
+    rewarm: int = 0
+    """With weights=keep, steps after the cut over which the learning rate rises to its schedule again."""
 
     def __post_init__(self) -> None:
         _above_zero("epochs", self.epochs)
         _above_zero("lr", self.lr)
+        _between("rewarm", self.rewarm, 0)
+        if self.refit != 0:
+            _between("refit", self.refit, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """The dense run, whose schedule the search follows."""
 
-    method: Literal["ticket", "dense"] = "ticket"
-    """Train an early-bird ticket, or the full model."""
+    method: str = "ticket"
+    """What to train: ticket, dense, or a baseline (earlybert compare --list)."""
+    like: str | None = None
+    """Run folder of the ticket that a baseline takes its cost, its widths or its scores from."""
     dense_epochs: float = 3.0
     """Epochs of the dense run (Sec. 4.1: 3)."""
     dense_lr: float = 2e-5
@@ -187,6 +247,9 @@ class Dense:
     """Length of the dense run in optimizer steps, instead of epochs."""
 
     def __post_init__(self) -> None:
+        named(self.method, METHODS, "method")
+        if METHODS[self.method].like and self.like is None:
+            raise BadSetting(f"method {self.method} needs the run folder of a ticket in --like.")
         _above_zero("dense_epochs", self.dense_epochs)
         _above_zero("dense_lr", self.dense_lr)
         if self.dense_steps is not None:
@@ -221,6 +284,10 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
     def __post_init__(self) -> None:
         for part in PARTS:
             part.__post_init__(self)
+        if self.weights == "keep" and not (METHODS[self.method].keeps or METHODS[self.method].dense):
+            raise BadSetting(f"method {self.method} has no searched weights to keep; use weights: reset.")
+        if self.rewarm and self.weights == "reset":
+            raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
 
 
 def changed(before: Finetune, after: Finetune) -> list[str]:

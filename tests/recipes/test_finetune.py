@@ -20,7 +20,7 @@ import earlybert as eb
 from earlybert.cli import main
 from earlybert.config import Finetune
 from earlybert.recipes.bench import Bench
-from earlybert.recipes.stages import plan
+from earlybert.recipes.plan import plan
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 
@@ -300,12 +300,12 @@ def test_compare_trains_the_rival_at_the_same_flops(
     assert run("finetune", *flags, "--compare", "--recipe", "paper", "--output", out) == 0
     result = json.loads((out / "compare.json").read_text())
     rows = result["rows"]
-    assert list(rows) == ["dense", "dense_same_cost", "ticket"]
+    assert list(rows) == ["dense", "dense_same_flops", "ticket"]
     one_step = rows["dense"]["flops"] / rows["dense"]["stages"]["train"]["steps"]
-    assert rows["ticket"]["flops"] - 1.5 * one_step < rows["dense_same_cost"]["flops"] <= rows["ticket"]["flops"]
+    assert rows["ticket"]["flops"] - 1.5 * one_step < rows["dense_same_flops"]["flops"] <= rows["ticket"]["flops"]
     parts = result["saved"]
     assert parts["time"] == pytest.approx(parts["fewer_epochs"] + parts["smaller_network"] + parts["search"])
-    rates = [line["lr"] for line in read_steps(out / "dense_same_cost" / "steps.jsonl")]
+    rates = [line["lr"] for line in read_steps(out / "dense_same_flops" / "steps.jsonl")]
     assert rates[0] == 2e-3  # the ticket's learning rate
     assert rates[-1] == pytest.approx(2e-3 / len(rates))  # and a schedule that ends where it ends
     assert "dense, same cost" in capsys.readouterr().out

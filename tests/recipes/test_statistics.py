@@ -52,7 +52,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int) -> None:
 @pytest.mark.slow
 def test_a_detectable_difference_is_detected_four_times_in_five() -> None:
     random = np.random.default_rng(0)
-    said = [difference(*simulated(300, 8, 0.0, 0.02, random), "accuracy", margin=0.003, resamples=200) for _ in range(60)]
+    said = [
+        difference(*simulated(300, 8, 0.0, 0.02, random), "accuracy", margin=0.003, resamples=200) for _ in range(60)
+    ]
     effect = 0.7 * float(np.mean([found.detectable for found in said]))  # a shift of 0.7 moves accuracy by 1
     shown = 0
     for _ in range(120):

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import Finetune, changed
+from ..config import METHODS, Finetune, changed
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import disk_errors
 from .bench import Bench
+from .methods import of_method, settled
+from .plan import advice, check_drawing, draw_ticket, plan
 from .progress import say
-from .run import Run, default_output
-from .stages import advice, check_drawing, draw_stage, draw_ticket, plan, search_stage, train_stage
+from .run import Run, copy_search, default_output
+from .stages import draw_stage, search_stage, train_stage
 from .versus import versus
 
 
@@ -55,10 +57,11 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
             )
     bench = Bench.set_up(run.config)
     plan(bench)
-    if run.config.method == "ticket":
+    if not METHODS[run.config.method].dense:
         check_drawing(bench)
     bench.theta_0()  # weights that cannot be read are refused before anything is written
-    return Start(bench, run)
+    bench = settled(bench)
+    return Start(bench, Run(run.path, bench.config))
 
 
 def finetune(start: Start, *, compare: bool) -> Run:
@@ -72,7 +75,7 @@ def finetune(start: Start, *, compare: bool) -> Run:
         Refused: There is no ticket to compare.
     """
     bench, run = start.bench, start.run
-    if compare and run.config.method == "dense":
+    if compare and run.config.method != "ticket":
         raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
     announce(bench, run)
     with _resumable(f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"):
@@ -129,10 +132,9 @@ def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
         into.parent.mkdir(parents=True, exist_ok=True)
         half = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
         try:
-            for file in (run.scores, run.history, run.searched, run.steps):
-                if file.exists():
-                    shutil.copy2(file, half / file.name)
-            Run(half, config).write_config()
+            copied = Run(half, config)
+            copy_search(run, copied)
+            copied.write_config()
             half.chmod(0o755)
             half.rename(into)
         finally:
@@ -165,7 +167,7 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
         raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
     bench = Bench.set_up(config)
     with _resumable(f"earlybert train {run.path}"):
-        _, metrics = train_stage(bench, Run(run.path, config))
+        _, metrics = train_stage(bench, Run(run.path, config), of_method(config.method).begin)
     report(run, metrics)
     return run
 
@@ -219,7 +221,7 @@ def announce(bench: Bench, run: Run) -> None:
     for note in (*bench.notes, *advice(bench)):
         say(f"note: {note}")
     kind = "values to regress on" if bench.task.problem == "regression" else f"{len(bench.task.labels)} classes"
-    searching = f"search at most {lengths.search} steps, " if config.method == "ticket" else ""
+    searching = f"search at most {lengths.search} steps, " if METHODS[config.method].keeps else ""
     say(
         f"{bench.task.name}: {len(bench.train):,} rows to train, {len(bench.validation):,} to validate, {kind}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
@@ -232,8 +234,8 @@ def announce(bench: Bench, run: Run) -> None:
 def _all_stages(bench: Bench, run: Run) -> dict[str, Any]:
     if run.metrics.exists():
         return run.read_metrics()
-    if bench.config.method == "ticket":
-        scores = search_stage(bench, run)
-        if not run.ticket.exists():
-            describe(draw_stage(run, scores))
-    return train_stage(bench, run)[1]
+    way = of_method(bench.config.method)
+    way.prepare(bench, run)
+    if run.ticket.exists() and not run.training:
+        describe(Ticket.load(run.ticket))
+    return train_stage(bench, run, way.begin)[1]

@@ -54,7 +54,7 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int,
             "heads_kept": [len(kept) for kept in ticket.heads],
             "neurons_kept": [len(kept) for kept in ticket.neurons],
             "margin": dict(ticket.drawn)["margin"],
-            "search_ended": Scores.load(run.scores).info["ended"],
+            "search_ended": Scores.load(run.scores).info.get("ended"),
         }
     return {**metrics, "environment": environment(bench.device, bench.precision)}
 

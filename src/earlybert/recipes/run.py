@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from ..anatomy import Refused
 from ..config import BadSetting, Finetune, to_dict
 from ..ticket.files import write_atomically
 from ..train import checkpoint
+from ..train.steplog import LAST, truncate
 
 
 class Run:
@@ -103,6 +105,15 @@ class Run:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_atomically(self.metrics, json.dumps(metrics, indent=2).encode() + b"\n")
+
+
+def copy_search(source: Run, target: Run) -> None:
+    """Copy the search of a run, and what it cost, into the folder of another."""
+    target.path.mkdir(parents=True, exist_ok=True)
+    for file in (source.scores, source.history, source.searched, source.steps):
+        if file.exists():
+            shutil.copy2(file, target.path / file.name)
+    truncate(target.steps, "search", LAST)
 
 
 def default_output(config: Finetune) -> Path:

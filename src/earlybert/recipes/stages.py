@@ -3,137 +3,71 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel
 
-from ..anatomy import Refused, of
+from ..anatomy import Refused
 from ..cost import count
-from ..tasks.head import load_config
-from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, draw, rebind, save
+from ..tasks.batches import shape_of
+from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
+from ..ticket.refit import flops as refit_flops
+from ..ticket.refit import refit
 from ..ticket.settled import Watch
+from ..ticket.surgery import fold
 from ..train import checkpoint
-from ..train.clock import Clock
 from ..train.engine import build
-from ..train.interrupt import Interrupt
-from ..train.loop import Done, Observer, loop, refuse_infinite
+from ..train.loop import Observer
 from ..train.optimizer import adamw
-from ..train.schedule import Schedule, linear
+from ..train.schedule import rewarmed
 from ..train.search import Recorder, StopRule, collect, searching
-from ..train.step import EagerStep
-from ..train.steplog import StepLog, add_line, truncate
+from ..train.step import to_device
+from ..train.steplog import Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
-from .progress import Bar
+from .drive import drive, resume
+from .plan import Plan, draw_ticket, plan
+from .progress import say
 from .result import Evaluations, summary
 from .run import Run
 
-FEWEST_SEARCH_STEPS = 100
-"""Cap of a search in the default recipe, where 0.2 epoch is less; but never longer than the dense run."""
-SETTLED_SOONEST = 60
-"""Steps before which a mask is hardly better than random (docs/stopping.md)."""
+
+@dataclass
+class Begun:
+    """What stage 3 trains, and how that differs from the plain loop."""
+
+    model: nn.Module
+    order: int
+    """Which of the two data orders."""
+    optimizer: torch.optim.Optimizer | None = None
+    """One that was carried over; a fresh one when None."""
+    first: int = 0
+    """Optimizer steps that are behind it already."""
+    flops: int = 0
+    """What preparing it cost, beyond cutting."""
+    static: bool = True
+    """Whether every step is the same computation on plain weights, as a CUDA graph needs it."""
+    watch: Callable[[int], tuple[Observer, Counts] | None] = lambda first: None
+    """Given the optimizer steps done: an observer of every step, and what counts the FLOPs in place of the model."""
+    finish: Callable[[], None] = lambda: None
+    """Called on the trained model before it is saved."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Lengths and schedules of a run, in optimizer steps."""
-
-    search: int
-    """Cap of the search."""
-    train: int
-    """Steps of stage 3; with `weights: keep` those of the search are among them."""
-    dense: int
-    """Steps of the dense run."""
-    warmup: int
-    """Steps over which the search's learning rate rises; no mask is judged before."""
-    search_lr: float
-    search_schedule: Schedule
-    train_lr: float
-    train_schedule: Schedule
+Begin = Callable[[Bench, Run, nn.Module], Begun]
+"""Makes of theta_0 what is trained."""
 
 
-def plan(bench: Bench) -> Plan:
-    """Turn epochs into steps and decide the schedules.
+def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False) -> Scores:
+    """Stage 1. Writes `history.bin`, `steps.jsonl` and at its end `scores.safetensors`.
 
-    The search follows the dense run's schedule, of which it is a prefix. With `weights: keep` there
-    is one schedule over search and training together.
+    Args:
+        bench: With the data and the settings.
+        run: The folder.
+        keep_weights: Also leave the end of the search in `searched.safetensors`.
     """
-    config = bench.config
-    per_epoch = bench.stream(SHARED_ORDER).steps_per_epoch
-    dense = config.dense_steps or max(1, round(config.dense_epochs * per_epoch))
-    train = dense if config.method == "dense" else max(1, round(config.epochs * per_epoch))
-    cap = config.search_steps or max(1, round(config.search_epochs * per_epoch))
-    if config.search_steps is None and config.recipe == "default":
-        cap = min(max(cap, FEWEST_SEARCH_STEPS), dense)
-    keep = config.method == "ticket" and config.weights == "keep"
-    if keep and cap >= train:
-        raise Refused(
-            f"with weights=keep the search is part of the {train} training steps, but it may take {cap}; "
-            "train longer or search less."
-        )
-    train_lr = config.dense_lr if config.method == "dense" else config.lr
-    train_schedule = linear(train, round(config.warmup * train))
-    followed = train if keep else max(dense, cap)  # a search longer than the dense run gets a schedule as long
-    warmup = round(config.warmup * followed)
-    return Plan(
-        search=cap,
-        train=train,
-        dense=dense,
-        warmup=warmup,
-        search_lr=train_lr if keep else config.dense_lr,
-        search_schedule=linear(followed, warmup),
-        train_lr=train_lr,
-        train_schedule=train_schedule,
-    )
-
-
-def advice(bench: Bench) -> list[str]:
-    """What a person should know of this plan before it runs."""
-    config, lengths = bench.config, plan(bench)
-    notes: list[str] = []
-    if config.method == "ticket":
-        if lengths.search < SETTLED_SOONEST:
-            notes.append(
-                f"the search is only {lengths.search} steps: a mask is hardly better than random before about "
-                f"{SETTLED_SOONEST} (docs/stopping.md)."
-            )
-        if lengths.search > lengths.dense / 4 and config.weights == "reset":
-            notes.append(
-                f"the search may take {lengths.search} steps and the whole dense run takes {lengths.dense}: on so "
-                "little data a ticket saves little; --method dense with fewer epochs is the better advice."
-            )
-        if isinstance(config.neurons, int) and 0 < config.neurons <= 100 and config.neurons_scope == "global":
-            notes.append(
-                f"--neurons {config.neurons} removes {config.neurons} of all neurons; "
-                f"{config.neurons} % would be {config.neurons / 100:g}."
-            )
-    if lengths.train < 20:
-        notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
-    return notes
-
-
-def check_drawing(bench: Bench) -> None:
-    """Draw from made-up scores, so that an impossible budget is refused before the search.
-
-    Raises:
-        Refused: As `draw`.
-    """
-    with torch.device("meta"):
-        anatomy = of(AutoModel.from_config(load_config(bench.config.model)))
-    layers = len(anatomy.layers)
-    blank = Scores(
-        tuple(torch.ones(layers, anatomy.num_heads)),
-        tuple(torch.ones(layers, anatomy.num_neurons)),
-        anatomy.model_type,
-    )
-    draw_ticket(bench.config, blank)
-
-
-def search_stage(bench: Bench, run: Run) -> Scores:
-    """Stage 1. Writes `history.bin`, `steps.jsonl` and at its end `scores.safetensors`."""
     if run.scores.exists():
         return Scores.load(run.scores)
     config, lengths = bench.config, plan(bench)
@@ -154,14 +88,14 @@ def search_stage(bench: Bench, run: Run) -> Scores:
     ) as step:
         gates = step.gates
         assert gates is not None
-        first = _resume(run, "search", step)
+        first = resume(run, "search", step)
         watch = _watch(config, lengths, run, first)
         over = watch is not None and watch.settled
         writer = HistoryWriter(run.history, gates, rows=first)
         observers: list[Observer] = [Recorder(writer)]
         if watch is not None:
             observers.append(StopRule(gates, watch))
-        done = _drive(
+        done = drive(
             bench,
             run,
             "search",
@@ -177,7 +111,7 @@ def search_stage(bench: Bench, run: Run) -> Scores:
         writer.close()
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
         scores = replace(scores, info={**scores.info, "theta_0": theta_0})
-        if config.weights == "keep":
+        if keep_weights or config.weights == "keep":
             checkpoint.save(run.searched, model=model, optimizer=step.optimizer, gates=gates, state={"step": done})
     scores.save(run.scores)  # last: its presence says that the stage is done
     run.checkpoint.unlink(missing_ok=True)
@@ -194,20 +128,13 @@ def draw_stage(run: Run, scores: Scores) -> Ticket:
     return ticket
 
 
-def draw_ticket(config: Any, scores: Scores) -> Ticket:
-    """`draw` with a configuration's settings."""
-    return draw(
-        scores,
-        heads=config.heads,
-        neurons=config.neurons,
-        heads_scope=config.heads_scope,
-        neurons_scope=config.neurons_scope,
-        align=config.align,
-    )
+def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[str, Any]]:
+    """Stage 3, or a dense run. Writes `model/`, `predictions.safetensors` and `metrics.json`.
 
-
-def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
-    """Stage 3, or a dense run. Writes `model/` and `metrics.json`.
+    Args:
+        bench: With the data and the settings.
+        run: The folder.
+        begin: Makes of theta_0 what is trained.
 
     Returns:
         The trained model and the metrics.
@@ -216,15 +143,10 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
     theta_0 = bench.theta_0()
     before = count(theta_0).parameters
     began = time.perf_counter()
-    if config.method == "dense":
-        model, optimizer, first, order = theta_0, None, 0, SHARED_ORDER
-    elif config.weights == "keep":
-        model, optimizer, first = _go_on(bench, run, theta_0, lengths)
-        order = SHARED_ORDER
-    else:
-        model, optimizer, first, order = _start_over(run, theta_0), None, 0, TICKET_ORDER
+    begun = begin(bench, run, theta_0)
     cutting = time.perf_counter() - began
     del theta_0
+    model, optimizer = begun.model, begun.optimizer
     if optimizer is None:
         torch.manual_seed(config.seed)
         optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay)
@@ -234,17 +156,19 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
         optimizer,
         exact=config.exact,
         compile=config.compile,
+        static=begun.static,
         precision=bench.precision,
         max_grad_norm=config.max_grad_norm,
     )
-    resumed = _resume(run, "train", step)
-    if config.method == "ticket" and not resumed:
+    resumed = resume(run, "train", step)
+    if run.ticket.exists() and not resumed:
         truncate(run.steps, "draw", 1)
-        add_line(run.steps, "draw", 2, cutting)
-    first = max(first, resumed)
-    evaluations: list[Observer] = [Evaluations(bench, run, model, first)] if config.eval_every else []
+        add_line(run.steps, "draw", 2, cutting, begun.flops)
+    first = max(begun.first, resumed)
+    observers: list[Observer] = [Evaluations(bench, run, model, first)] if config.eval_every else []
+    watched = begun.watch(first)
     run.write_config()  # not before: a start that is refused changes nothing
-    _drive(
+    drive(
         bench,
         run,
         "train",
@@ -252,11 +176,13 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
         first=first,
         steps=lengths.train,
         lr=lengths.train_lr,
-        schedule=lengths.train_schedule,
-        order=order,
-        observers=evaluations,
+        schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
+        order=begun.order,
+        observers=[*observers, *([watched[0]] if watched else [])],
+        cost=watched[1] if watched else None,
     )
     model.eval()
+    begun.finish()
     save(model, run.model, tokenizer=bench.tokenizer)
     metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__)
     run.write_metrics(metrics)
@@ -265,65 +191,43 @@ def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
     return model, metrics
 
 
-def _drive(
-    bench: Bench,
-    run: Run,
-    stage: str,
-    step: EagerStep,
-    *,
-    first: int,
-    steps: int,
-    lr: float,
-    schedule: Schedule,
-    order: int,
-    observers: Sequence[Observer],
-    before_checkpoint: Sequence[Callable[[], None]] = (),
-) -> int:
-    """Run the loop of a stage with its log, its checkpoints and its bar."""
-    config = bench.config
-    clock = Clock(step.device)
-    log = StepLog(
-        run.steps, stage, cost=count(step.model), step=step, clock=clock, first=first, lr=lr, every=config.log_every
-    )
-    step.model.train()
-
-    def write_checkpoint(done: Done) -> bool:
-        due = config.checkpoint_every and done.step % config.checkpoint_every == 0 and done.step < steps
-        if due or interrupt.asked:
-            # What is not finite stops the run here, before a good checkpoint is replaced.
-            for flush in (log.flush, *before_checkpoint):
-                flush()
-            refuse_infinite(step.model, done.step)
-            state = {"stage": stage, "step": done.step}
-            checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
-        if interrupt.asked:
-            raise KeyboardInterrupt
-        return False
-
-    title = stage if stage == "search" else f"train {config.method}"
-    with Interrupt() as interrupt, Bar(title, first, steps, log) as bar:
-        done = loop(
-            step,
-            bench.stream(order).starting_at(first),
-            first=first,
-            steps=steps,
-            schedule=schedule,
-            clock=clock,
-            observers=[log, *observers, write_checkpoint, bar],
-        )
-        log.flush()
-    refuse_infinite(step.model, done)
-    return done
+def begin_dense(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
+    """The full model."""
+    return Begun(theta_0, SHARED_ORDER)
 
 
-def _resume(run: Run, stage: str, step: EagerStep) -> int:
-    """Put the stage's last checkpoint back, if there is one; optimizer steps done."""
-    first = 0
-    if run.checkpoint.exists() and checkpoint.peek(run.checkpoint).get("stage") == stage:
-        first = checkpoint.load(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates)["step"]
-        step.refresh()
-    truncate(run.steps, stage, first)
-    return first
+def begin_ticket(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
+    """The ticket of the run: of theta_0 (`weights: reset`, Sec. 3.2), or of the searched weights (`keep`)."""
+    config, ticket = bench.config, Ticket.load(run.ticket)
+    if config.weights == "keep":
+        optimizer, order = searched(bench, run, theta_0), SHARED_ORDER
+        first = checkpoint.peek(run.searched)["step"]
+    else:
+        _refuse_other_start(run, theta_0)
+        optimizer, first, order = None, 0, TICKET_ORDER
+    if config.refit == 0 and optimizer is None:
+        return Begun(apply(theta_0, ticket, inplace=True), order)
+    small = apply(theta_0, ticket)
+    flops = 0
+    if config.refit and not run.training:  # a checkpoint has the refitted weights already
+        flops = _refit(bench, small, theta_0, order, first)
+    if optimizer is not None:
+        rebind(optimizer, theta_0, small)
+    return Begun(small, order, optimizer, first, flops)
+
+
+def _refit(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: int) -> int:
+    """Refit on the batches that come next; the FLOPs it took."""
+    steps = bench.stream(order).starting_at(first)
+    micro_batches = islice((batch for step in steps for batch in step), bench.config.refit)
+    batches = [to_device(batch, bench.device) for batch in micro_batches]
+    results = refit(small, dense, batches)
+    kept = sum(result.after < result.before for result in results)
+    before, after = (sum(getattr(result, which) for result in results) / len(results) for which in ("before", "after"))
+    say(f"refit: {kept} of {len(results)} linears; mean relative error {before:.3f} -> {after:.3f}")
+    shapes = [shape_of(batch) for batch in batches]
+    tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+    return refit_flops(small, count(small).forward(shapes), count(dense).forward(shapes), tokens)
 
 
 def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
@@ -347,25 +251,22 @@ def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
     return watch
 
 
-def _start_over(run: Run, theta_0: nn.Module) -> nn.Module:
-    """`weights: reset`: the ticket of exactly theta_0 (Sec. 3.2)."""
+def _refuse_other_start(run: Run, theta_0: nn.Module) -> None:
     expected = Scores.load(run.scores).info.get("theta_0")
-    if expected != digest(theta_0):
+    if expected is not None and expected != digest(theta_0):
         raise Refused(
             f"the model or its head is not the one that run {run.path} searched on (its weights differ), so it "
             "cannot be reset to its start; search again."
         )
-    return apply(theta_0, Ticket.load(run.ticket), inplace=True)
 
 
-def _go_on(bench: Bench, run: Run, model: nn.Module, lengths: Plan) -> tuple[nn.Module, torch.optim.Optimizer, int]:
-    """`weights: keep`: the ticket of the searched weights, coefficients folded in, moments sliced."""
+def searched(bench: Bench, run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    """Bring a model to the end of the search, coefficients folded in, in place; its optimizer there."""
     if not run.searched.exists():
         raise Refused(f"run {run.path} did not keep its searched weights; search again with --weights keep.")
-    config, scores = bench.config, Scores.load(run.scores)
-    gates = Gates(model)
-    optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay, gates=gates, gate_lr=config.gate_lr)
-    done = checkpoint.load(run.searched, model=model, optimizer=optimizer, gates=gates)["step"]
-    small = apply(model, Ticket.load(run.ticket), weights=replace(scores, weights=model.state_dict()))
-    rebind(optimizer, model, small)
-    return small, optimizer, done
+    config, gates = bench.config, Gates(model)
+    rate = plan(bench).train_lr
+    optimizer = adamw(model, lr=rate, weight_decay=config.weight_decay, gates=gates, gate_lr=config.gate_lr)
+    checkpoint.load(run.searched, model=model, optimizer=optimizer, gates=gates)
+    fold(model, Scores.load(run.scores))
+    return optimizer

@@ -130,7 +130,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _differences(
     compute: Metric, ours: Sequence[Floats], theirs: Sequence[Floats], labels: Floats, counts: Floats
 ) -> Floats:
-    return np.stack([compute(a, labels, counts) - compute(b, labels, counts) for a, b in zip(ours, theirs, strict=True)])
+    return np.stack(
+        [compute(a, labels, counts) - compute(b, labels, counts) for a, b in zip(ours, theirs, strict=True)]
+    )
 
 
 def _mean(values: Floats, _: Floats, counts: Floats) -> Floats:

@@ -13,16 +13,18 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from ..cost import Cost, count
+from ..config import RIVALS
 from ..tasks.batches import in_order
 from ..ticket import load
 from ..ticket.files import write_atomically
 from ..train.precision import autocast
 from ..train.step import to_device
 from .bench import SHARED_ORDER, Bench
+from .methods import settled
+from .plan import plan
 from .progress import console, say
 from .run import Run
-from .stages import plan, train_stage
+from .stages import begin_dense, train_stage
 
 REPEATS = 3
 """Timed passes over the validation rows for the inference time, after one to warm up."""
@@ -37,15 +39,14 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     config = bench.config
     say("now the dense model, for comparison")
     dense = _dense(bench, run, "dense")
-    steps = steps_within(ticket["flops"], count(bench.theta_0()), bench)
-    say(f"and the dense model stopped at the ticket's cost: {steps} steps")
-    rival = _dense(bench, run, "dense_same_cost", dense_steps=steps, dense_lr=config.lr)
+    rival = _dense(bench, run, "dense_same_flops")
+    steps = rival["stages"]["train"]["steps"]
     rows = {
         f"dense\n{_epochs(bench, plan(bench).dense)}": dense,
         f"dense, same cost\n{_epochs(bench, steps)}": rival,
         f"ticket\nsearch + {config.epochs:g} epochs": ticket,
     }
-    folders = {"dense": run.path / "dense", "dense_same_cost": run.path / "dense_same_cost", "ticket": run.path}
+    folders = {"dense": run.path / "dense", "dense_same_flops": run.path / "dense_same_flops", "ticket": run.path}
     models = {name: load(folder / "model").to(bench.device) for name, folder in folders.items()}
     for metrics, seconds in zip(rows.values(), inference_seconds(bench, models).values(), strict=True):
         metrics["inference_ms_per_row"] = 1e3 * seconds
@@ -65,15 +66,6 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     say(f"run folder: {run.path}")
     say(f"next: earlybert draw {run.path} --heads 2 --into {run.path}-2   (another ticket from the same search)")
     return result
-
-
-def steps_within(flops: int, cost: Cost, bench: Bench) -> int:
-    """Optimizer steps that the dense model can take for so many FLOPs, at least one."""
-    stream = bench.stream(SHARED_ORDER)
-    steps = 0
-    while (flops := flops - cost.step(stream.shapes(steps))) >= 0:
-        steps += 1
-    return max(1, steps)
 
 
 def saved(dense: dict[str, Any], ticket: dict[str, Any]) -> dict[str, float]:
@@ -153,11 +145,16 @@ def inference_seconds(bench: Bench, models: dict[str, nn.Module]) -> dict[str, f
     return {name: statistics.median(seconds[1:]) / len(bench.validation) for name, seconds in times.items()}
 
 
-def _dense(bench: Bench, run: Run, name: str, **settings: Any) -> dict[str, Any]:
+def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:
     """A dense run in a folder below the ticket's, or the result of the one that is there."""
-    config = replace(bench.config, method="dense", **settings)
-    inner = Run(run.path / name, config)
+    inner = Run(run.path / method, replace(bench.config, method=method, like=str(run.path)))
     if inner.metrics.exists():
         return inner.read_metrics()
+    if inner.path.exists():
+        inner = Run.open(inner.path)
+    bench = settled(replace(bench, config=inner.config))
+    inner = Run(inner.path, bench.config)
     inner.write_config()
-    return train_stage(replace(bench, config=config), inner)[1]
+    if method in RIVALS:
+        say(f"and the dense model stopped at the ticket's cost: {bench.config.dense_steps} steps")
+    return train_stage(bench, inner, begin_dense)[1]

@@ -94,8 +94,10 @@ class Stream:
             yield [self.rows.batch(rows) for rows in self._rows_of(step)]
             step += 1
 
-    def shapes(self, step: int) -> list[Shape]:
-        """Rows and padded length of each micro-batch of a step, without building it."""
+    def shapes(self, step: int, *, padded: bool = True) -> list[Shape]:
+        """Rows and length of each micro-batch of a step, without building it; each row's own when not padded."""
+        if not padded:
+            return [(1, int(length)) for rows in self._rows_of(step) for length in self._lengths[rows]]
         return [(len(rows), _padded(int(self._lengths[rows].max()))) for rows in self._rows_of(step)]
 
     def _rows_of(self, step: int) -> list[NDArray[np.int64]]:
@@ -112,6 +114,12 @@ class Stream:
             part = part[np.argsort(self._lengths[part], kind="stable")]
             batches += [part[at : at + self.batch_size] for at in range(0, len(part), self.batch_size)]
         return [batches[place] for place in random.permutation(len(batches))]
+
+
+def shape_of(batch: Batch) -> Shape:
+    """Rows and padded length of a batch."""
+    rows, length = batch["input_ids"].shape
+    return rows, length
 
 
 def in_order(rows: Rows, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:

@@ -226,7 +226,7 @@ def _check(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
     smaller = copy.deepcopy(model).float().eval()
     mask(masked, ticket)
     cut(smaller, ticket)
-    with torch.no_grad(), _full_precision():
+    with torch.no_grad(), full_precision():
         for name, expected in _tensors(masked(**batch, return_dict=True)):
             got = dict(_tensors(smaller(**batch, return_dict=True)))[name]
             error = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
@@ -257,7 +257,7 @@ def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """fp32 products as fp32, not TF32 or bf16."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

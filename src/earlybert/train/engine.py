@@ -24,6 +24,7 @@ def build(
     *,
     exact: bool = False,
     compile: bool = False,
+    static: bool = True,
     **settings: Any,
 ) -> EagerStep:
     """A step for this model on this machine.
@@ -36,6 +37,7 @@ def build(
         optimizer: `torch.optim.AdamW` over its parameters.
         exact: Keep dropout on attention probabilities in the fast step.
         compile: Let `torch.compile` fuse the element-wise work of the fast step on CUDA.
+        static: Whether every step is the same computation on plain weights; without it there is no CUDA graph.
         **settings: As `EagerStep`.
 
     Raises:
@@ -47,7 +49,8 @@ def build(
     if engine == "eager":
         return EagerStep(model, optimizer, **settings)
     try:
-        if device.type == "cuda" and (lost := _no_graph(model, settings.get("precision", "no"))):
+        lost = _no_graph(model, settings.get("precision", "no")) if static else "this method changes its steps."
+        if device.type == "cuda" and lost:
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
         elif device.type == "cuda":
             from .graphed import GraphedStep

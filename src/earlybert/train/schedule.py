@@ -22,3 +22,10 @@ def linear(steps: int, warmup: int = 0) -> Schedule:
 def constant(_: int) -> float:
     """No change."""
     return 1.0
+
+
+def rewarmed(schedule: Schedule, after: int, steps: int) -> Schedule:
+    """The same schedule, but rising to it again over `steps` steps after step `after` (where a model was cut)."""
+    if steps == 0:
+        return schedule
+    return lambda done: schedule(done) * min(1.0, max(0, done - after + 1) / (steps + 1))

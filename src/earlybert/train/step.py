@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..tasks.batches import Batch
+from ..tasks.batches import Batch, shape_of
 from ..ticket import Gates
 from .losses import SPAN, loss_of, span_loss
 from .precision import autocast
@@ -58,7 +58,7 @@ class EagerStep:
 
     def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
         """Rows and length of everything this step computes on, for counting FLOPs."""
-        return [(batch["input_ids"].shape[0], batch["input_ids"].shape[1]) for batch in micro_batches]
+        return [shape_of(batch) for batch in micro_batches]
 
     def loss(self, batch: Any) -> Tensor:
         """Task loss of one prepared micro-batch, scalar.

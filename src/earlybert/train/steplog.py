@@ -6,16 +6,26 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ..cost import Cost
 from ..ticket.files import disk_errors, write_atomically
 from .clock import Clock
 from .loop import Done, LossWatch
 from .step import EagerStep
 
+
+class Counts(Protocol):
+    """What says how many FLOPs a step took: a `Cost`, or something whose steps differ."""
+
+    def step(self, shapes: Sequence[tuple[int, int]]) -> int:
+        """FLOPs of the step just done, on micro-batches of `(rows, padded length)`."""
+        ...
+
+
 STAGES = ("search", "draw", "train")
 """In the order they run."""
+LAST = 2**62
+"""A step behind every other."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,7 @@ class StepLog:
         path: The file; lines are appended.
         stage: One of `STAGES`.
         step: The step that is logged; it says what it computes on.
-        cost: Of the model that is trained.
+        cost: Counts the FLOPs of a step of the model that is trained.
         clock: That times it.
         first: Optimizer steps done before.
         lr: Base learning rate.
@@ -50,7 +60,7 @@ class StepLog:
     """
 
     def __init__(
-        self, path: Path, stage: str, *, step: EagerStep, cost: Cost, clock: Clock, first: int, lr: float, every: int
+        self, path: Path, stage: str, *, step: EagerStep, cost: Counts, clock: Clock, first: int, lr: float, every: int
     ) -> None:
         self.path = path
         self.last_loss: float | None = None
@@ -58,7 +68,7 @@ class StepLog:
         self._shapes = step.shapes
         self._cost = cost
         self._clock = clock
-        self._losses = LossWatch(first, every=2**62)
+        self._losses = LossWatch(first, every=LAST)
         self._lr = lr
         self._every = every
         self._waiting: list[dict[str, Any]] = []
@@ -99,9 +109,9 @@ class StepLog:
         self.last_loss = losses[-1]
 
 
-def add_line(path: Path, stage: str, step: int, seconds: float) -> None:
-    """Log work that is not an optimizer step (drawing, cutting), so that it counts as training time."""
-    append(path, [{"stage": stage, "step": step, "rows": 0, "tokens": 0, "flops": 0, "seconds": seconds}])
+def add_line(path: Path, stage: str, step: int, seconds: float, flops: int = 0) -> None:
+    """Log work that is not an optimizer step (scoring, drawing, cutting), so that it counts as training time."""
+    append(path, [{"stage": stage, "step": step, "rows": 0, "tokens": 0, "flops": flops, "seconds": seconds}])
 
 
 def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

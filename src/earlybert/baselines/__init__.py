@@ -1,0 +1,1 @@
+"""What a ticket is compared with. Each room only says how it prepares or changes a model; the recipes run it."""

@@ -1,0 +1,231 @@
+"""Every way of training by its name: how each prepares its ticket, and what it makes of theta_0."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from ..anatomy import Refused, of
+from ..baselines import dense as dense_rival
+from ..baselines import inverted, layerdrop, magnitude, random_ticket
+from ..baselines.sensitivity import PASSES, Kind, Sensitivity
+from ..config import RIVALS
+from ..cost import count
+from ..tasks.batches import shape_of
+from ..ticket import Scores, Ticket
+from ..train.step import to_device
+from ..train.steplog import add_line, totals, truncate
+from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
+from .rounds import begin_imp, imp_rounds
+from .run import Run, copy_search
+from .stages import Begin, Begun, begin_dense, begin_ticket, draw_stage, search_stage, searched
+from .timing import contenders, in_turns, some_batches
+
+SCORING_BATCHES = 100
+"""Micro-batches that Taylor and Fisher scores are taken from."""
+
+Prepare = Callable[[Bench, Run], object]
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a method is run."""
+
+    begin: Begin = begin_ticket
+    prepare: Prepare = lambda bench, run: None
+    """Stages 1 and 2, resumable: leaves `ticket.json`, or what `begin` needs, in the run folder."""
+
+
+def of_method(name: str) -> Way:
+    """The way of a method named in `config.METHODS`."""
+    return WAYS[name]
+
+
+def settled(bench: Bench) -> Bench:
+    """With the length of a run that stops at a ticket's cost, read off that ticket's run.
+
+    Raises:
+        Refused: The ticket's run is not finished.
+    """
+    config = bench.config
+    if config.method not in RIVALS or config.dense_steps is not None:
+        return bench
+    run = _like(bench)
+    metrics = run.read_metrics()
+    if config.method == "dense_same_flops":
+        stream = bench.stream(SHARED_ORDER)
+        padded = metrics["engine"] == "EagerStep"
+        steps = dense_rival.steps_within(metrics["flops"], count(bench.theta_0()), stream, padded=padded)
+    else:
+        steps = _steps_in_its_time(bench, run)
+    return replace(bench, config=replace(config, dense_steps=steps))
+
+
+def _steps_in_its_time(bench: Bench, run: Run) -> int:
+    """Both steps are timed now, in turns: clocks of runs at different times, or side by side, do not compare."""
+    stages = totals(run.steps)
+    with contenders(bench, {"ticket": Ticket.load(run.ticket)}) as steps:
+        found = {name: statistics.median(times) for name, times in in_turns(steps, some_batches(bench)).items()}
+    searching = stages["search"].steps if "search" in stages else 0
+    other = stages["draw"].seconds if "draw" in stages else 0.0
+    return dense_rival.steps_in_time(stages["train"].steps, searching, other, seconds=found)
+
+
+def _like(bench: Bench) -> Run:
+    """The ticket's run that this one takes something from.
+
+    Raises:
+        Refused: It is not there, not finished, or of another model, task or seed.
+    """
+    assert bench.config.like is not None
+    run = Run.open(bench.config.like)
+    if not run.metrics.exists() or not run.ticket.exists():
+        raise Refused(f"--like {run.path} is not the run of a ticket that is finished.")
+    for name in ("model", "task", "train_file", "train_rows", "seed"):
+        mine, its = getattr(bench.config, name), getattr(run.config, name)
+        if mine != its:
+            raise Refused(f"--like {run.path} has {name} {its!r} and this run {mine!r}; they cannot be compared.")
+    return run
+
+
+def _searched_ticket(bench: Bench, run: Run) -> None:
+    scores = search_stage(bench, run)
+    if not run.ticket.exists():
+        draw_stage(run, scores)
+
+
+def _random(bench: Bench, run: Run) -> None:
+    if not run.ticket.exists():
+        scores = random_ticket.scores(of(bench.theta_0()), bench.config.seed)
+        scores.save(run.scores)
+        draw_stage(run, scores)
+
+
+def _magnitude(bench: Bench, run: Run) -> None:
+    if not run.ticket.exists():
+        began = time.perf_counter()
+        model = bench.theta_0()
+        scores = replace(magnitude.scores(model, bench.config.seed), info={"theta_0": digest(model)})
+        _scored(run, scores, [(time.perf_counter() - began, 0)])
+
+
+def _from_another(make: Callable[[Bench, Run, Scores], None]) -> Prepare:
+    """Copy a ticket's search, whose cost counts here too, and make another ticket of it."""
+
+    def prepare(bench: Bench, run: Run) -> None:
+        if run.ticket.exists():
+            return
+        copy_search(_like(bench), run)
+        make(bench, run, Scores.load(run.scores))
+
+    return prepare
+
+
+def _same_widths(bench: Bench, run: Run, scores: Scores) -> None:
+    began = time.perf_counter()
+    random_ticket.like(Ticket.load(_like(bench).ticket), bench.config.seed).save(run.ticket)
+    add_line(run.steps, "draw", 1, time.perf_counter() - began)
+
+
+def _inverted(bench: Bench, run: Run, scores: Scores) -> None:
+    draw_stage(run, inverted.scores(scores))
+
+
+def _uniform(bench: Bench, run: Run, scores: Scores) -> None:
+    draw_stage(Run(run.path, replace(run.config, heads_scope="layer", neurons_scope="layer")), scores)
+
+
+def _sensitive(kind: Kind, *, at_searched: bool) -> Prepare:
+    """Score by gradients, at theta_0 or after a search, and draw."""
+
+    def prepare(bench: Bench, run: Run) -> None:
+        if at_searched:
+            search_stage(bench, run, keep_weights=True)
+        if run.ticket.exists():
+            return
+        model = bench.theta_0()
+        about: dict[str, Any] = {"theta_0": digest(model)}
+        first, order = 0, TICKET_ORDER
+        if at_searched:
+            first, order = Scores.load(run.scores).steps, SHARED_ORDER  # data that the search has not seen
+            about = {**Scores.load(run.scores).info, **about}
+            searched(bench, run, model)
+        scores, lines = _sensitivity(bench, model, kind, first, order)
+        truncate(run.steps, "search", first)
+        _scored(run, replace(scores, steps=first, info=about), lines, overwrite=not at_searched)
+
+    return prepare
+
+
+def _sensitivity(
+    bench: Bench, model: nn.Module, kind: Kind, first: int, order: int
+) -> tuple[Scores, list[tuple[float, int]]]:
+    """Scores, and the seconds and FLOPs of each batch they were taken from."""
+    sensitivity = Sensitivity(model, kind, bench.precision)
+    cost = count(model)
+    lines: list[tuple[float, int]] = []
+    batches = (batch for step in bench.stream(order).starting_at(first) for batch in step)
+    enough = min(SCORING_BATCHES, bench.stream(order).steps_per_epoch * bench.config.accumulate)
+    for batch in batches:
+        prepared = to_device(batch, bench.device)
+        began = time.perf_counter()
+        sensitivity.add(prepared)
+        lines.append((time.perf_counter() - began, PASSES * cost.forward([shape_of(batch)])))
+        if len(lines) >= enough:
+            break
+    return sensitivity.scores(bench.config.seed), lines
+
+
+def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwrite: bool = True) -> None:
+    """Keep scores that took no optimizer step, log what they cost, and draw from them."""
+    if overwrite:
+        scores.save(run.scores)
+    else:
+        scores.save(run.path / "sensitivity.safetensors")
+    draw_stage(run, scores)
+    add_line(run.steps, "draw", 1, sum(seconds for seconds, _ in lines), sum(flops for _, flops in lines))
+
+
+def _begin_layerdrop(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
+    layerdrop.remove_layers(theta_0, layerdrop.kept_layers(len(of(theta_0).layers)))
+    return Begun(theta_0, SHARED_ORDER)
+
+
+def _begin_layerdrop_trained(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
+    cost = count(theta_0)
+    dropping: list[layerdrop.LayerDrop] = []
+
+    def watch(first: int) -> tuple[layerdrop.LayerDrop, layerdrop.LayerDrop]:
+        dropping.append(layerdrop.LayerDrop(theta_0, cost, seed=bench.config.seed, first=first))
+        return dropping[0], dropping[0]
+
+    def finish() -> None:
+        dropping[0].stop()
+        layerdrop.remove_layers(theta_0, layerdrop.kept_layers(len(of(theta_0).layers)))
+
+    return Begun(theta_0, SHARED_ORDER, static=False, watch=watch, finish=finish)
+
+
+WAYS: dict[str, Way] = {
+    "ticket": Way(prepare=_searched_ticket),
+    "dense": Way(begin_dense),
+    "dense_same_flops": Way(begin_dense),
+    "dense_same_time": Way(begin_dense),
+    "random": Way(prepare=_random),
+    "random_same_widths": Way(prepare=_from_another(_same_widths)),
+    "inverted": Way(prepare=_from_another(_inverted)),
+    "uniform": Way(prepare=_from_another(_uniform)),
+    "taylor": Way(prepare=_sensitive("taylor", at_searched=False)),
+    "fisher": Way(prepare=_sensitive("fisher", at_searched=False)),
+    "taylor_searched": Way(prepare=_sensitive("taylor", at_searched=True)),
+    "fisher_searched": Way(prepare=_sensitive("fisher", at_searched=True)),
+    "magnitude": Way(prepare=_magnitude),
+    "layerdrop": Way(_begin_layerdrop),
+    "layerdrop_trained": Way(_begin_layerdrop_trained),
+    "imp": Way(begin_imp, imp_rounds),
+}

@@ -1,0 +1,129 @@
+"""Lengths and schedules of a run, and what a person should know of them before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoModel
+
+from ..anatomy import Refused, of
+from ..config import METHODS, RIVALS
+from ..tasks.head import load_config
+from ..ticket import Scores, Ticket, draw
+from ..train.schedule import Schedule, linear
+from .bench import SHARED_ORDER, Bench
+
+FEWEST_SEARCH_STEPS = 100
+"""Cap of a search in the default recipe, where 0.2 epoch is less; but never longer than the dense run."""
+SETTLED_SOONEST = 60
+"""Steps before which a mask is hardly better than random (docs/stopping.md)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lengths and schedules of a run, in optimizer steps."""
+
+    search: int
+    """Cap of the search."""
+    train: int
+    """Steps of stage 3; with `weights: keep` those of the search are among them."""
+    dense: int
+    """Steps of the dense run."""
+    warmup: int
+    """Steps over which the search's learning rate rises; no mask is judged before."""
+    search_lr: float
+    search_schedule: Schedule
+    train_lr: float
+    train_schedule: Schedule
+
+
+def plan(bench: Bench) -> Plan:
+    """Turn epochs into steps and decide the schedules.
+
+    The search follows the dense run's schedule, of which it is a prefix. With `weights: keep` there
+    is one schedule over search and training together.
+    """
+    config, kind = bench.config, METHODS[bench.config.method]
+    per_epoch = bench.stream(SHARED_ORDER).steps_per_epoch
+    dense = config.dense_steps or max(1, round(config.dense_epochs * per_epoch))
+    as_dense = kind.dense or config.method in RIVALS
+    train = dense if as_dense else max(1, round(config.epochs * per_epoch))
+    cap = config.search_steps or max(1, round(config.search_epochs * per_epoch))
+    if config.search_steps is None and config.recipe == "default":
+        cap = min(max(cap, FEWEST_SEARCH_STEPS), dense)
+    keep = not kind.dense and config.weights == "keep"
+    if keep and cap >= train:
+        raise Refused(
+            f"with weights=keep the search is part of the {train} training steps, but it may take {cap}; "
+            "train longer or search less."
+        )
+    train_lr = config.dense_lr if kind.dense else config.lr
+    train_schedule = linear(train, round(config.warmup * train))
+    followed = train if keep else max(dense, cap)  # a search longer than the dense run gets a schedule as long
+    warmup = round(config.warmup * followed)
+    return Plan(
+        search=cap,
+        train=train,
+        dense=dense,
+        warmup=warmup,
+        search_lr=train_lr if keep else config.dense_lr,
+        search_schedule=linear(followed, warmup),
+        train_lr=train_lr,
+        train_schedule=train_schedule,
+    )
+
+
+def advice(bench: Bench) -> list[str]:
+    """What a person should know of this plan before it runs."""
+    config, lengths = bench.config, plan(bench)
+    notes: list[str] = []
+    if METHODS[config.method].keeps:
+        if lengths.search < SETTLED_SOONEST:
+            notes.append(
+                f"the search is only {lengths.search} steps: a mask is hardly better than random before about "
+                f"{SETTLED_SOONEST} (docs/stopping.md)."
+            )
+        if lengths.search > lengths.dense / 4 and config.weights == "reset":
+            notes.append(
+                f"the search may take {lengths.search} steps and the whole dense run takes {lengths.dense}: on so "
+                "little data a ticket saves little; --method dense with fewer epochs is the better advice."
+            )
+        if isinstance(config.neurons, int) and 0 < config.neurons <= 100 and config.neurons_scope == "global":
+            notes.append(
+                f"--neurons {config.neurons} removes {config.neurons} of all neurons; "
+                f"{config.neurons} % would be {config.neurons / 100:g}."
+            )
+    if lengths.train < 20:
+        notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
+    return notes
+
+
+def check_drawing(bench: Bench) -> None:
+    """Draw from made-up scores, so that an impossible budget is refused before the search.
+
+    Raises:
+        Refused: As `draw`.
+    """
+    with torch.device("meta"):
+        anatomy = of(AutoModel.from_config(load_config(bench.config.model)))
+    layers = len(anatomy.layers)
+    blank = Scores(
+        tuple(torch.ones(layers, anatomy.num_heads)),
+        tuple(torch.ones(layers, anatomy.num_neurons)),
+        anatomy.model_type,
+    )
+    draw_ticket(bench.config, blank)
+
+
+def draw_ticket(config: Any, scores: Scores) -> Ticket:
+    """`draw` with a configuration's settings."""
+    return draw(
+        scores,
+        heads=config.heads,
+        neurons=config.neurons,
+        heads_scope=config.heads_scope,
+        neurons_scope=config.neurons_scope,
+        align=config.align,
+    )

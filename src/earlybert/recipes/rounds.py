@@ -1,0 +1,77 @@
+"""The rounds of iterative magnitude pruning (Chen et al. 2020b), one dense training each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..baselines import imp
+from ..ticket.files import write_atomically
+from ..train.engine import build
+from ..train.optimizer import adamw
+from .bench import SHARED_ORDER, Bench
+from .drive import drive, resume
+from .plan import plan
+from .progress import say
+from .run import Run
+from .stages import Begun
+
+ROUND_STEPS = "search"
+"""All rounds but the last find the ticket; they are logged as its search."""
+
+
+def imp_rounds(bench: Bench, run: Run) -> None:
+    """All trainings but the last, each leaving its masks in `masks-<round>.safetensors`."""
+    for number in range(imp.ROUNDS - 1):
+        if not _masks(run, number).exists():
+            _one_round(bench, run, number)
+
+
+def begin_imp(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
+    """theta_0 under the last masks, for the last training; zeros become part of the weights at its end."""
+    imp.masked(theta_0)
+    imp.set_masks(theta_0, load_file(_masks(run, imp.ROUNDS - 2)))
+    return Begun(theta_0, SHARED_ORDER, static=False, finish=lambda: imp.harden(theta_0))
+
+
+def _one_round(bench: Bench, run: Run, number: int) -> None:
+    config, lengths = bench.config, plan(bench)
+    model = bench.theta_0()
+    imp.masked(model)
+    if number > 0:
+        imp.set_masks(model, load_file(_masks(run, number - 1)))
+    torch.manual_seed(config.seed)
+    step = build(
+        config.engine,
+        model,
+        adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay),
+        exact=config.exact,
+        static=False,
+        precision=bench.precision,
+        max_grad_norm=config.max_grad_norm,
+    )
+    begins, ends = number * lengths.train, (number + 1) * lengths.train
+    say(f"round {number + 1} of {imp.ROUNDS}: {1 - imp.sparsity(model):.0%} of the encoder's weights are there")
+    drive(
+        bench,
+        run,
+        ROUND_STEPS,
+        step,
+        first=resume(run, ROUND_STEPS, step, begins=begins),
+        steps=ends,
+        lr=lengths.train_lr,
+        schedule=lambda step: lengths.train_schedule(step - begins),
+        order=SHARED_ORDER,
+        observers=(),
+    )
+    imp.shrink(model)
+    masks = imp.masks(model)
+    write_atomically(_masks(run, number), lambda temporary: save_file(masks, temporary))
+    run.checkpoint.unlink(missing_ok=True)
+
+
+def _masks(run: Run, number: int) -> Path:
+    return run.path / f"masks-{number + 1}.safetensors"

@@ -1,0 +1,97 @@
+"""How long a step takes, with the contenders taking turns so that drift hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+
+import torch
+
+from ..tasks.batches import Batch
+from ..ticket import Ticket, apply
+from ..train.clock import Clock
+from ..train.engine import build
+from ..train.optimizer import adamw
+from ..train.search import searching
+from ..train.step import EagerStep
+from .bench import SHARED_ORDER, Bench
+
+BATCHES = 6
+"""Different steps' worth of data that are gone through again and again: real lengths, and few graphs to capture."""
+PASSES = 5
+WARM_UP = 2
+"""Passes that do not count: the first captures graphs and tunes kernels, the second may."""
+
+
+def in_turns(
+    steps: Mapping[str, EagerStep],
+    batches: Sequence[Sequence[Batch]],
+    *,
+    passes: int = PASSES,
+    seconds: float | None = None,
+) -> dict[str, list[float]]:
+    """Mean seconds of a step in each timed pass over the batches, by contender.
+
+    Args:
+        steps: What to time. Their models train on.
+        batches: Micro-batches of each optimizer step.
+        passes: Timed passes, at least.
+        seconds: Go on until so much time has passed, warm-up included.
+    """
+    ends = time.perf_counter() + (seconds or 0.0)
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    passed = 0
+    while passed < WARM_UP + passes or time.perf_counter() < ends:
+        for name, step in steps.items():
+            clock = Clock(step.device)
+            for prepared in [step.prepare(micro_batches) for micro_batches in batches]:
+                with clock:
+                    step(prepared)
+            found[name].append(statistics.fmean(clock.read()))
+        passed += 1
+    return {name: times[WARM_UP:] for name, times in found.items()}
+
+
+@contextmanager
+def contenders(bench: Bench, tickets: Mapping[str, Ticket]) -> Iterator[dict[str, EagerStep]]:
+    """Steps of the dense model (`dense`), of its search (`search`), and of each ticket, on throw-away models."""
+    config = bench.config
+    with ExitStack() as stack:
+        steps: dict[str, EagerStep] = {}
+        dense = bench.theta_0()
+        models = {"dense": dense, **{name: apply(dense, ticket, check=False) for name, ticket in tickets.items()}}
+        for name, model in models.items():
+            model.train()
+            options = {"exact": config.exact, "compile": config.compile}
+            steps[name] = build(
+                config.engine,
+                model,
+                adamw(model, lr=config.lr),
+                precision=bench.precision,
+                max_grad_norm=config.max_grad_norm,
+                **options,
+            )
+        searched = bench.theta_0().train()
+        steps["search"] = stack.enter_context(
+            searching(
+                searched,
+                lr=config.dense_lr,
+                l1=(config.l1_heads, config.l1_neurons),
+                max_grad_norm=config.max_grad_norm,
+                precision=bench.precision,
+                engine=config.engine,
+                exact=config.exact,
+                compile=config.compile,
+            )
+        )
+        yield steps
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize(bench.device)
+
+
+def some_batches(bench: Bench, count: int = BATCHES) -> list[list[Batch]]:
+    """The first optimizer steps' worth of training data."""
+    return list(islice(bench.stream(SHARED_ORDER).starting_at(0), count))

@@ -1,0 +1,214 @@
+"""Each baseline against what its paper says, in plain loops."""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from earlybert import Gates, Scores, apply, draw
+from earlybert.anatomy import Refused, of
+from earlybert.baselines import dense, imp, inverted, layerdrop, magnitude, random_ticket
+from earlybert.baselines.sensitivity import Sensitivity
+from earlybert.cost import count
+from earlybert.tasks.batches import Rows, Stream
+
+from ..conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_model
+
+SIZE = HIDDEN // HEADS
+
+
+def searched(seed: int = 0) -> Scores:
+    random = torch.Generator().manual_seed(seed)
+    heads = tuple(torch.rand(LAYERS, HEADS, generator=random))
+    return Scores(heads, tuple(torch.rand(LAYERS, NEURONS, generator=random)), "bert", seed=seed)
+
+
+def test_random_heads_and_neurons_have_independent_seeds_and_any_overlap_is_chance() -> None:
+    anatomy = of(tiny_model())
+    first, again, other = (random_ticket.scores(anatomy, seed) for seed in (1, 1, 2))
+    assert first.digest() == again.digest() != other.digest()
+    heads, neurons = torch.stack(first.heads).flatten(), torch.stack(first.neurons).flatten()
+    assert not torch.equal(heads, neurons[: len(heads)])
+    kept = [set(draw(random_ticket.scores(anatomy, seed), heads=0, neurons=0.5, neurons_scope="layer", align=1).neurons[0])
+            for seed in range(40)]  # fmt: skip
+    overlaps = [len(a & b) / NEURONS for a, b in zip(kept[::2], kept[1::2], strict=True)]
+    # half of one half: hypergeometric, standard deviation of one overlap 4/126 of 64 neurons
+    assert np.mean(overlaps) == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_random_ticket_of_the_same_widths() -> None:
+    ticket = draw(searched(), heads=5, neurons=0.4, heads_scope="global", align=1)
+    other = random_ticket.like(ticket, 7)
+    for what in ("heads", "neurons"):
+        assert [len(kept) for kept in getattr(other, what)] == [len(kept) for kept in getattr(ticket, what)]
+    assert other.neurons != ticket.neurons
+    assert other == random_ticket.like(ticket, 7)
+    apply(tiny_model(), other)
+
+
+def test_the_inverted_ticket_keeps_what_the_ticket_removes() -> None:
+    scores = searched()
+    for scope in ("layer", "global"):
+        kept = draw(scores, heads=0.5, neurons=0.5, heads_scope="layer", neurons_scope=scope, align=1)
+        gone = draw(inverted.scores(scores), heads=0.5, neurons=0.5, heads_scope="layer", neurons_scope=scope, align=1)
+        for ours, theirs in zip((*kept.heads, *kept.neurons), (*gone.heads, *gone.neurons), strict=True):
+            assert not set(ours) & set(theirs)
+
+
+def test_weight_magnitude_by_hand() -> None:
+    model = tiny_model()
+    found = magnitude.scores(model)
+    weights = {name: value.detach().double().numpy() for name, value in model.named_parameters()}
+    for index in range(LAYERS):
+        layer = f"bert.encoder.layer.{index}."
+        for head in range(HEADS):
+            features = slice(head * SIZE, (head + 1) * SIZE)
+            total = sum(
+                (weights[f"{layer}attention.self.{part}.weight"][features] ** 2).sum()
+                for part in ("query", "key", "value")
+            )
+            total += (weights[f"{layer}attention.output.dense.weight"][:, features] ** 2).sum()
+            assert float(found.heads[index][head]) == pytest.approx(total**0.5, rel=1e-5)
+        up, down = weights[f"{layer}intermediate.dense.weight"], weights[f"{layer}output.dense.weight"]
+        expected = np.sqrt((up**2).sum(1) + (down**2).sum(0))
+        np.testing.assert_allclose(found.neurons[index].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["taylor", "fisher"])
+def test_sensitivity_is_that_of_single_examples(kind: Any) -> None:
+    model, batch = tiny_model().eval(), tiny_batch(rows=6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sensitivity = Sensitivity(model.train(), kind)
+    for part in (slice(0, 4), slice(4, 6)):  # batches of different sizes count by their examples
+        sensitivity.add({name: value[part] for name, value in batch.items()})
+    found = sensitivity.scores()
+    assert model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    sums = [torch.zeros(LAYERS, HEADS), torch.zeros(LAYERS, NEURONS)]
+    model.eval()
+    with Gates(model, on="input") as gates:
+        for row in range(6):
+            loss = model(**{name: value[row : row + 1] for name, value in batch.items()}).loss
+            for total, gradient in zip(sums, torch.autograd.grad(loss, gates.parameters()), strict=True):
+                total += (gradient.abs() if kind == "taylor" else gradient.square()) / 6
+    torch.testing.assert_close(torch.stack(found.heads), sums[0], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(torch.stack(found.neurons), sums[1], rtol=1e-4, atol=1e-9)
+    assert found.source == kind
+
+
+def test_sensitivity_refuses_what_it_cannot_score() -> None:
+    with pytest.raises(Refused, match="taylor or fisher"):
+        Sensitivity(tiny_model(), "hessian")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(Refused, match="already been cut"):
+        Sensitivity(apply(tiny_model(), draw(searched(), heads=1, neurons=0.5, align=1)), "taylor")
+
+
+@pytest.mark.parametrize(("layers", "kept"), [(12, 8), (24, 16), (6, 4), (3, 2)])
+def test_layerdrop_takes_a_third_of_the_layers_evenly(layers: int, kept: int) -> None:
+    found = layerdrop.kept_layers(layers)
+    assert len(found) == kept
+    assert found[0] == 0
+    assert found[-1] == layers - 1
+    gone = sorted(set(range(layers)) - set(found))
+    assert all(b - a == 3 for a, b in pairwise(gone))
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_skipped_layers_are_removed_layers(kind: str) -> None:
+    model, batch = tiny_model(kind).eval(), tiny_batch()
+    whole = copy.deepcopy(model)
+    dropping = layerdrop.LayerDrop(model, count(model), rate=0.4, seed=3)
+    seen = set()
+    for step in range(12):
+        dropping._draw(step)
+        seen.add(tuple(dropping.present))
+        removed = copy.deepcopy(whole)
+        layerdrop.remove_layers(removed, dropping.present)
+        torch.testing.assert_close(model(**batch).logits, removed(**batch).logits)
+        assert dropping.step([(4, 12)]) == pytest.approx(count(removed).step([(4, 12)]), rel=0.01)
+        assert set(model.state_dict()) == set(whole.state_dict())  # a checkpoint holds all layers
+        again = layerdrop.LayerDrop(copy.deepcopy(whole), count(whole), rate=0.4, seed=3, first=step)
+        assert again.present == dropping.present  # as a resumed run would have it
+    assert len(seen) > 3
+    dropping.stop()
+    torch.testing.assert_close(model(**batch).logits, whole(**batch).logits)
+    assert type(model) is type(whole)
+    assert removed.config.num_hidden_layers == len(dropping.present)
+
+
+def test_layers_are_dropped_at_their_rate() -> None:
+    model = tiny_model()
+    dropping = layerdrop.LayerDrop(model, count(model), seed=0)
+    present = 0
+    for step in range(600):
+        dropping._draw(step)
+        present += len(dropping.present)
+    # 2 of 3 present; steps with none (1 in 27) keep one: 2 + 1/27
+    assert present / 600 == pytest.approx(2 + 1 / 27, abs=4 * (2 / 3 / 600) ** 0.5)
+
+
+def test_imp_decodes_the_papers_cost() -> None:
+    """Sec. 4.4: IMP at 40 % on SQuAD takes 6x the time and 4.69x the FLOPs."""
+    assert imp.cost()["trainings"] == 6
+    assert imp.cost()["dense_flops_if_zeros_were_free"] == pytest.approx(4.69, abs=0.005)
+    assert 1 - imp.densities()[-1] == pytest.approx(0.41, abs=0.001)
+
+
+def test_imp_takes_a_tenth_of_the_rest_by_magnitude_over_all_matrices() -> None:
+    model = tiny_model()
+    theta_0 = copy.deepcopy(model)
+    imp.masked(model)
+    assert imp.sparsity(model) == 0
+    before = {name: mask.clone() for name, mask in imp.masks(model).items()}
+    for density in imp.densities(3)[1:]:
+        for module, _ in imp.prunable(model):  # as if trained: the order changes from round to round
+            module.weight_orig.data += 0.02 * torch.randn_like(module.weight_orig)
+        weights = torch.cat([(module.weight_orig.abs()).flatten() for module, _ in imp.prunable(model)])
+        kept = torch.cat([mask.flatten().bool() for mask in before.values()])
+        imp.shrink(model)
+        now = imp.masks(model)
+        mask = torch.cat([mask.flatten().bool() for mask in now.values()])
+        assert 1 - imp.sparsity(model) == pytest.approx(density, abs=1e-3)
+        assert not (mask & ~kept).any()  # nothing comes back
+        assert weights[kept & ~mask].max() <= weights[mask].min()
+        before = {name: value.clone() for name, value in now.items()}
+    fresh = copy.deepcopy(theta_0)  # rewinding: theta_0 under the masks
+    imp.masked(fresh)
+    imp.set_masks(fresh, before)
+    fresh(**tiny_batch()).loss.backward()
+    imp.harden(fresh)
+    assert set(fresh.state_dict()) == set(theta_0.state_dict())
+    for name, value in fresh.state_dict().items():
+        mask = before.get(f"{name}_mask", torch.ones(1))
+        assert torch.equal(value, theta_0.state_dict()[name] * mask)
+
+
+def test_the_dense_rival_stops_at_the_flops() -> None:
+    rows = Rows([[1] * length for length in range(4, 40)], None, [0] * 36)
+    stream, cost = Stream(rows, batch_size=8), count(tiny_model())
+    for padded in (True, False):
+        budget = sum(cost.step(stream.shapes(step, padded=padded)) for step in range(7))
+        assert dense.steps_within(budget, cost, stream, padded=padded) == 7
+        assert dense.steps_within(budget - 1, cost, stream, padded=padded) == 6
+    assert dense.steps_within(0, cost, stream, padded=True) == 1
+    assert sum(length for _, length in stream.shapes(0, padded=False)) <= sum(r * n for r, n in stream.shapes(0))
+
+
+def test_the_dense_rival_stops_at_the_time() -> None:
+    seconds = {"ticket": 0.6, "search": 1.1, "dense": 1.0}
+    assert dense.steps_in_time(100, 10, 4.5, seconds=seconds) == 75  # 60 + 11 + 4.5 seconds of a second each
+    assert dense.steps_in_time(1, 0, 0.0, seconds=seconds) == 1
+
+
+def test_all_linears_of_layers_can_be_pruned_and_nothing_else() -> None:
+    model = tiny_model("distilbert")
+    linears = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layer" in name]
+    assert {id(module) for module, _ in imp.prunable(model)} == {id(module) for module in linears}
