@@ -122,7 +122,7 @@ def check_drawing(bench: Bench) -> None:
         Refused: As `draw`.
     """
     with torch.device("meta"):
-        anatomy = of(AutoModel.from_config(load_config(bench.config.model)))
+        anatomy = of(AutoModel.from_config(load_config(bench.config.model, offline=bench.config.offline)))
     layers = len(anatomy.layers)
     blank = Scores(
         tuple(torch.ones(layers, anatomy.num_heads)),
@@ -207,7 +207,7 @@ def draw_ticket(config: Any, scores: Scores) -> Ticket:
 
 
 def train_stage(bench: Bench, run: Run) -> tuple[nn.Module, dict[str, Any]]:
-    """Stage 3, or a dense run. Writes `model/` and `metrics.json`.
+    """Stage 3, or a dense run. Writes `model/`, `predictions.safetensors` and `metrics.json`.
 
     Returns:
         The trained model and the metrics.
