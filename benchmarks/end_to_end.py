@@ -42,7 +42,7 @@ def rows_like_qqp(count_: int) -> Rows:
     random = np.random.default_rng(0)
     lengths = [length for seed in range(count_ // 32) for length in lengths_of("qqp", seed)[0]]
     ids = [[101, *random.integers(1000, 30000, length - 2).tolist(), 102] for length in lengths]
-    return Rows(ids, [[0] * length for length in lengths], random.integers(0, 2, len(ids)).tolist())
+    return Rows(ids, [[0] * length for length in lengths], {"labels": random.integers(0, 2, len(ids)).tolist()})
 
 
 class Times(TrainerCallback):

@@ -9,6 +9,10 @@ from typing import Any, Literal
 Scope = Literal["layer", "global"]
 
 
+DEFAULT_LENGTH, LENGTHS = 128, {"squad": 384, "qamr": 384}
+"""Longest rows in tokens where none are given, and for which tasks it is another (reference code)."""
+
+
 @dataclass(frozen=True)
 class Method:
     """What a YAML file may call a way of training."""
@@ -79,7 +83,7 @@ class Data:
     """The data to train and to validate on."""
 
     task: str | None = None
-    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli), or bbc, the packaged corpus."""
+    """GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli), squad, or bbc, the packaged corpus (docs/tasks.md)."""
     data_dir: str | None = None
     """Folder with <task>/train.jsonl.gz and <task>/validation.jsonl.gz; the hub when not given."""
     train_file: str | None = None
@@ -94,17 +98,32 @@ class Data:
     """Column of the label in your own files."""
     problem: Literal["auto", "classification", "regression"] = "auto"
     """What your labels are; auto takes numbers with fractions for values to regress on."""
-    max_length: int = 128
-    """Longest row in tokens; longer ones are cut."""
+    max_length: int = 0
+    """Longest row in tokens; longer ones are cut (squad: go over several windows). 0 is 384 for squad, 128 for others."""
     truncate: bool = False
     """Accept data in which every single row is longer than max_length (rows that are longer are always cut)."""
     train_rows: int | None = None
     """Train on a random sub-sample of so many rows, classes in proportion."""
     validation_rows: int | None = None
     """Validate on a random sub-sample of so many rows."""
+    stride: int = 128
+    """squad: tokens that neighbouring windows on a long context share (reference code: 128)."""
+    n_best: int = 20
+    """squad: starts and ends of an answer that are combined (reference code: 20)."""
+    max_answer_length: int = 30
+    """squad: longest answer in tokens (reference code: 30)."""
+    bad_answers: Literal["refuse", "drop"] = "refuse"
+    """squad: what to do when an answer is not where its answer_start says; drop leaves those questions out."""
+    offline: bool = False
+    """Load names from the hub's cache only; never ask the network."""
 
     def __post_init__(self) -> None:
+        if self.max_length == 0:
+            object.__setattr__(self, "max_length", LENGTHS.get(self.task or "", DEFAULT_LENGTH))
         _between("max_length", self.max_length, 4)
+        _between("stride", self.stride, 0)
+        _between("n_best", self.n_best, 1)
+        _between("max_answer_length", self.max_answer_length, 1)
         for name in ("train_rows", "validation_rows"):
             if getattr(self, name) is not None:
                 _between(name, getattr(self, name), 2)

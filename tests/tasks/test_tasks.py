@@ -22,7 +22,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def rows_of(lengths: list[int]) -> Rows:
-    return Rows([[7] * length for length in lengths], None, list(range(len(lengths))))
+    return Rows([[7] * length for length in lengths], None, {"labels": list(range(len(lengths)))})
 
 
 @settings(deadline=None, max_examples=60)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,12 +13,10 @@ from torch import nn
 
 from ..anatomy import Refused
 from ..config import Finetune
-from ..tasks import Task
+from ..tasks import Examples, Predictions, Task
 from ..tasks import load as load_task
 from ..tasks.batches import Rows, Stream
-from ..tasks.encode import encode
 from ..tasks.head import load_config, load_model, load_tokenizer
-from ..tasks.metrics import compute
 from ..train.evaluate import predict
 from ..train.precision import resolve
 
@@ -34,6 +33,8 @@ class Bench:
     tokenizer: Any
     train: Rows
     validation: Rows
+    others: Mapping[str, Rows]
+    """Those of `task.others`."""
     device: torch.device
     precision: Literal["bf16", "no"]
     notes: tuple[str, ...]
@@ -52,7 +53,7 @@ class Bench:
         if config.device == "cuda" and accelerator.device.type != "cuda":
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
         task = load_task(config, config.seed)
-        model_config = load_config(config.model)
+        model_config = load_config(config.model, offline=config.offline)
         longest = getattr(model_config, "max_position_embeddings", None)
         # RoBERTa's positions start behind the padding id.
         offset = (model_config.pad_token_id or 0) + 1 if "roberta" in model_config.model_type else 0
@@ -61,41 +62,52 @@ class Bench:
                 f"max_length {config.max_length} is more than the {longest - offset} tokens that model "
                 f"{config.model!r} takes."
             )
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = load_tokenizer(config.model, offline=config.offline)
         if len(tokenizer) > model_config.vocab_size:
             raise Refused(
                 f"the tokenizer of model {config.model!r} has {len(tokenizer):,} tokens, the model only "
                 f"{model_config.vocab_size:,}; they do not belong together."
             )
-        train, cut = encode(task.train, tokenizer, config.max_length)
-        validation, _ = encode(task.validation, tokenizer, config.max_length)
+        train, cut = task.encode(task.train, tokenizer, config)
+        validation, _ = task.encode(task.validation, tokenizer, config)
+        others = {name: task.encode(examples, tokenizer, config)[0] for name, examples in task.others.items()}
         notes = [*task.notes]
-        if cut == len(train) and not config.truncate:
+        if cut == len(task.train) and not config.truncate:
             raise Refused(
                 f"all {cut:,} training rows are longer than {config.max_length} tokens and would be cut; raise "
                 "--max-length, or accept it with --truncate."
             )
         if cut:
-            notes.append(
-                f"{cut:,} of {len(train):,} training rows are longer than {config.max_length} tokens and are cut."
-            )
-        device = accelerator.device
-        return cls(config, task, tokenizer, train, validation, device, resolve(config.precision, device), tuple(notes))
+            notes.append(task.cut_note(cut, config))
+        device, precision = accelerator.device, resolve(config.precision, accelerator.device)
+        return cls(config, task, tokenizer, train, validation, others, device, precision, tuple(notes))
 
     def theta_0(self) -> nn.Module:
         """A fresh copy of the model before any training, task head included, on the device."""
-        return load_model(self.config.model, self.task, self.config.seed).to(self.device)
+        config = self.config
+        return load_model(config.model, self.task, config.seed, offline=config.offline).to(self.device)
 
     def stream(self, order: int) -> Stream:
         """Training batches in one of the two data orders."""
         config = self.config
         return Stream(self.train, batch_size=config.batch_size, accumulate=config.accumulate, seed=(config.seed, order))
 
+    def predict(self, model: nn.Module) -> Predictions:
+        """What a model says of the validation rows, and of those of `others`."""
+        also = {name: self._predict(model, self.task.others[name], rows) for name, rows in self.others.items()}
+        return replace(self._predict(model, self.task.validation, self.validation), also=also)
+
+    def predict_on(self, model: nn.Module, examples: Examples) -> Predictions:
+        """What a model says of other rows of the task."""
+        return self._predict(model, examples, self.task.encode(examples, self.tokenizer, self.config)[0])
+
     def score(self, model: nn.Module) -> dict[str, float]:
-        """The task's metrics on the validation rows."""
-        predicted = predict(model, self.validation, batch_size=self.config.batch_size * 2, precision=self.precision)
-        labels = torch.tensor(self.validation.labels).numpy()
-        return compute(self.task.metrics, predicted, labels, classes=len(self.task.labels))
+        """The task's metrics on the validation rows, the headline first."""
+        return self.predict(model).score()
+
+    def _predict(self, model: nn.Module, examples: Examples, rows: Rows) -> Predictions:
+        read = predict(model, rows, batch_size=self.config.batch_size * 2, precision=self.precision)
+        return self.task.predictions(examples, rows, read)
 
 
 def digest(model: nn.Module) -> str:

@@ -180,7 +180,7 @@ def evaluate(path: str) -> dict[str, float]:
     bench = Bench.set_up(run.config)
     score = bench.score(load(run.model).to(bench.device))
     scores = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
-    say(f"{scores} on {len(bench.validation):,} rows")
+    say(f"{scores} on {len(bench.task.validation):,} rows")
     return score
 
 
@@ -220,10 +220,12 @@ def announce(bench: Bench, run: Run) -> None:
     run.write_config()
     for note in (*bench.notes, *advice(bench)):
         say(f"note: {note}")
-    kind = "values to regress on" if bench.task.problem == "regression" else f"{len(bench.task.labels)} classes"
+    task = bench.task
+    windows = f" ({len(bench.train):,} windows)" if len(bench.train) != len(task.train) else ""
     searching = f"search at most {lengths.search} steps, " if METHODS[config.method].keeps else ""
     say(
-        f"{bench.task.name}: {len(bench.train):,} rows to train, {len(bench.validation):,} to validate, {kind}; "
+        f"{task.name}: {len(task.train):,} rows to train{windows}, {len(task.validation):,} to validate, "
+        f"{task.target}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
         f"{config.engine} engine, "
         f"{config.batch_size * config.accumulate} rows a step; {searching}train {lengths.train}"

@@ -107,7 +107,7 @@ def check_drawing(bench: Bench) -> None:
         Refused: As `draw`.
     """
     with torch.device("meta"):
-        anatomy = of(AutoModel.from_config(load_config(bench.config.model)))
+        anatomy = of(AutoModel.from_config(load_config(bench.config.model, offline=bench.config.offline)))
     layers = len(anatomy.layers)
     blank = Scores(
         tuple(torch.ones(layers, anatomy.num_heads)),

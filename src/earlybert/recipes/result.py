@@ -19,7 +19,7 @@ from .run import Run, environment
 
 
 def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int, engine: str) -> dict[str, Any]:
-    """Score, cost and size of a trained model: the content of `metrics.json`.
+    """Score, cost and size of a trained model: the content of `metrics.json`. Writes its predictions, too.
 
     Args:
         bench: With the validation rows.
@@ -32,14 +32,16 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int,
     stages = totals(run.steps)
     cost = count(model)
     ticket = ticket_of(model)
+    predictions = bench.predict(model)
+    predictions.save(run.predictions)
     metrics: dict[str, Any] = {
         "task": bench.task.name,
         "model": config.model,
         "method": config.method,
-        "score": bench.score(model),
+        "score": predictions.score(),
         "headline": bench.task.metrics[0],
-        "train_rows": len(bench.train),
-        "validation_rows": len(bench.validation),
+        "train_rows": len(bench.task.train),
+        "validation_rows": len(bench.task.validation),
         "engine": engine,
         "rows_per_step": config.batch_size * config.accumulate,
         "stages": {name: sums.to_dict() for name, sums in stages.items()},

@@ -138,7 +138,7 @@ def inference_seconds(bench: Bench, models: dict[str, nn.Module]) -> dict[str, f
             with torch.no_grad():
                 for batch in batches:
                     with autocast(bench.precision, bench.device):
-                        model(**{key: value for key, value in batch.items() if key != "labels"})
+                        model(**{key: value for key, value in batch.items() if key not in bench.validation.targets})
             if bench.device.type == "cuda":
                 torch.cuda.synchronize(bench.device)
             times[name].append(time.perf_counter() - began)

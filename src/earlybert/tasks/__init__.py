@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 from ..anatomy import Refused
 from ..config import Data
-from . import demo, files, glue
-from .task import Examples, Task
+from . import demo, files, glue, squad
+from .examples import Examples
+from .predictions import Predictions
+from .task import Task
 
-__all__ = ["Examples", "Task", "load"]
+__all__ = ["Examples", "Predictions", "Task", "load", "load_test"]
+
+NAMES = (*glue.TASKS, *squad.TASKS, demo.CORPUS)
+"""Tasks that are known by name."""
 
 
 def load(data: Data, seed: int) -> Task:
@@ -18,12 +26,8 @@ def load(data: Data, seed: int) -> Task:
     """
     if data.task is not None and data.train_file is not None:
         raise Refused("give either --task or --train-file, not both.")
-    if data.task == demo.CORPUS:
-        task = demo.load()
-    elif data.task is not None:
-        if data.task not in glue.TASKS:
-            raise Refused(f"unknown task {data.task!r}; there are {', '.join((*glue.TASKS, demo.CORPUS))}.")
-        task = glue.load(data.task, data.data_dir)
+    if data.task is not None:
+        task = _named(data.task, data)
     elif data.train_file is not None:
         task = files.load(
             data.train_file,
@@ -36,6 +40,36 @@ def load(data: Data, seed: int) -> Task:
         )
     else:
         raise Refused(
-            "no data: give --task with a GLUE task (and --data-dir for local files), or --train-file with your own."
+            "no data: give --task with the name of one (and --data-dir for local files), or --train-file with your own."
         )
     return task.limited(data.train_rows, data.validation_rows, seed)
+
+
+def load_test(data: Data) -> dict[str, Examples]:
+    """The test rows of a task, by the names of the files their predictions are handed in as.
+
+    Raises:
+        Refused: The task has none, or they cannot be loaded.
+    """
+    if data.task in glue.TASKS:
+        return glue.load_test(data.task, data)
+    if data.task in squad.TASKS:
+        return squad.load_test(data.task, data)
+    raise Refused(f"{data.task or data.train_file} has no test rows; use --split validation.")
+
+
+def near(name: str, names: Sequence[str]) -> str:
+    """The end of a sentence about an unknown name: the nearest ones first, then all."""
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    meant = f"did you mean {' or '.join(close)}? There are" if close else "there are"
+    return f"{meant} {', '.join(names)}."
+
+
+def _named(name: str, data: Data) -> Task:
+    if name == demo.CORPUS:
+        return demo.load()
+    if name in glue.TASKS:
+        return glue.load(name, data)
+    if name in squad.TASKS:
+        return squad.load(name, data)
+    raise Refused(f"unknown task {name!r}; {near(name, NAMES)}")

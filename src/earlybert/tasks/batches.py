@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +33,9 @@ class Rows:
     """Token ids of each row, special tokens included."""
     token_type_ids: Sequence[Sequence[int]] | None
     """Segment of each token, for models that take them."""
-    labels: Sequence[int] | Sequence[float]
-    """Class numbers, or values for regression."""
+    targets: Mapping[str, Sequence[int] | Sequence[float]]
+    """What is to be predicted of each row, by the names that models take: `labels` (class numbers, or values for
+    regression), or `start_positions` and `end_positions`."""
     pad_id: int = 0
     """Token id of padding."""
 
@@ -46,7 +48,7 @@ class Rows:
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """These rows, padded to the longest of them: int64 `[rows, length]`, labels `[rows]`."""
+        """These rows, padded to the longest of them: int64 `[rows, length]`, targets `[rows]`."""
         length = _padded(max(len(self.input_ids[row]) for row in rows))
         ids = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         types = np.zeros_like(ids)
@@ -57,12 +59,23 @@ class Rows:
             attention[place, :size] = 1
             if self.token_type_ids is not None:
                 types[place, :size] = self.token_type_ids[row]
-        labels = [self.labels[row] for row in rows]
         batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(attention)}
         if self.token_type_ids is not None:
             batch["token_type_ids"] = torch.from_numpy(types)
-        batch["labels"] = torch.tensor(labels, dtype=torch.float32 if isinstance(labels[0], float) else torch.long)
+        for name, column in self.targets.items():
+            wanted = [column[row] for row in rows]
+            batch[name] = torch.tensor(wanted, dtype=torch.float32 if isinstance(wanted[0], float) else torch.long)
         return batch
+
+    def read(self, output: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """What a model's output says of these rows: class numbers (int64) or values (float64), `[rows]`.
+
+        Args:
+            output: Of the model, for `batch(rows)`.
+            rows: Row numbers.
+        """
+        logits = output.logits.float()  # [rows, classes]
+        return (logits.argmax(-1) if logits.shape[-1] > 1 else logits[:, 0].double()).cpu().numpy()
 
 
 class Stream:

@@ -6,7 +6,8 @@ import importlib.util
 from pathlib import Path
 
 from ..anatomy import Refused
-from .task import Examples, Task, hold_out
+from .examples import Examples
+from .task import Task, hold_out
 
 MODEL = "minilm"
 """Short name of the packaged model, all-MiniLM-L6-v2 (6 layers, 12 heads, 22.7 M parameters)."""

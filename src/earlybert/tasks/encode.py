@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..anatomy import Refused
 from .batches import Rows
-from .task import Examples
+from .examples import Examples
 
 UNKNOWN = 0.5
 """A larger share of unknown tokens than this means the wrong tokenizer, not rare words."""
@@ -23,8 +24,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, i
     Raises:
         Refused: The tokenizer has no padding token, or does not know the text.
     """
-    if tokenizer.pad_token_id is None:
-        raise Refused("the tokenizer has no padding token; set tokenizer.pad_token first.")
+    refuse_unpadded(tokenizer)
     ids: list[list[int]] = []
     types: list[list[int]] = []
     cut = 0
@@ -37,11 +37,26 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, i
         ids += encoded["input_ids"]
         types += encoded.get("token_type_ids", [])
         cut += _overlong(encoded, examples, part, tokenizer, max_length)
-    _refuse_unknown(ids, tokenizer)
-    return Rows(ids, types or None, examples.labels, tokenizer.pad_token_id), cut
+    refuse_unknown(ids, tokenizer)
+    return Rows(ids, types or None, {"labels": examples.labels}, tokenizer.pad_token_id), cut
 
 
-def _refuse_unknown(ids: list[list[int]], tokenizer: Any) -> None:
+def refuse_unpadded(tokenizer: Any) -> None:
+    """The tokenizer must have a padding token.
+
+    Raises:
+        Refused: It has none.
+    """
+    if tokenizer.pad_token_id is None:
+        raise Refused("the tokenizer has no padding token; set tokenizer.pad_token first.")
+
+
+def refuse_unknown(ids: Sequence[Sequence[int]], tokenizer: Any) -> None:
+    """Most of the text must be known to the tokenizer.
+
+    Raises:
+        Refused: It is not.
+    """
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     words = [token for row in ids for token in row if token not in special]
     unknown = sum(token == tokenizer.unk_token_id for token in words)

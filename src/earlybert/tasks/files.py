@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..anatomy import Refused
-from .glue import read_jsonl
-from .task import Examples, Problem, Task, hold_out
+from .examples import Examples
+from .source import read_jsonl
+from .task import Problem, Task, hold_out
 
 MANY_CLASSES = 50
 """More labels than this look like values, or like the wrong column: ask."""

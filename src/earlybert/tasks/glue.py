@@ -2,122 +2,147 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..ticket.store import quiet
-from .task import Examples, Task
+from ..config import Data
+from . import hub
+from .examples import Examples
+from .source import read_jsonl, require
+from .task import Task
+
+REPOSITORY = "nyu-mll/glue"
 
 
 @dataclass(frozen=True)
 class Glue:
-    """One task's columns, labels and metrics; the first metric is the one the paper reports (Sec. 4.1)."""
+    """One task's columns, labels and metrics."""
 
     columns: tuple[str, ...]
     labels: tuple[str, ...]
     metrics: tuple[str, ...]
+    """GLUE's official ones; the first is the one the paper reports (Sec. 4.1)."""
+    file: str
+    """Name of its test predictions in a submission, without `.tsv`."""
+    named: bool = False
+    """Whether a submission names the classes; else it numbers them."""
     validation: str = "validation"
     """Name of the validation split on the hub."""
+    tests: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    """By file of a submission: task and split on the hub, local file. Where a task has more than one test split."""
 
 
 ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
-    "cola": Glue(("sentence",), ("unacceptable", "acceptable"), ("matthews",)),
-    "sst2": Glue(("sentence",), ("negative", "positive"), ("accuracy",)),
-    "mrpc": Glue(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1")),
-    "stsb": Glue(("sentence1", "sentence2"), ("similarity",), ("pearson", "spearman")),
-    "qqp": Glue(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1")),
+    "cola": Glue(("sentence",), ("unacceptable", "acceptable"), ("matthews",), "CoLA"),
+    "sst2": Glue(("sentence",), ("negative", "positive"), ("accuracy",), "SST-2"),
+    "mrpc": Glue(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), ("accuracy", "f1"), "MRPC"),
+    "stsb": Glue(("sentence1", "sentence2"), ("similarity",), ("pearson", "spearman"), "STS-B"),
+    "qqp": Glue(("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"), "QQP"),
     "mnli": Glue(
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
         ("accuracy",),
+        "MNLI-m",
+        named=True,
         validation="validation_matched",
+        tests={
+            "MNLI-m": ("mnli", "test_matched", "mnli/test.jsonl.gz"),
+            "MNLI-mm": ("mnli", "test_mismatched", "mnli/test_mismatched.jsonl.gz"),
+            "AX": ("ax", "test", "ax/test.jsonl.gz"),
+        },
     ),
-    "qnli": Glue(("question", "sentence"), ENTAILMENT, ("accuracy",)),
-    "rte": Glue(("sentence1", "sentence2"), ENTAILMENT, ("accuracy",)),
-    "wnli": Glue(("sentence1", "sentence2"), ("not_entailment", "entailment"), ("accuracy",)),
+    "qnli": Glue(("question", "sentence"), ENTAILMENT, ("accuracy",), "QNLI", named=True),
+    "rte": Glue(("sentence1", "sentence2"), ENTAILMENT, ("accuracy",), "RTE", named=True),
+    "wnli": Glue(("sentence1", "sentence2"), ("not_entailment", "entailment"), ("accuracy",), "WNLI"),
 }
+MISMATCHED = "mismatched"
+"""Name of MNLI's second validation split, from genres that training has not seen. The paper reports the first."""
+FILES = {MISMATCHED: "MNLI-mm"}
+"""Files of a submission for further validation splits."""
 
 
-def load(name: str, data_dir: str | None) -> Task:
+def load(name: str, data: Data) -> Task:
     """A GLUE task.
 
     Args:
         name: A key of `TASKS`.
-        data_dir: A folder with `<name>/train.jsonl.gz` and `<name>/validation.jsonl.gz`, one JSON
-            object a line with the hub's column names; None loads from the hub.
+        data: Of which `data_dir` is a folder with `<name>/train.jsonl.gz` and `<name>/validation.jsonl.gz`
+            (and, for mnli, `validation_mismatched.jsonl.gz` if it is there), one JSON object a line with the
+            hub's column names; None loads from the hub.
 
     Raises:
         Refused: The files are missing or broken, or the hub cannot be reached.
     """
     glue = TASKS[name]
-    if data_dir is not None:
-        folder = Path(data_dir) / name
-        splits = [_examples(read_jsonl(folder / f"{split}.jsonl.gz"), glue, name) for split in ("train", "validation")]
-    else:
-        splits = [_examples(_from_hub(name, split), glue, name) for split in ("train", glue.validation)]
+    splits: dict[str, Examples] = {}
+    for split, remote in {"train": "train", "validation": glue.validation}.items():
+        splits[split] = _split(name, name, remote, f"{name}/{split}.jsonl.gz", data)
+    others: dict[str, Examples] = {}
+    if name == "mnli":
+        file = f"{name}/validation_{MISMATCHED}.jsonl.gz"
+        if data.data_dir is None or (Path(data.data_dir) / file).exists():
+            others[MISMATCHED] = _split(name, name, f"validation_{MISMATCHED}", file, data)
     problem = "regression" if len(glue.labels) == 1 else "classification"
-    return Task(name, problem, glue.labels, splits[0], splits[1], glue.metrics)
+    return Task(name, problem, glue.labels, splits["train"], splits["validation"], glue.metrics, others=others)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON-lines file, packed with gzip or not.
+def load_test(name: str, data: Data) -> dict[str, Examples]:
+    """The test rows of a task, without labels, by the names of their files in a submission.
+
+    Of local files, those of `mnli/test_mismatched.jsonl.gz` and `ax/test.jsonl.gz` that are absent are left out.
 
     Raises:
-        Refused: It is missing or broken; the sentence says where.
+        Refused: As `load`.
     """
-    rows: list[dict[str, Any]] = []
-    number = 0
-    try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
-        )
-        with opened as file:
-            for line in file:
-                number += 1
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError
-                    rows.append(row)
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error):
-        raise Refused(f"data file {path} is broken after line {number} (damaged or not UTF-8 text).") from None
-    except OSError as error:
-        raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
-    except (ValueError, RecursionError):
-        raise Refused(f"data file {path}, line {number}, is not a JSON object.") from None
-    return rows
+    glue = TASKS[name]
+    tests = glue.tests or {glue.file: (name, "test", f"{name}/test.jsonl.gz")}
+    found: dict[str, Examples] = {}
+    for place, (file, (task, remote, local)) in enumerate(tests.items()):
+        if place == 0 or data.data_dir is None or (Path(data.data_dir) / local).exists():
+            found[file] = _split(name, task, remote, local, data, labelled=False)
+    return found
 
 
-def _examples(rows: Iterable[Mapping[str, Any]], glue: Glue, name: str) -> Examples:
-    rows, regression = list(rows), len(glue.labels) == 1
-    for number, row in enumerate(rows, start=1):
-        for column in (*glue.columns, "label"):
-            if row.get(column) is None:
-                raise Refused(f"{name}: row {number} has no {column!r}.")
-        if regression and not isinstance(row["label"], (int, float)):
-            raise Refused(f"{name}: row {number} has label {row['label']!r}, which is not a number.")
+def submission(name: str, values: Sequence[int] | Sequence[float], ids: Sequence[str] | None) -> str:
+    """Predictions as GLUE's site takes them: a TSV with `index` and `prediction`.
+
+    Args:
+        name: A key of `TASKS`.
+        values: Class numbers, or similarities, which are clipped to the 0 to 5 that the site accepts.
+        ids: The rows' `idx`; counted from 0 when None.
+    """
+    glue = TASKS[name]
+    if len(glue.labels) == 1:
+        written = [f"{min(max(float(value), 0.0), 5.0):.3f}" for value in values]
+    else:
+        written = [glue.labels[int(value)] if glue.named else str(int(value)) for value in values]
+    numbers = ids if ids is not None else [str(row) for row in range(len(written))]
+    lines = [f"{number}\t{prediction}" for number, prediction in zip(numbers, written, strict=True)]
+    return "\n".join(["index\tprediction", *lines]) + "\n"
+
+
+def _split(name: str, task: str, remote: str, local: str, data: Data, *, labelled: bool = True) -> Examples:
+    if data.data_dir is not None:
+        path = Path(data.data_dir) / local
+        return _examples(read_jsonl(path), TASKS[name], f"data file {path}", labelled)
+    rows = hub.split(REPOSITORY, task, remote, offline=data.offline)
+    return _examples(rows, TASKS[name], f"{task} ({remote})", labelled)
+
+
+def _examples(rows: Sequence[Mapping[str, Any]], glue: Glue, where: str, labelled: bool) -> Examples:
+    require(rows, (*glue.columns, "label") if labelled else glue.columns, where)
+    regression = len(glue.labels) == 1
+    labels: list[Any] = [row["label"] for row in rows] if labelled else [0.0 if regression else 0] * len(rows)
+    for number, label in enumerate(labels, start=1):
+        if regression and (isinstance(label, bool) or not isinstance(label, (int, float))):
+            raise Refused(f"{where}: row {number} has label {label!r}, which is not a number.")
     return Examples(
         [str(row[glue.columns[0]]) for row in rows],
         [str(row[glue.columns[1]]) for row in rows] if len(glue.columns) == 2 else None,
-        [float(row["label"]) if regression else row["label"] for row in rows],
+        [float(label) for label in labels] if regression else labels,
+        [str(row["idx"]) for row in rows] if all("idx" in row for row in rows) else None,
     )
-
-
-def _from_hub(name: str, split: str) -> Any:
-    import datasets
-
-    try:
-        with quiet():
-            return datasets.load_dataset("nyu-mll/glue", name, split=split)
-    except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
-        raise Refused(
-            f"GLUE task {name} could not be loaded from the hub ({str(error).splitlines()[0][:200]}); "
-            "with local files, give --data-dir."
-        ) from error

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
 from ..anatomy import Refused, family_of
 from ..ticket.store import quiet
 from . import demo
+from .hub import hub, locally
 from .task import Task
 
 
@@ -20,22 +21,30 @@ def locate(model: str) -> str:
     return str(demo.model_path()) if model == demo.MODEL else model
 
 
-def load_config(model: str) -> Any:
+def load_config(model: str, *, offline: bool = False) -> Any:
     """The configuration of a model to fine-tune, checked before any weight is read.
+
+    Args:
+        model: A folder or a name; see `locate`.
+        offline: Names are looked for in the hub's cache only.
 
     Raises:
         Refused: It is not found, broken, of an unsupported family, or already cut.
     """
     where = locate(model)
     try:
-        with quiet():
+        with quiet(), hub(offline=offline or locally(where)):
             config = AutoConfig.from_pretrained(where)
     except (OSError, ValueError, KeyError) as error:
         if Path(where).is_dir():
             raise Refused(f"model folder {where} has no usable config.json ({_first_line(error)}).") from error
+        why = (
+            "it is not in the hub's cache, and --offline forbids the hub (check the name"
+            if offline
+            else "the hub did not give it (check the name and the network"
+        )
         raise Refused(
-            f"model {model!r} was not found: there is no such folder, and the hub did not give it "
-            f"(check the name and the network; {demo.MODEL} is the packaged model)."
+            f"model {model!r} was not found: there is no such folder, and {why}; {demo.MODEL} is the packaged model)."
         ) from error
     family_of(config.model_type)
     if getattr(config, "earlybert", None):
@@ -43,45 +52,45 @@ def load_config(model: str) -> Any:
     return config
 
 
-def load_tokenizer(model: str) -> Any:
+def load_tokenizer(model: str, *, offline: bool = False) -> Any:
     """The model's tokenizer.
+
+    Args:
+        model: A folder or a name; see `locate`.
+        offline: Names are looked for in the hub's cache only.
 
     Raises:
         Refused: There is none that can be read.
     """
+    where = locate(model)
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(locate(model))
+        with quiet(), hub(offline=offline or locally(where)):
+            return AutoTokenizer.from_pretrained(where)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise Refused(f"model {model!r} has no usable tokenizer ({_first_line(error)}).") from error
 
 
-def load_model(model: str, task: Task, seed: int) -> Any:
+def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> Any:
     """theta_0: the pre-trained encoder with a head for the task, fp32, on the CPU.
 
     A head that the weights hold for as many labels is kept; any other is initialised from `seed`.
 
+    Args:
+        model: A folder or a name; see `locate`.
+        task: Decides the head.
+        seed: Of a fresh head.
+        offline: Names are looked for in the hub's cache only.
+
     Raises:
         Refused: The weights are missing, are not safetensors, or do not fit the configuration.
     """
-    regression = task.problem == "regression"
-    names: dict[str, Any] = {}
-    if not regression:
-        names = {
-            "id2label": dict(enumerate(task.labels)),
-            "label2id": {label: number for number, label in enumerate(task.labels)},
-        }
+    where = locate(model)
+    kind, options = _head(task)
     torch.manual_seed(seed)
     try:
-        with quiet():
-            found, report = AutoModelForSequenceClassification.from_pretrained(
-                locate(model),
-                num_labels=len(task.labels),
-                problem_type="regression" if regression else "single_label_classification",
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **names,
+        with quiet(), hub(offline=offline or locally(where)):
+            found, report = kind.from_pretrained(
+                where, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(
@@ -98,6 +107,20 @@ def load_model(model: str, task: Task, seed: int) -> Any:
             f"the weights of model {model!r} do not fit its config.json: {wrong[0]} is missing or of another size."
         )
     return found.float()
+
+
+def _head(task: Task) -> tuple[Any, dict[str, Any]]:
+    """The class of a task's model, and what its head is told."""
+    if task.problem == "span":
+        return AutoModelForQuestionAnswering, {}
+    if task.problem == "regression":
+        return AutoModelForSequenceClassification, {"num_labels": 1, "problem_type": "regression"}
+    return AutoModelForSequenceClassification, {
+        "num_labels": len(task.labels),
+        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(task.labels)),
+        "label2id": {label: number for number, label in enumerate(task.labels)},
+    }
 
 
 def _name(key: Any) -> str:

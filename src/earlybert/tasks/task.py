@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
+from ..config import Data
+from .batches import Rows
+from .encode import encode
+from .examples import Examples
+from .predictions import Predictions
 
-Problem = Literal["classification", "regression"]
+Problem = Literal["classification", "regression", "span"]
 
 UNBALANCED_NOTE = "a model that always says so scores as much"
 UNBALANCED = 0.8
 """A larger share of one class than this is pointed out: always guessing it would score as much."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Rows of text with labels."""
-
-    texts: Sequence[str]
-    pairs: Sequence[str] | None
-    """The second text of each row, for tasks on two."""
-    labels: Sequence[int] | Sequence[float]
-    """Class numbers from 0, or values for regression."""
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def take(self, rows: Sequence[int] | NDArray[np.intp]) -> Examples:
-        """These rows, in this order."""
-        return Examples(
-            [self.texts[row] for row in rows],
-            None if self.pairs is None else [self.pairs[row] for row in rows],
-            [self.labels[row] for row in rows],  # pyright: ignore[reportArgumentType]
-        )
 
 
 @dataclass(frozen=True)
@@ -59,14 +42,16 @@ class Task:
     """Names from `tasks.metrics`; the first is the headline."""
     notes: tuple[str, ...] = field(default_factory=tuple)
     """Sentences the person should see before training."""
+    others: Mapping[str, Examples] = field(default_factory=dict)
+    """Further rows to validate on, scored under their names: MNLI's mismatched genres."""
 
     def __post_init__(self) -> None:
-        for split, examples in (("train", self.train), ("validation", self.validation)):
+        for split, examples in (("train", self.train), ("validation", self.validation), *self.others.items()):
             if len(examples) == 0:
                 raise Refused(f"{self.name}: the {split} data is empty.")
             if self.problem == "classification":
                 _check_classes(self.name, split, examples.labels, len(self.labels))
-            elif not all(np.isfinite(examples.labels)):
+            elif not np.isfinite(examples.labels).all():
                 raise Refused(f"{self.name}: the {split} data has a label that is not a finite number.")
         if self.problem == "classification":
             counts = Counter(self.train.labels)
@@ -93,10 +78,41 @@ class Task:
         if train is not None and train < len(self.train):
             kept, _ = split_rows(self.train.labels, train / len(self.train), self.problem, seed)
             limited = replace(limited, train=self.train.take(kept))
-        if validation is not None and validation < len(self.validation):
-            kept, _ = split_rows(self.validation.labels, validation / len(self.validation), self.problem, seed)
-            limited = replace(limited, validation=self.validation.take(kept))
+        if validation is not None:
+
+            def some(examples: Examples) -> Examples:
+                if validation >= len(examples):
+                    return examples
+                return examples.take(split_rows(examples.labels, validation / len(examples), self.problem, seed)[0])
+
+            others = {name: some(examples) for name, examples in self.others.items()}
+            limited = replace(limited, validation=some(self.validation), others=others)
         return limited
+
+    @property
+    def target(self) -> str:
+        """What is predicted, in words."""
+        return "values to regress on" if self.problem == "regression" else f"{len(self.labels)} classes"
+
+    def encode(self, examples: Examples, tokenizer: Any, data: Data) -> tuple[Rows, int]:
+        """Tokenise rows of this task; also how many of them were cut."""
+        return encode(examples, tokenizer, data.max_length)
+
+    def cut_note(self, cut: int, data: Data) -> str:
+        """What to say when training rows were cut."""
+        return f"{cut:,} of {len(self.train):,} training rows are longer than {data.max_length} tokens and are cut."
+
+    def predictions(self, examples: Examples, rows: Rows, read: NDArray[Any]) -> Predictions:
+        """What was predicted of these rows.
+
+        Args:
+            examples: The rows as text.
+            rows: The same, as `encode` gave them.
+            read: What `rows.read` made of the model's outputs, in order.
+        """
+        labels = np.asarray(examples.labels, dtype=np.float64 if self.problem == "regression" else np.int64)
+        ids = None if examples.ids is None else tuple(examples.ids)
+        return Predictions(read, labels, self.metrics, len(self.labels), ids=ids)
 
 
 def split_rows(

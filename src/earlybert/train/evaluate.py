@@ -17,9 +17,9 @@ from .step import to_device
 def predict(
     model: nn.Module, rows: Rows, *, batch_size: int = 64, precision: Literal["bf16", "no"] = "no"
 ) -> NDArray[Any]:
-    """Class numbers (int64) or regressed values (float64), `[rows]`, in the order of the rows.
+    """What `rows.read` makes of the model's outputs, in the order of the rows.
 
-    The model is left in the mode it was in.
+    That is class numbers (int64) or regressed values (float64), `[rows]`, for sentences. The model is left in the mode it was in.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -28,11 +28,11 @@ def predict(
     order: list[NDArray[np.int64]] = []
     with torch.no_grad():
         for numbers, batch in in_order(rows, batch_size):
-            batch.pop("labels")
+            for name in rows.targets:
+                batch.pop(name)
             with autocast(precision, device):
-                logits = model(**to_device(batch, device)).logits.float()
-            answer = logits.argmax(-1) if logits.shape[-1] > 1 else logits[:, 0].double()
-            found.append(answer.cpu().numpy())
+                output = model(**to_device(batch, device))
+            found.append(rows.read(output, numbers))
             order.append(numbers)
     model.train(training)
     predicted = np.concatenate(found)

@@ -1,0 +1,149 @@
+"""What a model said of every row, kept beside the right answers, so that any score can be had later."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ..anatomy import Refused
+from ..ticket.files import write_atomically
+from .metrics import METRICS, compute
+
+FORMAT = "earlybert-predictions-1"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions and labels of one set of rows, in the order of the rows.
+
+    Raises:
+        Refused: The columns are not of one length.
+    """
+
+    values: NDArray[Any]
+    """`[rows]`: class numbers (int64), regressed values (float64), or each question's own score in 0..1 (float64)."""
+    labels: NDArray[Any]
+    """`[rows]`: what `values` should be; ones for questions."""
+    metrics: tuple[str, ...]
+    """Names in `score()`; the first is the headline and, for questions, what `values` are."""
+    classes: int
+    """How many the task has; 1 for regression, 0 for questions, which are scored one by one and averaged."""
+    ids: tuple[str, ...] | None = None
+    """The rows' own names, where the data has them."""
+    answers: tuple[str, ...] | None = None
+    """For questions: the text that was answered."""
+    extra: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """For questions: the other metrics, `[rows]` each."""
+    also: Mapping[str, Predictions] = field(default_factory=dict)
+    """The same for further sets of rows, scored under their names (`accuracy_mismatched`)."""
+
+    def __post_init__(self) -> None:
+        columns = [self.labels, *self.extra.values(), *(x for x in (self.ids, self.answers) if x is not None)]
+        if any(len(column) != len(self.values) for column in columns):
+            raise Refused(f"predictions need columns of one length, got {[len(self.values), *map(len, columns)]}.")
+        known = (self.metrics[0], *self.extra) if self.classes == 0 else tuple(METRICS)
+        if not self.metrics or any(name not in known for name in self.metrics):
+            raise Refused(
+                f"predictions name metrics ({', '.join(self.metrics)}) that are not among {', '.join(known)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def score(self) -> dict[str, float]:
+        """Each metric as a fraction, the headline first, those of `also` last."""
+        if self.classes == 0:
+            columns = {self.metrics[0]: self.values, **self.extra}
+            found = {name: float(columns[name].mean()) for name in self.metrics}
+        else:
+            found = compute(self.metrics, self.values, self.labels, classes=self.classes)
+        for name, other in self.also.items():
+            found |= {f"{metric}_{name}": value for metric, value in other.score().items()}
+        return found
+
+    def take(self, rows: Sequence[int] | NDArray[np.integer[Any]]) -> Predictions:
+        """These rows, repeats allowed, without `also`: for resampling."""
+        places = np.asarray(rows)
+
+        def pick(column: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if column is None else tuple(column[place] for place in places)
+
+        extra = {name: column[places] for name, column in self.extra.items()}
+        return replace(
+            self,
+            values=self.values[places],
+            labels=self.labels[places],
+            ids=pick(self.ids),
+            answers=pick(self.answers),
+            extra=extra,
+            also={},
+        )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as safetensors; whole or not at all."""
+        tensors, about = self._plain("")
+        metadata = {"earlybert": json.dumps({"format": FORMAT, **about})}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Predictions:
+        """Read a predictions file.
+
+        Raises:
+            Refused: The file is missing or is not one.
+        """
+        where = f"predictions file {os.fspath(path)}"
+        try:
+            with safe_open(os.fspath(path), framework="np") as file:
+                about = json.loads((file.metadata() or {})["earlybert"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if about.pop("format") != FORMAT:
+                raise Refused(f"{where} is of another version; evaluate the run again.")
+            return cls._of_plain(tensors, about, "")
+        except FileNotFoundError:
+            raise Refused(f"{where} is not there.") from None
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, Refused) as error:
+            if isinstance(error, Refused) and "version" in str(error):
+                raise
+            raise Refused(f"{where} is broken or not a predictions file; evaluate the run again.") from None
+
+    def _plain(self, prefix: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Tensors by name, and everything else as JSON."""
+        columns = {"values": self.values, "labels": self.labels, **{f"extra.{n}": c for n, c in self.extra.items()}}
+        tensors = {prefix + name: np.ascontiguousarray(column) for name, column in columns.items()}
+        about: dict[str, Any] = {
+            "metrics": self.metrics,
+            "classes": self.classes,
+            "ids": self.ids,
+            "answers": self.answers,
+            "extra": list(self.extra),
+            "also": {},
+        }
+        for name, other in self.also.items():
+            more, about["also"][name] = other._plain(f"{prefix}also.{name}.")
+            tensors |= more
+        return tensors, about
+
+    @classmethod
+    def _of_plain(cls, tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any], prefix: str) -> Predictions:
+        texts = {name: None if about[name] is None else tuple(map(str, about[name])) for name in ("ids", "answers")}
+        return cls(
+            tensors[f"{prefix}values"],
+            tensors[f"{prefix}labels"],
+            tuple(about["metrics"]),
+            int(about["classes"]),
+            ids=texts["ids"],
+            answers=texts["answers"],
+            extra={name: tensors[f"{prefix}extra.{name}"] for name in about["extra"]},
+            also={
+                name: cls._of_plain(tensors, other, f"{prefix}also.{name}.") for name, other in about["also"].items()
+            },
+        )

@@ -1,0 +1,57 @@
+"""The rows of one split: from a JSON-lines file, with the columns that a task needs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..anatomy import Refused
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file, packed with gzip or not.
+
+    Raises:
+        Refused: It is missing or broken; the sentence says where.
+    """
+    rows: list[dict[str, Any]] = []
+    number = 0
+    try:
+        opened = (
+            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
+        )
+        with opened as file:
+            for line in file:
+                number += 1
+                if line.strip():
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError
+                    rows.append(row)
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error):
+        raise Refused(f"data file {path} is broken after line {number} (damaged or not UTF-8 text).") from None
+    except OSError as error:
+        raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError):
+        raise Refused(f"data file {path}, line {number}, is not a JSON object.") from None
+    return rows
+
+
+def require(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], where: str) -> None:
+    """Every row has these columns, and something in them.
+
+    Raises:
+        Refused: One has not; the sentence names the columns there are.
+    """
+    for number, row in enumerate(rows, start=1):
+        for column in columns:
+            if column not in row:
+                raise Refused(
+                    f"{where}: row {number} has no column {column!r}; its columns are {', '.join(map(str, row))}."
+                )
+            if row[column] is None:
+                raise Refused(f"{where}: row {number} has nothing in its column {column!r}.")
