@@ -14,7 +14,7 @@ from ..anatomy import Refused, of
 from ..baselines import dense as dense_rival
 from ..baselines import inverted, layerdrop, magnitude, random_ticket
 from ..baselines.sensitivity import PASSES, Kind, Sensitivity
-from ..config import RIVALS
+from ..config import METHODS, RIVALS
 from ..cost import count
 from ..tasks.batches import shape_of
 from ..ticket import Scores, Ticket
@@ -47,15 +47,17 @@ def of_method(name: str) -> Way:
 
 
 def settled(bench: Bench) -> Bench:
-    """With the length of a run that stops at a ticket's cost, read off that ticket's run.
+    """Checked against the ticket's run that it is like, and as long as that allows, where it stops at its cost.
 
     Raises:
-        Refused: The ticket's run is not finished.
+        Refused: The ticket's run is not finished, or of something else.
     """
     config = bench.config
-    if config.method not in RIVALS or config.dense_steps is not None:
+    if not METHODS[config.method].like:
         return bench
     run = _like(bench)
+    if config.method not in RIVALS or config.dense_steps is not None:
+        return bench
     metrics = run.read_metrics()
     if config.method == "dense_same_flops":
         stream = bench.stream(SHARED_ORDER)

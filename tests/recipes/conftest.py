@@ -1,0 +1,47 @@
+"""Tiny whole runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from earlybert.cli import main
+from earlybert.train.steplog import read_steps
+
+
+@pytest.fixture(autouse=True)
+def _fixed_threads():
+    """Bit-equality is promised for a fixed number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def flags(model_folder: Path, data_dir: Path) -> list[str]:
+    return [
+        *("--model", str(model_folder), "--task", "sst2", "--data-dir", str(data_dir), "--device", "cpu"),
+        *("--max-length", "16", "--batch-size", "4", "--precision", "no", "--align", "8", "--heads", "1"),
+        *("--dense-lr", "1e-3", "--lr", "2e-3", "--log-every", "5", "--checkpoint-every", "4"),
+    ]
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def steps(folder: Path) -> list[tuple[str, int, float]]:
+    return [(line["stage"], line["step"], line.get("loss", 0.0)) for line in read_steps(folder / "steps.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def equal(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return set(first) == set(second) and all(torch.equal(value, second[name]) for name, value in first.items())

@@ -1,0 +1,162 @@
+"""Every method by its name, from the command line to its run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import earlybert as eb
+from earlybert.baselines import imp
+from earlybert.config import METHODS, RIVALS
+from earlybert.recipes.methods import WAYS
+from earlybert.train.step import EagerStep
+
+from .conftest import equal, run, steps, weights
+
+SHORT = ["--dense-epochs", "1", "--epochs", "1", "--search-steps", "6"]
+
+
+class Killed(Exception):
+    pass
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.fixture
+def ticket(flags: list[str], tmp_path: Path) -> Path:
+    assert run("finetune", *flags, *SHORT, "--output", tmp_path / "ticket") == 0
+    return tmp_path / "ticket"
+
+
+def test_every_method_has_a_way_and_every_way_a_method() -> None:
+    assert set(WAYS) | {"mlm_search"} == set(METHODS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted(set(WAYS) - {"ticket"}))
+def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    like = ["--like", ticket] if METHODS[method].like else []
+    assert run("finetune", *flags, *SHORT, "--method", method, *like, "--output", out) == 0
+    found, reference = metrics(out), metrics(ticket)
+    model = eb.load(out / "model")
+    stages = found["stages"]
+    assert found["method"] == method
+    if METHODS[method].dense or method in RIVALS:
+        assert "ticket" not in found
+        assert not (out / "ticket.json").exists()
+    else:
+        kept = [len(heads) for heads in eb.Ticket.load(out / "ticket.json").heads]
+        assert found["ticket"]["heads_kept"] == kept
+        assert sum(found["ticket"]["neurons_kept"]) == sum(reference["ticket"]["neurons_kept"])  # the same budget
+        assert found["parameters"]["after"] == reference["parameters"]["after"]
+    if method in ("random_same_widths", "inverted", "uniform", "taylor_searched", "fisher_searched"):
+        assert stages["search"]["steps"] == 6  # the search counts, whoever paid for it
+        assert stages["search"]["flops"] == reference["stages"]["search"]["flops"]
+    elif method != "imp":
+        assert "search" not in stages
+    if method in ("taylor", "fisher"):
+        assert stages["draw"]["flops"] > 0
+    if method == "random_same_widths":
+        assert found["ticket"]["neurons_kept"] == reference["ticket"]["neurons_kept"]
+    if method == "uniform":
+        widths = found["ticket"]["neurons_kept"]
+        assert max(widths) - min(widths) <= 8  # one multiple of --align, to meet the budget in all
+    if method.startswith("layerdrop"):
+        assert model.config.num_hidden_layers == 2
+    if method == "imp":
+        assert stages["search"]["steps"] == (imp.ROUNDS - 1) * stages["train"]["steps"]
+        matrices = [value for name, value in weights(out).items() if "layer" in name and value.dim() == 2]
+        zeros = sum(int((value == 0).sum()) for value in matrices) / sum(value.numel() for value in matrices)
+        assert zeros == pytest.approx(1 - imp.densities()[-1], abs=2e-3)
+
+
+def test_layers_dropped_in_training_cost_what_is_left(flags: list[str], tmp_path: Path) -> None:
+    long = ["--dense-epochs", "4"]
+    assert run("finetune", *flags, *long, "--method", "layerdrop_trained", "--output", tmp_path / "drop") == 0
+    assert run("finetune", *flags, *long, "--method", "dense", "--output", tmp_path / "dense") == 0
+    share = metrics(tmp_path / "drop")["flops"] / metrics(tmp_path / "dense")["flops"]
+    assert share == pytest.approx((2 + 1 / 27) / 3, abs=0.08)
+
+
+def test_the_rival_takes_what_the_ticket_took(ticket: Path, flags: list[str], tmp_path: Path) -> None:
+    for method in RIVALS:
+        out = tmp_path / method
+        assert run("finetune", *flags, "--method", method, "--like", ticket, "--output", out) == 0
+        assert (out / "config.yaml").read_text().count(f"dense_steps: {len(steps(out))}\n") == 1
+    one = metrics(tmp_path / "dense_same_flops")["flops"] / len(steps(tmp_path / "dense_same_flops"))
+    assert 0 <= metrics(ticket)["flops"] - metrics(tmp_path / "dense_same_flops")["flops"] < 1.6 * one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["imp", "layerdrop_trained", "taylor_searched"])
+@pytest.mark.parametrize("at", [3, 29, 70])
+def test_killed_and_resumed_is_bit_equal(
+    method: str, at: int, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("finetune", *flags, *SHORT, "--method", method, "--output", tmp_path / "whole") == 0
+    if at >= len(steps(tmp_path / "whole")):
+        pytest.skip("the run is shorter")
+    taken = 0
+    real = EagerStep.__call__
+
+    def dying(step: EagerStep, batches: Any) -> torch.Tensor:
+        nonlocal taken
+        taken += 1
+        if taken > at:
+            raise Killed
+        return real(step, batches)
+
+    monkeypatch.setattr(EagerStep, "__call__", dying)
+    with pytest.raises(Killed):
+        run("finetune", *flags, *SHORT, "--method", method, "--output", tmp_path / "killed")
+    monkeypatch.setattr(EagerStep, "__call__", real)
+    assert run("finetune", "--output", tmp_path / "killed", "--resume") == 0
+    assert equal(tmp_path / "whole", tmp_path / "killed")
+    assert steps(tmp_path / "whole") == steps(tmp_path / "killed")
+
+
+def test_keep_and_refit(flags: list[str], tmp_path: Path) -> None:
+    keep = ["--weights", "keep", "--epochs", "2", "--search-steps", "8", "--refit", "4", "--rewarm", "3"]
+    assert run("finetune", *flags, *keep, "--output", tmp_path / "keep") == 0
+    lines = [line for line in steps(tmp_path / "keep") if line[0] == "train"]
+    assert lines[0][1] == 9  # the search is part of the steps
+    from earlybert.train.steplog import read_steps
+
+    rates = [line["lr"] for line in read_steps(tmp_path / "keep" / "steps.jsonl") if line["stage"] == "train"]
+    total = lines[-1][1]
+    assert rates[:4] == pytest.approx([2e-3 * (1 - (8 + k) / total) * min(1, (k + 1) / 4) for k in range(4)])
+    assert metrics(tmp_path / "keep")["stages"]["draw"]["flops"] > 0  # the refit is paid for
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "randem"], "unknown method 'randem'; did you mean random"),
+        (["--method", "inverted"], "needs the run folder of a ticket in --like"),
+        (["--method", "inverted", "--like", "nowhere"], "nowhere is not a run folder"),
+        (["--method", "random", "--weights", "keep"], "no searched weights to keep"),
+        (["--rewarm", "5"], "rewarm is for weights: keep"),
+        (["--refit", "1"], "refit must be at least 2"),
+    ],
+)
+def test_refused_before_anything_is_written(
+    words: list[str], said: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("finetune", *flags, *words, "--output", tmp_path / "run") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_of_another_seed_is_refused(
+    ticket: Path, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "dense_same_flops", "--like", ticket, "--seed", "7", "--output", tmp_path / "run"]
+    assert run("finetune", *flags, *words) == 2
+    assert "has seed 42 and this run 7" in capsys.readouterr().err
