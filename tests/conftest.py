@@ -119,12 +119,31 @@ def sentiment_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+def question_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Contexts of plain words with one good or bad word, which is the answer."""
+    draw = random.Random(seed)
+    rows = []
+    for index in range(count):
+        words = draw.choices(PLAIN, k=draw.randint(4, 40))
+        place = draw.randrange(len(words) + 1)
+        words.insert(place, draw.choice(GOOD + BAD))
+        begin = len(" ".join([*words[:place], ""]))
+        answers = {"text": [words[place]], "answer_start": [begin]}
+        rows.append({"id": f"q{seed}-{index}", "context": " ".join(words), "question": "was it?", "answers": answers})
+    return rows
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SST-2 in the layout of --data-dir, made here."""
+    """SST-2 and SQuAD in the layout of --data-dir, made here."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "sst2").mkdir()
     for split, count, seed in (("train", 96, 1), ("validation", 40, 2)):
-        with gzip.open(folder / "sst2" / f"{split}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in sentiment_rows(count, seed))
+        write_jsonl(folder / "sst2" / f"{split}.jsonl.gz", sentiment_rows(count, seed))
+        write_jsonl(folder / "squad" / f"{split}.jsonl.gz", question_rows(count, seed))
     return folder

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .config import PARTS, BadSetting, Drawing, Finetune, Ticketing
 
@@ -19,10 +19,11 @@ COMMANDS = {
     "draw": "stage 2: draw a ticket from the scores of a run",
     "train": "stage 3: train the ticket of a run",
     "evaluate": "score the trained model of a run on its validation data",
+    "predict": "write a run's predictions of the test rows as GLUE and SQuAD want them",
 }
 BAD_INPUT = 2
 """Exit code when the input cannot be used; nothing was computed."""
-FROM_YAML, FROM_RUN = ("finetune", "search"), ("draw", "train", "evaluate")
+FROM_YAML, FROM_RUN = ("finetune", "search"), ("draw", "train", "evaluate", "predict")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def _parse_and_run(command: str, arguments: list[str]) -> int:
     except ArgumentError as error:
         return _refuse(_one_line(str(error)))
     given.pop("config", None)
-    options = {name: given.pop(name, None) for name in ("output", "resume", "compare", "run", "into")}
+    options = {name: given.pop(name, None) for name in ("output", "resume", "compare", "run", "into", "split")}
     settings = {name: value for name, value in given.items() if value is not None}
     config = Finetune(**settings) if command in FROM_YAML else None  # out of range: said before torch is loaded
 
@@ -81,6 +82,10 @@ def _parse_and_run(command: str, arguments: list[str]) -> int:
                 recipe.search(start)
         elif command == "evaluate":
             recipe.evaluate(options["run"])
+        elif command == "predict":
+            from .recipes.predict import predict
+
+            predict(options["run"], split=options["split"] or "test", output=options["output"])
         elif command == "draw":
             recipe.draw(options["run"], settings=settings, into=options["into"])
         else:
@@ -103,7 +108,7 @@ def _parser(command: str) -> ArgumentParser:
         exit_on_error=False,
         default_env=False,
     )
-    if command != "evaluate":
+    if command not in ("evaluate", "predict"):
         parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
     if command in FROM_YAML:
         parser.add_argument("--output", type=str, help="run folder (default: runs/<data>-<date>)")
@@ -120,7 +125,10 @@ def _parser(command: str) -> ArgumentParser:
         parser.add_argument("run", type=str, help="run folder")
     if command == "draw":
         parser.add_argument("--into", type=str, help="new run folder for this ticket, with a copy of the search")
-    for part in {"draw": (Drawing,), "train": (Ticketing,), "evaluate": ()}.get(command, PARTS):
+    if command == "predict":
+        parser.add_argument("--split", type=Literal["test", "validation"], help="rows to predict [test]")
+        parser.add_argument("--output", type=str, help="folder for the files [submission in the run folder]")
+    for part in {"draw": (Drawing,), "train": (Ticketing,), "evaluate": (), "predict": ()}.get(command, PARTS):
         helps = _helps(part)
         group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
         for field in fields(part):

@@ -99,7 +99,7 @@ class Data:
     problem: Literal["auto", "classification", "regression"] = "auto"
     """What your labels are; auto takes numbers with fractions for values to regress on."""
     max_length: int = 0
-    """Longest row in tokens; longer ones are cut (squad: go over several windows). 0 is 384 for squad, 128 for others."""
+    """Longest row in tokens; longer ones are cut (squad: go over several windows). 0: 384 for squad, 128 for others."""
     truncate: bool = False
     """Accept data in which every single row is longer than max_length (rows that are longer are always cut)."""
     train_rows: int | None = None

@@ -37,6 +37,7 @@ def test_a_whole_run_learns_and_leaves_its_folder(flags: list[str], tmp_path: Pa
         "steps.jsonl",
         "metrics.json",
         "model",
+        "predictions.safetensors",
     }
     assert names == {*expected, "evaluations.jsonl"}
     metrics = json.loads((out / "metrics.json").read_text())

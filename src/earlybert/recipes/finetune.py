@@ -49,6 +49,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = Run.open(output)
+        run.config = replace(run.config, offline=settings.get("offline", run.config.offline))  # changes no result
         different = changed(run.config, replace(run.config, **settings))
         if different:
             raise Refused(

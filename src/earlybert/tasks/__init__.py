@@ -52,10 +52,15 @@ def load_test(data: Data) -> dict[str, Examples]:
         Refused: The task has none, or they cannot be loaded.
     """
     if data.task in glue.TASKS:
-        return glue.load_test(data.task, data)
-    if data.task in squad.TASKS:
-        return squad.load_test(data.task, data)
-    raise Refused(f"{data.task or data.train_file} has no test rows; use --split validation.")
+        found = glue.load_test(data.task, data)
+    elif data.task in squad.TASKS:
+        found = squad.load_test(data.task, data)
+    else:
+        raise Refused(f"{data.task or data.train_file} has no test rows; use --split validation.")
+    for file, examples in found.items():
+        if len(examples) == 0:
+            raise Refused(f"{data.task}: the test rows for {file} are empty.")
+    return found
 
 
 def near(name: str, names: Sequence[str]) -> str:

@@ -57,12 +57,13 @@ def refuse_unknown(ids: Sequence[Sequence[int]], tokenizer: Any) -> None:
     Raises:
         Refused: It is not.
     """
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    unknown = tokenizer.unk_token_id  # read once: the tokenizer looks it up anew each time
+    special = set(tokenizer.all_special_ids) - {unknown}
     words = [token for row in ids for token in row if token not in special]
-    unknown = sum(token == tokenizer.unk_token_id for token in words)
-    if unknown > UNKNOWN * len(words):
+    strange = words.count(unknown)
+    if strange > UNKNOWN * len(words):
         raise Refused(
-            f"{unknown / len(words):.0%} of the tokens are unknown to the tokenizer; is the text in its language, and "
+            f"{strange / len(words):.0%} of the tokens are unknown to the tokenizer; is the text in its language, and "
             "does the model folder hold its tokenizer files?"
         )
 

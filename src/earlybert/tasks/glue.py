@@ -107,22 +107,17 @@ def load_test(name: str, data: Data) -> dict[str, Examples]:
     return found
 
 
-def submission(name: str, values: Sequence[int] | Sequence[float], ids: Sequence[str] | None) -> str:
-    """Predictions as GLUE's site takes them: a TSV with `index` and `prediction`.
+def submission(name: str, values: Sequence[int] | Sequence[float]) -> list[str]:
+    """Predictions as GLUE's site takes them: class numbers, names of classes, or similarities clipped to 0 to 5.
 
     Args:
         name: A key of `TASKS`.
-        values: Class numbers, or similarities, which are clipped to the 0 to 5 that the site accepts.
-        ids: The rows' `idx`; counted from 0 when None.
+        values: Class numbers, or similarities.
     """
     glue = TASKS[name]
     if len(glue.labels) == 1:
-        written = [f"{min(max(float(value), 0.0), 5.0):.3f}" for value in values]
-    else:
-        written = [glue.labels[int(value)] if glue.named else str(int(value)) for value in values]
-    numbers = ids if ids is not None else [str(row) for row in range(len(written))]
-    lines = [f"{number}\t{prediction}" for number, prediction in zip(numbers, written, strict=True)]
-    return "\n".join(["index\tprediction", *lines]) + "\n"
+        return [f"{min(max(float(value), 0.0), 5.0):.3f}" for value in values]
+    return [glue.labels[int(value)] if glue.named else str(int(value)) for value in values]
 
 
 def _split(name: str, task: str, remote: str, local: str, data: Data, *, labelled: bool = True) -> Examples:

@@ -49,11 +49,10 @@ class Predictions:
         columns = [self.labels, *self.extra.values(), *(x for x in (self.ids, self.answers) if x is not None)]
         if any(len(column) != len(self.values) for column in columns):
             raise Refused(f"predictions need columns of one length, got {[len(self.values), *map(len, columns)]}.")
-        known = (self.metrics[0], *self.extra) if self.classes == 0 else tuple(METRICS)
-        if not self.metrics or any(name not in known for name in self.metrics):
-            raise Refused(
-                f"predictions name metrics ({', '.join(self.metrics)}) that are not among {', '.join(known)}."
-            )
+        known = (*self.metrics[:1], *self.extra) if self.classes == 0 else tuple(METRICS)
+        unknown = [name for name in self.metrics if name not in known]
+        if unknown or not self.metrics:
+            raise Refused(f"predictions need metrics among {', '.join(known)}, got {', '.join(unknown) or 'none'}.")
 
     def __len__(self) -> int:
         return len(self.values)

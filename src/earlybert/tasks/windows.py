@@ -51,7 +51,7 @@ class Windows(Rows):
             n_best=self.n_best,
             longest=self.longest_answer,
         )
-        return np.stack([score, begin - first[:, 0], last - first[:, 0]], axis=1)
+        return np.stack([score, begin - first[:, 0], last - first[:, 0]], axis=1).astype(np.float64)
 
     def answers(self, read: NDArray[np.float64], contexts: Sequence[str]) -> list[str]:
         """The text of the best span over all windows of each question; empty where there is none.
@@ -134,7 +134,7 @@ def windows(
             first.append(int(inside.argmax()) if inside.any() else len(inside))
             offsets.append(np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)[inside])
     refuse_unknown([row.tolist() for row in ids], tokenizer)
-    targets = [_target(golds[number], *place) for number, *place in zip(question, first, offsets, strict=True)]
+    targets = [_target(golds[row], place, marks) for row, place, marks in zip(question, first, offsets, strict=True)]
     starts, ends = ([target[side] for target in targets] for side in (0, 1))
     made = Windows(
         ids,  # pyright: ignore[reportArgumentType] # an array is a sequence of its integers

@@ -17,9 +17,9 @@ from .step import to_device
 def predict(
     model: nn.Module, rows: Rows, *, batch_size: int = 64, precision: Literal["bf16", "no"] = "no"
 ) -> NDArray[Any]:
-    """What `rows.read` makes of the model's outputs, in the order of the rows.
+    """What `rows.read` makes of the model's outputs, `[rows, ...]`, in the order of the rows.
 
-    That is class numbers (int64) or regressed values (float64), `[rows]`, for sentences. The model is left in the mode it was in.
+    The model is left in the mode it was in.
     """
     device = next(model.parameters()).device
     training = model.training
