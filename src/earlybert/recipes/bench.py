@@ -52,7 +52,7 @@ class Bench:
             raise Refused("fine-tuning runs on one process for now; start it without a launcher.")
         if config.device == "cuda" and accelerator.device.type != "cuda":
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
-        task = load_task(config, config.seed)
+        task = load_task(config)
         model_config = load_config(config.model, offline=config.offline)
         longest = getattr(model_config, "max_position_embeddings", None)
         # RoBERTa's positions start behind the padding id.

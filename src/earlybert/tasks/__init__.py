@@ -9,6 +9,7 @@ from ..anatomy import Refused
 from ..config import Data
 from . import demo, files, glue, squad
 from .examples import Examples
+from .groups import for_tuning
 from .predictions import Predictions
 from .task import Task
 
@@ -18,7 +19,7 @@ NAMES = (*glue.TASKS, *squad.TASKS, demo.CORPUS)
 """Tasks that are known by name."""
 
 
-def load(data: Data, seed: int) -> Task:
+def load(data: Data) -> Task:
     """The task a configuration names, checked, and limited to the rows it asks for.
 
     Raises:
@@ -36,13 +37,15 @@ def load(data: Data, seed: int) -> Task:
             text_pair=data.text_pair,
             label=data.label,
             problem=data.problem,
-            seed=seed,
+            seed=data.data_seed,
         )
     else:
         raise Refused(
             "no data: give --task with the name of one (and --data-dir for local files), or --train-file with your own."
         )
-    return task.limited(data.train_rows, data.validation_rows, seed)
+    if data.tuning:
+        task = for_tuning(task, data.data_seed)
+    return task.limited(data.train_rows, data.validation_rows, data.data_seed)
 
 
 def load_test(data: Data) -> dict[str, Examples]:
