@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Scope = Literal["layer", "global"]
 
@@ -311,6 +312,31 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
             raise BadSetting(f"method {self.method} has no searched weights to keep; use weights: reset.")
         if self.rewarm and self.weights == "reset":
             raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
+
+
+def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as `Finetune` wants them, from the plain values of a YAML file.
+
+    Raises:
+        BadSetting: One is unknown or of another type.
+    """
+    hints = get_type_hints(Finetune)
+    return {name: _typed(name, value, hints[named(name, hints, "setting")]) for name, value in settings.items()}
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    if get_origin(hint) is Literal:
+        return named(value, get_args(hint), name)
+    kinds = get_args(hint) or (hint,)
+    if type(value) in kinds:
+        return value
+    if float in kinds and type(value) in (int, str):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    words = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise BadSetting(f"{name} must be {words}, got {value!r}.")
 
 
 def changed(before: Finetune, after: Finetune) -> list[str]:

@@ -208,7 +208,7 @@ def test_answers_round_trip_on_real_questions() -> None:
             equal += text == golds[question]
             found.add(question)
     assert found == set(range(600))  # every answer is whole in some window
-    assert equal > 0.98 * len(rows)  # the rest begin or end within a word
+    assert equal > 0.97 * len(rows)  # the rest begin or end within a word
 
 
 # data

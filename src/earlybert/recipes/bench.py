@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..anatomy import Refused
-from ..config import Finetune
+from ..config import Data, Finetune
 from ..tasks import Examples, Predictions, Task
 from ..tasks import load as load_task
 from ..tasks.batches import Rows, Stream
@@ -41,18 +42,26 @@ class Bench:
     """Sentences to show before training."""
 
     @classmethod
-    def set_up(cls, config: Finetune) -> Bench:
+    def set_up(cls, config: Finetune, *, reuse: bool = False) -> Bench:
         """Load and check model configuration, data and device.
+
+        Args:
+            config: The settings.
+            reuse: Take the data that an earlier run of this process has read, for a grid of runs on the same files.
 
         Raises:
             Refused: Any of them cannot be used.
         """
+        if not reuse:
+            _task.cache_clear()
+            _encoded.cache_clear()
         accelerator = Accelerator(cpu=config.device == "cpu")
         if accelerator.num_processes > 1:
             raise Refused("fine-tuning runs on one process for now; start it without a launcher.")
         if config.device == "cuda" and accelerator.device.type != "cuda":
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
-        task = load_task(config)
+        data = Data(**{f.name: getattr(config, f.name) for f in fields(Data)})
+        task = _task(data)
         model_config = load_config(config.model, offline=config.offline)
         longest = getattr(model_config, "max_position_embeddings", None)
         # RoBERTa's positions start behind the padding id.
@@ -68,9 +77,7 @@ class Bench:
                 f"the tokenizer of model {config.model!r} has {len(tokenizer):,} tokens, the model only "
                 f"{model_config.vocab_size:,}; they do not belong together."
             )
-        train, cut = task.encode(task.train, tokenizer, config)
-        validation, _ = task.encode(task.validation, tokenizer, config)
-        others = {name: task.encode(examples, tokenizer, config)[0] for name, examples in task.others.items()}
+        train, cut, validation, others = _encoded(data, config.model)
         notes = [*task.notes]
         if cut == len(task.train) and not config.truncate:
             raise Refused(
@@ -108,6 +115,21 @@ class Bench:
     def _predict(self, model: nn.Module, examples: Examples, rows: Rows) -> Predictions:
         read = predict(model, rows, batch_size=self.config.batch_size * 2, precision=self.precision)
         return self.task.predictions(examples, rows, read)
+
+
+@lru_cache(maxsize=2)
+def _task(data: Data) -> Task:
+    """Text is read once for all the runs of a comparison."""
+    return load_task(data)
+
+
+@lru_cache(maxsize=2)
+def _encoded(data: Data, model: str) -> tuple[Rows, int, Rows, dict[str, Rows]]:
+    """Tokenised training rows and how many were cut, validation rows, and those of `task.others`."""
+    task, tokenizer = _task(data), load_tokenizer(model, offline=data.offline)
+    train, cut = task.encode(task.train, tokenizer, data)
+    validation, _ = task.encode(task.validation, tokenizer, data)
+    return train, cut, validation, {name: task.encode(rows, tokenizer, data)[0] for name, rows in task.others.items()}
 
 
 def digest(model: nn.Module) -> str:

@@ -31,13 +31,14 @@ class Start:
     run: Run
 
 
-def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> Start:
+def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reuse: bool = False) -> Start:
     """Check everything that can be checked.
 
     Args:
         settings: Those that were given; a resumed run brings its own, and given ones have to agree.
         output: The run folder; `runs/<data>-<date>` when None.
         resume: Go on with the run in that folder.
+        reuse: As `Bench.set_up`.
 
     Raises:
         Refused: Anything about the input; before any compute.
@@ -50,19 +51,28 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
     else:
         run = Run.open(output)
         run.config = replace(run.config, offline=settings.get("offline", run.config.offline))  # changes no result
-        different = changed(run.config, replace(run.config, **settings))
-        if different:
-            raise Refused(
-                f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
-                "or choose another --output."
-            )
-    bench = Bench.set_up(run.config)
+        refuse_changes(run, settings)
+    bench = Bench.set_up(run.config, reuse=reuse)
     plan(bench)
     if not METHODS[run.config.method].dense:
         check_drawing(bench)
     bench.theta_0()  # weights that cannot be read are refused before anything is written
     bench = settled(bench)
     return Start(bench, Run(run.path, bench.config))
+
+
+def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
+    """A run keeps the settings it was made with.
+
+    Raises:
+        Refused: One of these is another.
+    """
+    different = changed(run.config, replace(run.config, **settings))
+    if different:
+        raise Refused(
+            f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
+            "or choose another --output."
+        )
 
 
 def finetune(start: Start, *, compare: bool) -> Run:

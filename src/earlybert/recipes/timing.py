@@ -9,19 +9,22 @@ from contextlib import ExitStack, contextmanager
 from itertools import islice
 
 import torch
+from torch import nn
 
-from ..tasks.batches import Batch
+from ..tasks.batches import Batch, in_order
 from ..ticket import Ticket, apply
 from ..train.clock import Clock
 from ..train.engine import build
 from ..train.optimizer import adamw
+from ..train.precision import autocast
 from ..train.search import searching
-from ..train.step import EagerStep
+from ..train.step import EagerStep, to_device
 from .bench import SHARED_ORDER, Bench
 
 BATCHES = 6
 """Different steps' worth of data that are gone through again and again: real lengths, and few graphs to capture."""
 PASSES = 5
+INFERENCE_BATCHES, INFERENCE_PASSES = 24, 3
 WARM_UP = 2
 """Passes that do not count: the first captures graphs and tunes kernels, the second may."""
 
@@ -95,3 +98,26 @@ def contenders(bench: Bench, tickets: Mapping[str, Ticket]) -> Iterator[dict[str
 def some_batches(bench: Bench, count: int = BATCHES) -> list[list[Batch]]:
     """The first optimizer steps' worth of training data."""
     return list(islice(bench.stream(SHARED_ORDER).starting_at(0), count))
+
+
+def inference_seconds(bench: Bench, models: dict[str, nn.Module]) -> dict[str, float]:
+    """Seconds a validation row, batches as in evaluation; models take turns, the median pass counts.
+
+    Where there are more than `INFERENCE_BATCHES`, evenly spread ones of all lengths stand for them.
+    """
+    every = max(1, -(-len(bench.validation) // bench.config.batch_size) // INFERENCE_BATCHES)
+    chosen = list(islice(in_order(bench.validation, bench.config.batch_size), 0, None, every))
+    batches = [to_device(batch, bench.device) for _, batch in chosen]
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(INFERENCE_PASSES + 1):
+        for name, model in models.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                for batch in batches:
+                    with autocast(bench.precision, bench.device):
+                        model(**{key: value for key, value in batch.items() if key not in bench.validation.targets})
+            if bench.device.type == "cuda":
+                torch.cuda.synchronize(bench.device)
+            times[name].append(time.perf_counter() - began)
+    rows = sum(len(numbers) for numbers, _ in chosen)
+    return {name: statistics.median(seconds[1:]) / rows for name, seconds in times.items()}

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import json
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from rich.table import Table
-from torch import nn
 
 from ..config import RIVALS
-from ..tasks.batches import in_order
 from ..ticket import load
 from ..ticket.files import write_atomically
-from ..train.precision import autocast
-from ..train.step import to_device
 from .bench import SHARED_ORDER, Bench
 from .methods import settled
 from .plan import plan
 from .progress import console, say
 from .run import Run
 from .stages import begin_dense, train_stage
-
-REPEATS = 3
-"""Timed passes over the validation rows for the inference time, after one to warm up."""
+from .timing import inference_seconds
 
 
 def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
@@ -68,24 +59,33 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def saved(dense: dict[str, Any], ticket: dict[str, Any]) -> dict[str, float]:
+def saved(
+    dense: Mapping[str, Any], ticket: Mapping[str, Any], same_engine: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Where the time went that the ticket saved, as shares of the dense run's training time.
 
-    Dense takes n steps of mean time t, the ticket m steps of mean time u after a search of S seconds:
-    n t - (S + m u) = (n - m) t  [fewer epochs]  +  m (t - u)  [smaller network]  -  S  [search].
-    The engine is the same, so it saves nothing here.
+    Dense takes n steps of mean time t, the ticket m steps of mean time u after a search of S seconds,
+    and a dense step on the ticket's engine v seconds: n t - (S + m u) = (n - m) t  [fewer epochs]
+    + m (t - v)  [engine]  + m (v - u)  [smaller network]  - S  [search].
+
+    Args:
+        dense: Metrics of the dense run.
+        ticket: Metrics of the run that is compared with it.
+        same_engine: Metrics of a dense run on the ticket's engine, where that is another; without it, t is v.
     """
     full, small = dense["stages"]["train"], ticket["stages"]["train"]
     total = dense["seconds"]
     t, u = full["mean_step_seconds"], small["mean_step_seconds"]
+    v = t if same_engine is None else same_engine["stages"]["train"]["mean_step_seconds"]
     searching = ticket["seconds"] - small["seconds"]
     return {
         "time": (total - ticket["seconds"]) / total,
         "fewer_epochs": (full["steps"] - small["steps"]) * t / total,
-        "smaller_network": small["steps"] * (t - u) / total,
+        "engine": small["steps"] * (t - v) / total,
+        "smaller_network": small["steps"] * (v - u) / total,
         "search": -searching / total,
         "flops": 1 - ticket["flops"] / dense["flops"],
-        "step_time_ratio": u / t,
+        "step_time_ratio": u / v,
     }
 
 
@@ -126,23 +126,6 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
     for line, show in lines.items():
         shown.add_row(line, *(show(metrics) for metrics in rows.values()))
     return shown
-
-
-def inference_seconds(bench: Bench, models: dict[str, nn.Module]) -> dict[str, float]:
-    """Seconds a validation row, batches as in evaluation; models take turns, the median pass counts."""
-    batches = [to_device(batch, bench.device) for _, batch in in_order(bench.validation, bench.config.batch_size)]
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(REPEATS + 1):
-        for name, model in models.items():
-            began = time.perf_counter()
-            with torch.no_grad():
-                for batch in batches:
-                    with autocast(bench.precision, bench.device):
-                        model(**{key: value for key, value in batch.items() if key not in bench.validation.targets})
-            if bench.device.type == "cuda":
-                torch.cuda.synchronize(bench.device)
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(seconds[1:]) / len(bench.validation) for name, seconds in times.items()}
 
 
 def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:

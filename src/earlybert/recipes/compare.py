@@ -1,0 +1,137 @@
+"""Run a comparison, and write one table a person can trust."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..anatomy import Refused
+from ..config import Finetune
+from ..ticket import load
+from ..ticket.files import write_atomically
+from .bench import Bench
+from .comparison import Comparison, cell_name
+from .grid import Outcome, run_grid
+from .progress import console, say
+from .run import Run
+from .sheets import sheets
+from .timing import inference_seconds
+from .verdict import Verdicts, judge, mean_over_tasks
+
+GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "compare.svg"
+INFERENCE = "inference.json"
+
+
+def compare(comparison: Comparison, folder: Path) -> Verdicts:
+    """Run what is not done yet, and write the tables. Called again, it goes on where it stopped.
+
+    Args:
+        comparison: What to compare. Rows, tasks and seeds may be added to one that is there.
+        folder: Its runs, `compare.yaml`, `compare.json`, `compare.md` and `compare.svg`.
+
+    Raises:
+        Refused: The folder holds something else, or a run in it was made with other settings.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / GIVEN).exists():
+        raise Refused(f"{folder} exists and is not a comparison; choose another --output.")
+    cells = comparison.cells()
+    text = yaml.safe_dump(comparison.to_dict(), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / GIVEN, text.encode())
+    say(
+        f"{len(comparison.methods)} methods x {len(comparison.tasks)} tasks x {len(comparison.seeds)} seeds: "
+        f"{len(cells)} runs in {folder}; not inferior means at most {comparison.margin:g} points worse"
+    )
+    outcomes = run_grid(cells, folder, jobs=comparison.jobs)
+    inference = _inference(comparison, folder, outcomes)
+    verdicts = judge(comparison, folder, outcomes)
+    _write(comparison, folder, outcomes, verdicts, inference)
+    return verdicts
+
+
+def _inference(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:
+    """Milliseconds a row of the first seed's models, by task and method; measured once for a set of rows."""
+    seed = comparison.seeds[0]
+    rows = {
+        task: [row for row in comparison.methods if outcomes[cell_name(task, row, seed)].metrics is not None]
+        for task in comparison.tasks
+    }
+    file = folder / INFERENCE
+    known: dict[str, dict[str, float]] = json.loads(file.read_bytes()) if file.exists() else {}
+    for task, names in rows.items():
+        if not names or set(known.get(task, {})) == set(names):
+            continue
+        say(f"{task}: timing inference of {len(names)} models in turns")
+        paths = {name: folder / cell_name(task, name, seed) for name in names}
+        bench = Bench.set_up(Run.open(next(iter(paths.values()))).config, reuse=True)
+        models = {name: load(path / "model").to(bench.device) for name, path in paths.items()}
+        known[task] = {name: 1e3 * seconds for name, seconds in inference_seconds(bench, models).items()}
+    write_atomically(file, json.dumps(known, indent=1).encode() + b"\n")
+    return known
+
+
+def _write(
+    comparison: Comparison,
+    folder: Path,
+    outcomes: Mapping[str, Outcome],
+    verdicts: Verdicts,
+    inference: Mapping[str, Mapping[str, float]],
+) -> None:
+    done = [outcome.metrics for outcome in outcomes.values() if outcome.metrics is not None]
+    where: dict[str, Any] = done[0]["environment"] if done else {}
+    tables = sheets(comparison, verdicts, inference)
+    for table in tables:
+        console.print(table.rich())
+    versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
+    about = f"{where.get('date', '')[:10]}, {where.get('device', '')}, {where.get('precision', '')}; {versions}."
+    model = comparison.settings.get("model", Finetune.model)
+    head = f"# Comparison\n\n{about} Model {model}.\n\n![score against cost]({PLOT})\n\n"
+    write_atomically(folder / TABLES, (head + "\n".join(table.markdown() for table in tables)).encode())
+    result = {
+        "comparison": comparison.to_dict(),
+        "environment": where,
+        "verdicts": {
+            row: {task: asdict(verdict) for task, verdict in by_task.items()} for row, by_task in verdicts.items()
+        },
+        "inference_ms_per_row": inference,
+    }
+    write_atomically(folder / RESULT, json.dumps(result, indent=1).encode() + b"\n")
+    _plot(comparison, folder, verdicts)
+    say(f"written: {folder / TABLES}, {RESULT}, {PLOT}")
+
+
+def _plot(comparison: Comparison, folder: Path, verdicts: Verdicts) -> None:
+    from ..report.frontier import Point, frontier
+
+    panels: dict[str, dict[str, Point]] = {}
+    for task in comparison.tasks:
+        found = {row: by_task[task] for row, by_task in verdicts.items()}
+        panels[task] = {
+            row: Point(verdict.flops, 100 * verdict.mean, 100 * verdict.error, comparison.is_dense(row))
+            for row, verdict in found.items()
+            if verdict.flops is not None and verdict.mean is not None
+        }
+    panels = {task: points for task, points in panels.items() if points}
+    if not panels:
+        return
+    if len(panels) > 1:
+        panels = {"mean of the tasks": _mean_panel(comparison, verdicts), **panels}
+    title = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}, standard errors"
+    write_atomically(folder / PLOT, frontier({name: points for name, points in panels.items() if points}, title=title))
+
+
+def _mean_panel(comparison: Comparison, verdicts: Verdicts) -> dict[str, Any]:
+    from ..report.frontier import Point
+
+    points: dict[str, Point] = {}
+    for row, by_task in verdicts.items():
+        cost = mean_over_tasks([verdict.flops for verdict in by_task.values()])
+        score = mean_over_tasks([verdict.mean for verdict in by_task.values()])
+        if cost is not None and score is not None:
+            error = sum(verdict.error**2 for verdict in by_task.values()) ** 0.5 / len(by_task)
+            points[row] = Point(cost, 100 * score, 100 * error, comparison.is_dense(row))
+    return points

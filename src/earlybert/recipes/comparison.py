@@ -1,0 +1,160 @@
+"""What is compared: methods, tasks and seeds, as one YAML file says, and the runs that they come to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..config import METHODS, RIVALS, BadSetting, Finetune, named, typed
+from ..tasks import NAMES
+from .grid import Cell
+
+MARGIN = 0.3
+"""Points of the headline metric by which a method may be worse and still count as not inferior."""
+SETTINGS = tuple(f.name for f in fields(Finetune))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared. Everything but `tasks`, `methods`, `seeds`, `jobs`, `margin` and `models` is of `Finetune`."""
+
+    tasks: Mapping[str, Mapping[str, Any]]
+    """Tasks by name, with settings of their own."""
+    methods: Mapping[str, Mapping[str, Any]]
+    """Rows of the table by name, with settings; `method` is the row's name when not given."""
+    seeds: tuple[int, ...]
+    """Paired: seed k of every method shares its data order and the initialisation of its head."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """For all runs."""
+    jobs: int = 1
+    """Runs at once; times are then those of a shared machine."""
+    margin: float = MARGIN
+    """In points, named beforehand."""
+    models: str = "first"
+    """Whose weights stay on disk: those of the `first` seed, or `all`."""
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Comparison:
+        """From the plain values of a YAML file and flags, checked.
+
+        Raises:
+            BadSetting: Anything is unknown, repeated or missing; nearest names are offered.
+        """
+        own = {f.name for f in fields(cls)} - {"settings"}
+        settings = {name: value for name, value in given.items() if name not in own}
+        for name in settings:
+            named(name, (*SETTINGS, *own), "setting")
+        chosen: dict[str, Any] = {name: given[name] for name in own if given.get(name) is not None}
+        for name in ("tasks", "methods", "seeds"):
+            if not chosen.get(name):
+                raise BadSetting(f"a comparison needs {name}: a list of at least one.")
+        chosen["tasks"] = _by_name(chosen["tasks"], "task")
+        chosen["methods"] = _by_name(chosen["methods"], "method")
+        chosen["seeds"] = tuple(chosen["seeds"])
+        comparison = cls(settings=settings, **chosen)
+        comparison._check()
+        return comparison
+
+    def _check(self) -> None:
+        for task in self.tasks:
+            named(task, NAMES, "task")
+        for seed in self.seeds:
+            if type(seed) is not int:
+                raise BadSetting(f"seeds are whole numbers, got {seed!r}.")
+        repeated = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        if repeated:
+            raise BadSetting(f"seeds are repeated ({', '.join(map(str, repeated))}); every seed counts once.")
+        if self.jobs < 1:
+            raise BadSetting(f"jobs must be at least 1, got {self.jobs}.")
+        if not self.margin >= 0:
+            raise BadSetting(f"margin must be at least 0 points, got {self.margin!r}.")
+        if self.models not in ("first", "all"):
+            raise BadSetting(f"models must be first or all, got {self.models!r}.")
+        slugs = [slug(row) for row in self.methods]
+        if len(set(slugs)) < len(slugs):
+            raise BadSetting("two rows of methods have names that make the same folder; name them apart.")
+        for row in self.methods:
+            self.method_of(row)
+            self.needs(row)
+        for task in self.tasks:
+            for row in self.methods:
+                settings = self.settings_of(task, row, self.seeds[0])
+                if self.needs(row):
+                    settings["like"] = "the ticket's run"
+                Finetune(**settings)
+
+    def method_of(self, row: str) -> str:
+        """The method that a row is of."""
+        return named(self.methods[row].get("method", row), METHODS, "method")
+
+    def is_dense(self, row: str) -> bool:
+        """Whether a row is the full model, stopped wherever it is."""
+        return self.method_of(row) in ("dense", *RIVALS)
+
+    def needs(self, row: str) -> str | None:
+        """The row whose run this one takes something from: as `like` says, or the first ticket."""
+        if not METHODS[self.method_of(row)].like:
+            return None
+        given = self.methods[row].get("like")
+        tickets = [other for other in self.methods if not METHODS[self.method_of(other)].dense and other != row]
+        tickets = [other for other in tickets if not METHODS[self.method_of(other)].like]
+        if given is not None:
+            return named(given, tickets, "row to be like")
+        searched = [other for other in tickets if self.method_of(other) == "ticket"]
+        if not searched:
+            raise BadSetting(f"{row} takes something from a ticket: add ticket to the methods, or say like: ROW.")
+        return searched[0]
+
+    def settings_of(self, task: str, row: str, seed: int) -> dict[str, Any]:
+        """Settings of one run; the row's win over the task's, and those over the shared ones."""
+        merged = {**self.settings, **self.tasks[task], **self.methods[row]}
+        merged.pop("like", None)
+        return typed({**merged, "task": task, "method": self.method_of(row), "seed": seed})
+
+    def cells(self) -> list[Cell]:
+        """All runs: seed by seed, so that a comparison that is stopped has whole seeds."""
+        return [
+            Cell(
+                cell_name(task, row, seed),
+                self.settings_of(task, row, seed),
+                needs=None if (like := self.needs(row)) is None else cell_name(task, like, seed),
+                keep_model=self.models == "all" or seed == self.seeds[0],
+            )
+            for seed in self.seeds
+            for task in self.tasks
+            for row in self.methods
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for YAML."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
+        plain["seeds"] = list(self.seeds)
+        return {**plain, **self.settings}
+
+
+def cell_name(task: str, row: str, seed: int) -> str:
+    """Where a run is below the folder of its comparison."""
+    return f"{task}/{slug(row)}/seed-{seed}"
+
+
+def slug(row: str) -> str:
+    """A row's name as a folder's."""
+    return re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-.") or "row"
+
+
+def _by_name(given: Any, what: str) -> dict[str, dict[str, Any]]:
+    """`[a, b]` or `{a: {...}, b: null}` to settings by name."""
+    if isinstance(given, Mapping):
+        rows = {str(name): value for name, value in given.items()}
+        wrong = [name for name, value in rows.items() if value is not None and not isinstance(value, Mapping)]
+        if wrong:
+            raise BadSetting(f"{what} {wrong[0]!r} must hold settings (name: value), got {rows[wrong[0]]!r}.")
+        return {name: dict(value or {}) for name, value in rows.items()}
+    names = [given] if isinstance(given, str) else list(given)
+    repeated: Sequence[str] = sorted({str(name) for name in names if names.count(name) > 1})
+    if repeated:
+        raise BadSetting(f"{what} {repeated[0]!r} is named twice.")
+    return {str(name): {} for name in names}

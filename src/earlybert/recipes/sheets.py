@@ -1,0 +1,155 @@
+"""The tables of a comparison: scores, costs, and what is better than what."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from ..report.sheet import Sheet
+from .comparison import Comparison
+from .statistics import LEVEL
+from .verdict import NEAR, Verdict, Verdicts, mean_over_tasks, reference_row
+
+Inference = Mapping[str, Mapping[str, float]]
+"""Milliseconds a row, by task and method."""
+
+
+def sheets(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> list[Sheet]:
+    """What a comparison prints and writes, in this order."""
+    return [_scores(comparison, verdicts), _costs(comparison, verdicts, inference), _differences(comparison, verdicts)]
+
+
+def _scores(comparison: Comparison, verdicts: Verdicts) -> Sheet:
+    tasks = tuple(comparison.tasks)
+    rows: list[list[str]] = []
+    for row, by_task in verdicts.items():
+        mean = mean_over_tasks([by_task[task].mean for task in tasks])
+        rows.append([row, *(_score(by_task[task]) for task in tasks), "-" if mean is None else f"{100 * mean:.2f}"])
+    failures = [
+        f"failed: {task}, {row}, seed {seed}: {why}"
+        for row, by_task in verdicts.items()
+        for task, verdict in by_task.items()
+        for seed, why in verdict.failures.items()
+    ]
+    seeds = len(comparison.seeds)
+    title = f"Score in points, mean over {seeds} seed{'s' if seeds > 1 else ''}"
+    return Sheet(title + (" ± standard deviation" if seeds > 1 else ""), ("method", *tasks, "mean"), rows, failures)
+
+
+def _score(verdict: Verdict) -> str:
+    if verdict.mean is None:
+        return "failed"
+    text = f"{100 * verdict.mean:.2f}"
+    if len(verdict.scores) > 1:
+        text += f" ± {100 * statistics.stdev(verdict.scores.values()):.2f}"
+    return text + (f" ({len(verdict.failures)} failed)" if verdict.failures else "")
+
+
+def _costs(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> Sheet:
+    rows: list[list[str]] = []
+    for row, by_task in verdicts.items():
+        found = list(by_task.values())
+
+        def mean(read: Callable[[Verdict], float | None], found: Sequence[Verdict] = found) -> float | None:
+            return mean_over_tasks([read(verdict) for verdict in found])
+
+        parts = [
+            mean(lambda verdict, part=part: None if verdict.split is None else verdict.split[part])
+            for part in ("fewer_epochs", "smaller_network", "engine", "search")
+        ]
+        rows.append(
+            [
+                row,
+                _share(mean(lambda verdict: verdict.flops)),
+                _share(mean(lambda verdict: verdict.seconds)),
+                *("-" if part is None else f"{100 * part:+.1f} %" for part in parts),
+                _share(mean(lambda verdict: verdict.parameters)),
+                _share(_inference(comparison, inference, row)),
+            ]
+        )
+    notes = [
+        "Training FLOPs and time count search, scoring, drawing and cutting. Saved time = fewer epochs + smaller network + "
+        "engine + search (a cost where negative), of the reference run's time. Mean over tasks.",
+    ]
+    if comparison.jobs > 1:
+        notes.append(f"{comparison.jobs} runs shared the machine: their times are rough; with jobs: 1 they are not.")
+    title = f"Cost, of {reference_row(comparison)}"
+    columns = (
+        "method",
+        "FLOPs",
+        "time",
+        "fewer epochs",
+        "smaller network",
+        "engine",
+        "search",
+        "parameters",
+        "inference time",
+    )
+    return Sheet(title, columns, rows, notes)
+
+
+def _inference(comparison: Comparison, inference: Inference, row: str) -> float | None:
+    reference = reference_row(comparison)
+    ratios = [
+        None
+        if row not in (times := inference.get(task, {})) or reference not in times
+        else times[row] / times[reference]
+        for task in comparison.tasks
+    ]
+    return mean_over_tasks(ratios)
+
+
+def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
+    tasks = tuple(comparison.tasks)
+    rows = [
+        [row, _rival(by_task), *(_difference(comparison, by_task[task]) for task in tasks)]
+        for row, by_task in verdicts.items()
+        if any(verdict.difference is not None for verdict in by_task.values())
+    ]
+    detectable = {
+        task: min((v.difference.detectable for by in verdicts.values() if (v := by[task]).difference), default=None)
+        for task in tasks
+    }
+    seeds = len(comparison.seeds)
+    notes = [
+        f"Points, with 95 % interval over seeds and examples. Not inferior: worse by less than {comparison.margin:g} points, "
+        f"one-sided p < {LEVEL} after Holm over the tasks; worse, better: the interval leaves out 0; open: neither is shown.",
+        "The smallest difference that could have been detected (four times in five): "
+        + ", ".join(f"{task} {100 * value:.2f}" for task, value in detectable.items() if value is not None)
+        + " points.",
+    ]
+    if seeds == 1:
+        notes.append("One seed: the intervals speak of the examples alone, not of training again.")
+    return Sheet("Difference to the dense model at the same cost", ("method", "against", *tasks), rows, notes)
+
+
+def _rival(by_task: Mapping[str, Verdict]) -> str:
+    found = [verdict for verdict in by_task.values() if verdict.rival is not None]
+    names = list(dict.fromkeys(str(verdict.rival) for verdict in found))
+    costs = [verdict.rival_cost for verdict in found if verdict.rival_cost is not None]
+    if costs and not all(1 / NEAR <= cost <= NEAR for cost in costs):
+        return f"{', '.join(names)} ({statistics.fmean(costs):.2f} x its FLOPs)"
+    return ", ".join(names)
+
+
+def _difference(comparison: Comparison, verdict: Verdict) -> str:
+    found = verdict.difference
+    if found is None:
+        return "-"
+    text = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return f"{text} {judgement(verdict)}"
+
+
+def judgement(verdict: Verdict) -> str:
+    """A difference in a word or two."""
+    found = verdict.difference
+    assert found is not None
+    if found.low > 0:
+        return "better"
+    if verdict.inferior is not None and verdict.inferior < LEVEL:
+        return "not inferior"
+    return "worse" if found.high < 0 else "open"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,179 @@
+"""What a comparison came to: scores, costs, and differences to the dense model at the same cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..anatomy import Refused
+from ..config import RIVALS, Finetune
+from ..tasks import Predictions
+from .comparison import Comparison, cell_name
+from .grid import Outcome
+from .statistics import Difference, difference, holm
+from .versus import saved
+
+NEAR = 1.05
+"""A rival whose cost is within this factor is "at the same cost"."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One method on one task."""
+
+    scores: dict[int, float]
+    """Headline metric by seed, as a fraction; seeds that failed are not in it."""
+    failures: dict[int, str]
+    flops: float | None
+    """Of the dense run's, mean over seeds."""
+    seconds: float | None
+    """Training time of the dense run's, search included, mean over seeds."""
+    split: dict[str, float] | None
+    """Where the time went that was saved, as `versus.saved`, mean over seeds."""
+    parameters: float | None
+    """Of the dense model's."""
+    rival: str | None = None
+    """The dense row nearest in FLOPs."""
+    rival_cost: float | None = None
+    """FLOPs of that row over this one's."""
+    difference: Difference | None = None
+    """To that row."""
+    inferior: float | None = None
+    """Its p value after Holm's correction over the tasks."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean score over seeds."""
+        return statistics.fmean(self.scores.values()) if self.scores else None
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; 0 with one seed."""
+        seeds = len(self.scores)
+        return statistics.stdev(self.scores.values()) / seeds**0.5 if seeds > 1 else 0.0
+
+
+Verdicts = dict[str, dict[str, Verdict]]
+"""By row and task."""
+
+
+def judge(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome]) -> Verdicts:
+    """Everything the tables show, from the run folders.
+
+    Raises:
+        Refused: Runs of a task were not scored on the same rows.
+    """
+    reference = reference_row(comparison)
+    verdicts: Verdicts = {
+        row: {task: _costs(comparison, outcomes, task, row, reference) for task in comparison.tasks}
+        for row in comparison.methods
+    }
+    for row in comparison.methods:
+        for task in comparison.tasks:
+            rival = _rival(comparison, verdicts, task, row)
+            if rival is not None:
+                verdicts[row][task] = _compared(comparison, folder, verdicts, task, row, rival)
+        tested = [task for task in comparison.tasks if verdicts[row][task].difference is not None]
+        adjusted = holm([found.inferior for task in tested if (found := verdicts[row][task].difference) is not None])
+        for task, p in zip(tested, adjusted, strict=True):
+            verdicts[row][task] = replace(verdicts[row][task], inferior=p)
+    return verdicts
+
+
+def reference_row(comparison: Comparison) -> str:
+    """The row that costs are relative to: the full dense model, or the first row where there is none."""
+    dense = [row for row in comparison.methods if comparison.method_of(row) == "dense"]
+    return dense[0] if dense else next(iter(comparison.methods))
+
+
+def _costs(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, row: str, reference: str) -> Verdict:
+    found = {seed: outcomes[cell_name(task, row, seed)] for seed in comparison.seeds}
+    done = {seed: outcome.metrics for seed, outcome in found.items() if outcome.metrics is not None}
+    failures = {seed: outcome.failure for seed, outcome in found.items() if outcome.failure is not None}
+    scores = {seed: metrics["score"][metrics["headline"]] for seed, metrics in done.items()}
+    pairs = [
+        (metrics, dense)
+        for seed, metrics in done.items()
+        if (dense := outcomes[cell_name(task, reference, seed)].metrics) is not None
+    ]
+    if not pairs:
+        return Verdict(scores, failures, None, None, None, None)
+    splits = [saved(dense, metrics, _same_engine(comparison, outcomes, task, row)) for metrics, dense in pairs]
+    return Verdict(
+        scores,
+        failures,
+        statistics.fmean(metrics["flops"] / dense["flops"] for metrics, dense in pairs),
+        statistics.fmean(metrics["seconds"] / dense["seconds"] for metrics, dense in pairs),
+        {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
+        statistics.fmean(metrics["parameters"]["after"] / dense["parameters"]["after"] for metrics, dense in pairs),
+    )
+
+
+def _same_engine(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, row: str) -> dict[str, Any] | None:
+    """A dense run on the engine of this row, where the reference is on another and there is one."""
+
+    def engine(name: str) -> str:
+        return comparison.settings_of(task, name, comparison.seeds[0]).get("engine", Finetune.engine)
+
+    if engine(row) == engine(reference_row(comparison)):
+        return None
+    for other in comparison.methods:
+        if comparison.method_of(other) == "dense" and engine(other) == engine(row):
+            return outcomes[cell_name(task, other, comparison.seeds[0])].metrics
+    return None
+
+
+def _rival(comparison: Comparison, verdicts: Verdicts, task: str, row: str) -> str | None:
+    """The dense row with the nearest cost; one that was stopped at this very row's FLOPs goes first."""
+    mine = verdicts[row][task]
+    if comparison.method_of(row) == "dense" or mine.flops is None:
+        return None
+    rows = [
+        other
+        for other in comparison.methods
+        if other != row and comparison.is_dense(other) and verdicts[other][task].flops
+    ]
+    own = [other for other in rows if comparison.needs(other) == row and comparison.method_of(other) == RIVALS[0]]
+    if own:
+        return own[0]
+    if comparison.method_of(row) in RIVALS:
+        rows = [other for other in rows if comparison.method_of(other) == "dense"]
+    return min(rows, key=lambda other: abs(math.log(verdicts[other][task].flops / mine.flops)), default=None)  # pyright: ignore
+
+
+def _compared(comparison: Comparison, folder: Path, verdicts: Verdicts, task: str, row: str, rival: str) -> Verdict:
+    mine, its = verdicts[row][task], verdicts[rival][task]
+    seeds = [seed for seed in comparison.seeds if seed in mine.scores and seed in its.scores]
+    if not seeds:
+        return mine
+    ours, theirs = ([_predictions(folder, task, name, seed) for seed in seeds] for name in (row, rival))
+    labels = ours[0].labels
+    if any(len(other) != len(labels) or not np.array_equal(other.labels, labels) for other in (*ours, *theirs)):
+        raise Refused(f"{task}: runs of {row} and {rival} were not scored on the same rows; they cannot be compared.")
+    metric = "mean" if ours[0].classes == 0 else ours[0].metrics[0]
+    found = difference(
+        [each.values.astype(np.float64) for each in ours],
+        [each.values.astype(np.float64) for each in theirs],
+        labels.astype(np.float64),
+        metric,
+        margin=comparison.margin / 100,
+    )
+    assert mine.flops is not None
+    assert its.flops is not None
+    return replace(mine, rival=rival, rival_cost=its.flops / mine.flops, difference=found)
+
+
+def _predictions(folder: Path, task: str, row: str, seed: int) -> Predictions:
+    return Predictions.load(folder / cell_name(task, row, seed) / "predictions.safetensors")
+
+
+def mean_over_tasks(values: Sequence[float | None]) -> float | None:
+    """None where one is missing: a mean over other tasks than the row beside it would mislead."""
+    present = [value for value in values if value is not None]
+    return statistics.fmean(present) if present and len(present) == len(values) else None

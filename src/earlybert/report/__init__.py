@@ -1,0 +1,1 @@
+"""Plots and tables. Reads what runs left behind, never models."""
