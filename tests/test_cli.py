@@ -54,6 +54,7 @@ def files(tmp_path: Path) -> Path:
     for split in ("train", "validation"):
         with gzip.open(sst2 / f"{split}.jsonl.gz", "wt") as file:
             file.writelines(json.dumps({"sentence": "a good film", "label": label}) + "\n" for label in (0, 1, 2))
+    (folder / "rte").symlink_to(sst2)
     gpt = folder / "gpt"
     gpt.mkdir()
     (gpt / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2Model"]}')
@@ -65,7 +66,11 @@ OWN = "--train-file {f}/good.csv"
 CASES = {
     "no data": ("", "no data"),
     "two kinds of data": (f"{OWN} --task sst2", "not both"),
-    "unknown task": ("--task sst3", "unknown task 'sst3'"),
+    "unknown task": ("--task sst3", "unknown task 'sst3'; did you mean sst2"),
+    "nothing in the cache": ("--task rte --offline", "not in the cache, and --offline forbids the hub"),
+    "offline model": (f"{OWN} --offline --model nobody/nothing", "--offline forbids the hub"),
+    "negative stride": ("--task squad --data-dir {f} --stride -1", "stride must be at least 0"),
+    "no such column in a task": ("--task rte --data-dir {f}", "no column 'sentence1'; its columns are sentence, label"),
     "missing data folder": ("--task sst2 --data-dir {f}/none", "cannot be read"),
     "label out of range": ("--task sst2 --data-dir {f}", "row 3 of the train data has label 2; labels are 0 to 1"),
     "missing file": ("--train-file {f}/none.csv", "none.csv cannot be read"),
@@ -170,6 +175,14 @@ def test_help_does_not_wait_for_torch() -> None:
     shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert "--data-dir" in shown
     assert "lambda of Eq. 4 for heads" in shown  # the docstring is the help
+
+
+def test_a_bare_flag_is_true(files: Path, model_folder: Path, tmp_path: Path) -> None:
+    """As the refusal of rows that are all too long says: accept it with --truncate."""
+    words = ["--train-file", f"{files}/wide.csv", "--model", str(model_folder), "--max-length", "8", "--align", "8"]
+    for place, flag in enumerate((["--truncate"], ["--truncate", "true"], ["--truncate=false"])):
+        settings = [*flag, "--search-steps", "1", "--output", str(tmp_path / f"out{place}")]
+        assert main(["search", *words, *settings]) == (2 if place == 2 else 0)
 
 
 def test_own_files_regression_and_pairs(files: Path, model_folder: Path, tmp_path: Path) -> None:

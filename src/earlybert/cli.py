@@ -133,7 +133,9 @@ def _parser(command: str) -> ArgumentParser:
         group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
         for field in fields(part):
             default = "the run's" if command in FROM_RUN else field.default
-            group.add_argument(f"--{field.name}", type=_field_type(field.name), help=f"{helps[field.name]} [{default}]")
+            kind = _field_type(field.name)
+            bare: Any = {"nargs": "?", "const": True} if kind is bool else {}  # --offline is --offline true
+            group.add_argument(f"--{field.name}", type=kind, help=f"{helps[field.name]} [{default}]", **bare)
     return parser
 
 
