@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ..config import METHODS, RIVALS, BadSetting, Finetune, named, typed
@@ -47,6 +48,8 @@ class Comparison:
         for name in settings:
             named(name, (*SETTINGS, *own), "setting")
         chosen: dict[str, Any] = {name: given[name] for name in own if given.get(name) is not None}
+        if not chosen.get("tasks") and settings.get("train_file"):
+            chosen["tasks"] = [Path(str(settings["train_file"])).name.split(".")[0]]
         for name in ("tasks", "methods", "seeds"):
             if not chosen.get(name):
                 raise BadSetting(f"a comparison needs {name}: a list of at least one.")
@@ -59,7 +62,8 @@ class Comparison:
 
     def _check(self) -> None:
         for task in self.tasks:
-            named(task, NAMES, "task")
+            if not self._own_file(task):
+                named(task, NAMES, "task")
         for seed in self.seeds:
             if type(seed) is not int:
                 raise BadSetting(f"seeds are whole numbers, got {seed!r}.")
@@ -111,7 +115,12 @@ class Comparison:
         """Settings of one run; the row's win over the task's, and those over the shared ones."""
         merged = {**self.settings, **self.tasks[task], **self.methods[row]}
         merged.pop("like", None)
-        return typed({**merged, "task": task, "method": self.method_of(row), "seed": seed})
+        name = {} if self._own_file(task) else {"task": task}
+        return typed({**merged, **name, "method": self.method_of(row), "seed": seed})
+
+    def _own_file(self, task: str) -> bool:
+        """Whether a task is a person's own file, and its name here only a name."""
+        return "train_file" in {**self.settings, **self.tasks[task]}
 
     def cells(self) -> list[Cell]:
         """All runs: seed by seed, so that a comparison that is stopped has whole seeds."""

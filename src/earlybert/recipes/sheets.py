@@ -68,35 +68,20 @@ def _costs(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> 
             ]
         )
     notes = [
-        "Training FLOPs and time count search, scoring, drawing and cutting. Saved time = fewer epochs + smaller network + "
-        "engine + search (a cost where negative), of the reference run's time. Mean over tasks.",
+        "Training FLOPs and time count search, scoring, drawing and cutting. Saved time = fewer epochs + smaller "
+        "network + engine + search (a cost where negative), of the reference run's time. Mean over tasks.",
     ]
     if comparison.jobs > 1:
         notes.append(f"{comparison.jobs} runs shared the machine: their times are rough; with jobs: 1 they are not.")
     title = f"Cost, of {reference_row(comparison)}"
-    columns = (
-        "method",
-        "FLOPs",
-        "time",
-        "fewer epochs",
-        "smaller network",
-        "engine",
-        "search",
-        "parameters",
-        "inference time",
-    )
-    return Sheet(title, columns, rows, notes)
+    parts = ("fewer epochs", "smaller network", "engine", "search")
+    return Sheet(title, ("method", "FLOPs", "time", *parts, "parameters", "inference time"), rows, notes)
 
 
 def _inference(comparison: Comparison, inference: Inference, row: str) -> float | None:
     reference = reference_row(comparison)
-    ratios = [
-        None
-        if row not in (times := inference.get(task, {})) or reference not in times
-        else times[row] / times[reference]
-        for task in comparison.tasks
-    ]
-    return mean_over_tasks(ratios)
+    times = [inference.get(task, {}) for task in comparison.tasks]
+    return mean_over_tasks([each[row] / each[reference] if {row, reference} <= set(each) else None for each in times])
 
 
 def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
@@ -112,8 +97,9 @@ def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
     }
     seeds = len(comparison.seeds)
     notes = [
-        f"Points, with 95 % interval over seeds and examples. Not inferior: worse by less than {comparison.margin:g} points, "
-        f"one-sided p < {LEVEL} after Holm over the tasks; worse, better: the interval leaves out 0; open: neither is shown.",
+        "Points, with 95 % interval over seeds and examples. Not inferior: worse by less than "
+        f"{comparison.margin:g} points, one-sided p < {LEVEL} after Holm over the tasks; worse, better: the interval "
+        "leaves out 0; open: neither is shown.",
         "The smallest difference that could have been detected (four times in five): "
         + ", ".join(f"{task} {100 * value:.2f}" for task, value in detectable.items() if value is not None)
         + " points.",

@@ -1,0 +1,172 @@
+"""Every command: what it takes, and the recipe it calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..config import METHODS, PARTS, Drawing, Finetune, Ticketing
+
+Given = dict[str, Any]
+"""What was said on the command line and in its YAML file, by name with underscores."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argument of one command that is not a setting of a run."""
+
+    name: str
+    help: str
+    type: Any = str
+    flag: bool = False
+    """True when said, without a value."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command."""
+
+    about: str
+    run: Callable[[Given], object]
+    options: tuple[Option, ...] = ()
+    parts: tuple[type, ...] = ()
+    """Settings it takes, as groups of `config`."""
+    on_run: bool = False
+    """Whether it works on a run folder, its first argument; then settings default to the run's."""
+    yaml: bool = True
+    """Whether a YAML file may hold its settings."""
+    check: Callable[[Given], object] = lambda given: None
+    """Refuses settings out of range without torch."""
+
+
+OUTPUT = Option("output", "run folder (default: runs/<data>-<date>)")
+RESUME = Option("resume", "go on with the run in --output, with its own settings", flag=True)
+
+
+def _settings(given: Given, *options: str) -> Given:
+    """What is left when the command's own options are taken away."""
+    return {name: value for name, value in given.items() if name not in options}
+
+
+def _check_run(given: Given) -> None:
+    Finetune(**_settings(given, "output", "resume", "compare"))
+
+
+def _finetune(given: Given) -> None:
+    from ..recipes import finetune as recipe
+
+    settings = _settings(given, "output", "resume", "compare")
+    start = recipe.start(settings, output=given.get("output"), resume=given.get("resume", False))
+    recipe.finetune(start, compare=given.get("compare", False))
+
+
+def _search(given: Given) -> None:
+    from ..recipes import finetune as recipe
+
+    settings = _settings(given, "output", "resume")
+    recipe.search(recipe.start(settings, output=given.get("output"), resume=given.get("resume", False)))
+
+
+def _draw(given: Given) -> None:
+    from ..recipes import finetune as recipe
+
+    recipe.draw(given["run"], settings=_settings(given, "run", "into"), into=given.get("into"))
+
+
+def _train(given: Given) -> None:
+    from ..recipes import finetune as recipe
+
+    recipe.train(given["run"], settings=_settings(given, "run"))
+
+
+def _evaluate(given: Given) -> None:
+    from ..recipes import finetune as recipe
+
+    recipe.evaluate(given["run"])
+
+
+def _predict(given: Given) -> None:
+    from ..recipes.predict import predict
+
+    predict(given["run"], split=given.get("split", "test"), output=given.get("output"))
+
+
+def _compare(given: Given) -> None:
+    if given.get("list"):
+        width = max(map(len, METHODS))
+        print("\n".join(f"{name:<{width}}  {method.about}" for name, method in METHODS.items()))
+        return
+    from ..recipes.compare import compare
+    from ..recipes.comparison import Comparison
+
+    comparison = Comparison.of(_settings(given, "output", "list"))
+    compare(comparison, Path(given.get("output", "runs/compare")))
+
+
+def _advise(given: Given) -> None:
+    from ..recipes.advise import advise
+
+    advise(_settings(given, "seconds"), seconds=given.get("seconds", 20.0))
+
+
+Names = dict[str, dict[str, Any] | None] | list[str]
+
+COMMANDS = {
+    "finetune": Command(
+        "search, draw and train in one go",
+        _finetune,
+        (
+            OUTPUT,
+            RESUME,
+            Option("compare", "also train the dense model, and the dense model stopped at the same cost", flag=True),
+        ),
+        PARTS,
+        check=_check_run,
+    ),
+    "search": Command(
+        "stage 1: find out which heads and neurons matter", _search, (OUTPUT, RESUME), PARTS, check=_check_run
+    ),
+    "draw": Command(
+        "stage 2: draw a ticket from the scores of a run",
+        _draw,
+        (Option("into", "new run folder for this ticket, with a copy of the search"),),
+        (Drawing,),
+        on_run=True,
+    ),
+    "train": Command("stage 3: train the ticket of a run", _train, (), (Ticketing,), on_run=True),
+    "evaluate": Command("score the trained model of a run on its validation data", _evaluate, on_run=True, yaml=False),
+    "predict": Command(
+        "write a run's predictions of the test rows as GLUE and SQuAD want them",
+        _predict,
+        (
+            Option("split", "rows to predict [test]", Literal["test", "validation"]),
+            Option("output", "folder for the files [submission in the run folder]"),
+        ),
+        on_run=True,
+        yaml=False,
+    ),
+    "compare": Command(
+        "methods x tasks x seeds, one honest table",
+        _compare,
+        (
+            Option("tasks", "tasks, or tasks with settings of their own", Names),
+            Option("methods", "rows of the table: methods, or names with settings (method: ...)", Names),
+            Option("seeds", "paired seeds, such as [1, 2, 3]", list[int]),
+            Option("jobs", "runs at once [1]", int),
+            Option("margin", "points by which a method may be worse and count as not inferior [0.3]", float),
+            Option("models", "weights that stay on disk: of the first seed, or all [first]", Literal["first", "all"]),
+            Option("output", "folder of the comparison; run again, it goes on [runs/compare]"),
+            Option("list", "list the methods and end", flag=True),
+        ),
+        PARTS,
+    ),
+    "advise": Command(
+        "time both steps on your machine and data, and say what a ticket would save",
+        _advise,
+        (Option("seconds", "how long to time [20]", float),),
+        PARTS,
+        check=lambda given: Finetune(**_settings(given, "seconds")),
+    ),
+}

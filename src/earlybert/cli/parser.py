@@ -1,0 +1,103 @@
+"""Arguments in, help and error messages out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from ..config import Finetune
+from .commands import Command
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def parser_of(name: str, command: Command) -> ArgumentParser:
+    """The parser of one command."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=f"earlybert {name}",
+        usage=f"earlybert {name} {'RUN [--SETTING VALUE ...]' if command.on_run else '[--SETTING VALUE ...]'}",
+        description=command.about + ".",
+        exit_on_error=False,
+        default_env=False,
+    )
+    if command.on_run:
+        parser.add_argument("run", type=str, help="run folder")
+    if command.yaml:
+        parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
+    for option in command.options:
+        if option.flag:
+            parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
+        else:
+            parser.add_argument(f"--{option.name}", type=option.type, help=option.help)
+    hints = get_type_hints(Finetune)
+    for part in command.parts:
+        helps = _helps(part)
+        group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
+        for field in fields(part):
+            default = "the run's" if command.on_run else field.default
+            kind = hints[field.name]
+            bare: Any = {"nargs": "?", "const": True} if kind is bool else {}  # --offline is --offline true
+            group.add_argument(f"--{field.name}", type=kind, help=f"{helps[field.name]} [{default}]", **bare)
+    return parser
+
+
+def overview(commands: Mapping[str, Command]) -> str:
+    """What `earlybert --help` says."""
+    lines = [f"  {name:<10} {command.about}" for name, command in commands.items()]
+    return "\n".join(
+        [
+            "usage: earlybert COMMAND [--config FILE.yaml] [--SETTING VALUE ...]",
+            "",
+            "Train BERT-class transformers in a fraction of the time with early-bird lottery tickets.",
+            "",
+            *lines,
+            "",
+            "earlybert COMMAND --help lists the settings of a command.",
+        ]
+    )
+
+
+def underscored(arguments: list[str]) -> list[str]:
+    """`--data-dir` and `--data_dir` are the same flag."""
+    return [re.sub(r"^--[\w-]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in arguments]
+
+
+def config_first(arguments: list[str]) -> list[str]:
+    """Flags win over YAML wherever they stand: the parser lets what comes later win."""
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            (first if word.startswith("--config=") else rest).append(word)
+    return first + rest
+
+
+def plain(help: str) -> str:
+    """Without the types and defaults that the parser adds: choices and defaults are in the text."""
+    return _with_dashes(re.sub(r"\s*\((required, )?type:[^)]*(\[[^\]]*\])?[^)]*\)", "", help))
+
+
+def one_line(message: str) -> str:
+    """Jsonargparse explains at length, over several lines."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+    return _with_dashes(re.sub(r'Parser key "(\w+)":', r"--\1:", message))
+
+
+def _helps(part: type) -> dict[str, str]:
+    """The docstring under each field."""
+    source = inspect.getsource(part)
+    return dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.MULTILINE | re.DOTALL))
+
+
+def _with_dashes(text: str) -> str:
+    return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), text)
