@@ -22,6 +22,8 @@ class Option:
     type: Any = str
     flag: bool = False
     """True when said, without a value."""
+    positional: bool = False
+    """Said without its name, and may be left out."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,17 @@ def _compare(given: Given) -> None:
 def _advise(given: Given) -> None:
     from ..recipes.advise import advise
 
-    advise(_settings(given, "seconds"), seconds=given.get("seconds", 20.0))
+    advise(_advised(given), seconds=given.get("seconds", 20.0))
+
+
+def _advised(given: Given) -> Given:
+    """`MODEL DATA` as settings: data is the name of a task, or a file."""
+    settings = _settings(given, "seconds", "of_model", "of_data")
+    if "of_model" in given:
+        settings["model"] = given["of_model"]
+    if "of_data" in given:
+        settings["train_file" if Path(given["of_data"]).suffix else "task"] = given["of_data"]
+    return settings
 
 
 Names = dict[str, dict[str, Any] | None] | list[str]
@@ -165,8 +177,12 @@ COMMANDS = {
     "advise": Command(
         "time both steps on your machine and data, and say what a ticket would save",
         _advise,
-        (Option("seconds", "how long to time [20]", float),),
+        (
+            Option("of_model", "MODEL: a folder, a hub name, or minilm", positional=True),
+            Option("of_data", "DATA: the name of a task, or your own .csv, .tsv or .jsonl file", positional=True),
+            Option("seconds", "how long to time [20]", float),
+        ),
         PARTS,
-        check=lambda given: Finetune(**_settings(given, "seconds")),
+        check=lambda given: Finetune(**_advised(given)),
     ),
 }

@@ -19,10 +19,11 @@ def parser_of(name: str, command: Command) -> ArgumentParser:
     """The parser of one command."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    words = ["RUN"] if command.on_run else [o.help.split(":")[0] for o in command.options if o.positional]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"earlybert {name}",
-        usage=f"earlybert {name} {'RUN [--SETTING VALUE ...]' if command.on_run else '[--SETTING VALUE ...]'}",
+        usage=" ".join(["earlybert", name, *words, "[--SETTING VALUE ...]"]),
         description=command.about + ".",
         exit_on_error=False,
         default_env=False,
@@ -32,7 +33,9 @@ def parser_of(name: str, command: Command) -> ArgumentParser:
     if command.yaml:
         parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
     for option in command.options:
-        if option.flag:
+        if option.positional:
+            parser.add_argument(option.name, type=option.type, nargs="?", help=option.help)
+        elif option.flag:
             parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
         else:
             parser.add_argument(f"--{option.name}", type=option.type, help=option.help)
