@@ -124,47 +124,29 @@ def estimated(bench: Bench, lengths: Plan, times: Mapping[str, list[float]], den
 
 
 def table(bench: Bench, found: Estimate, inference: Mapping[str, float], parameters: float) -> Sheet:
-    """Dense, the dense model stopped at the ticket's time, and the ticket."""
-    epochs = bench.stream(SHARED_ORDER).steps_per_epoch
+    """Dense, the dense model stopped at the ticket's time, and the ticket, a column each."""
+    epoch = bench.stream(SHARED_ORDER).steps_per_epoch
+    same = found.rival_steps * found.dense_step
+    steps = [found.dense_steps, found.rival_steps, found.search_steps + found.ticket_steps]
     rows = [
-        ("dense", found.dense_steps, found.dense_step, found.dense_time, 1.0, "1", inference["dense"]),
-        (
-            "dense, same time as the ticket",
-            found.rival_steps,
-            found.dense_step,
-            found.rival_steps * found.dense_step,
-            found.rival_steps / found.dense_steps,
-            "1",
-            inference["dense"],
-        ),
-        (
-            f"ticket, {found.search_steps} of them search",
-            found.search_steps + found.ticket_steps,
-            found.ticket_step,
-            found.ticket_time,
-            found.flops,
-            f"{parameters:.2f}",
-            inference["ticket"],
-        ),
+        ["steps", *(f"{each:,}" for each in steps)],
+        ["of them search", "-", "-", f"{found.search_steps:,}"],
+        ["epochs", *(f"{each / epoch:.2f}" for each in steps)],
+        ["ms a step", *(f"{1e3 * each:.1f}" for each in (found.dense_step, found.dense_step, found.ticket_step))],
+        [
+            "training time",
+            *(
+                f"{duration(each)} ({each / found.dense_time:.2f})"
+                for each in (found.dense_time, same, found.ticket_time)
+            ),
+        ],
+        ["training FLOPs", *(f"{each:.2f}" for each in (1.0, found.rival_steps / found.dense_steps, found.flops))],
+        ["parameters", "1", "1", f"{parameters:.2f}"],
+        ["inference, ms a row", *(f"{1e3 * inference[name]:.2f}" for name in ("dense", "dense", "ticket"))],
     ]
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
-    return Sheet(
-        f"{bench.task.name} with {bench.config.model} on {device}, {bench.config.engine} engine",
-        ("", "steps", "epochs", "ms a step", "training time", "FLOPs", "parameters", "inference, ms a row"),
-        [
-            [
-                name,
-                f"{steps:,}",
-                f"{steps / epochs:.2f}",
-                f"{1e3 * step:.1f}",
-                f"{duration(total)} ({total / found.dense_time:.2f})",
-                f"{flops:.2f}",
-                size,
-                f"{1e3 * each:.2f}",
-            ]
-            for name, steps, step, total, flops, size, each in rows
-        ],
-    )
+    title = f"{bench.task.name} with {bench.config.model} on {device}, {bench.config.engine} engine"
+    return Sheet(title, ("", "dense", "dense, same time", "ticket"), rows)
 
 
 def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -> list[str]:
