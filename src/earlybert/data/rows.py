@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .corpus import Words
-from .noise import bits, uniform
+from .noise import bits
 from .plan import Plan
 from .shards import Shard
 
 AROUND_PAIR, AROUND_ROW = 3, 2
 """Special tokens of a pair, [CLS] A [SEP] B [SEP], and of a packed row, [CLS] ... [SEP]."""
-COINS = 1 << 32
-"""No example needs more coins to be cut; the numbers behind them are for other draws."""
+DRAWS = 4
+"""Numbers of 64 random bits that a pair needs: another document, a sentence of it, and coins for either half."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Writer:
             begin, document = border, document + 1
         return Row(np.concatenate(pieces).astype(np.int64), 0, False)
 
-    def pair(self, shard: int, plan: Plan, example: int, key: int) -> Row:
+    def pair(self, shard: int, plan: Plan, example: int, draws: Sequence[int]) -> Row:
         """Two halves, cut to fit at random ends, the longer first, as BERT's script does.
 
         Args:
             shard: Its number.
             plan: Of the shard.
             example: Its number in the plan.
-            key: Decides the random draws.
+            draws: `DRAWS` numbers of 64 random bits.
         """
         part = self._shards[shard]
         begin, middle, end = int(plan.begin[example]), int(plan.middle[example]), int(plan.end[example])
@@ -80,21 +80,20 @@ class Writer:
         random = bool(plan.random[example])
         if random:
             missing = int(plan.target[example]) - len(first)
-            second = self._elsewhere(self._before[shard] + int(plan.document[example]), missing, key)
+            second = self._elsewhere(self._before[shard] + int(plan.document[example]), missing, draws[0], draws[1])
         for_first, for_second = excess(len(first), len(second), self._length - AROUND_PAIR)
-        first, second = _cut(first, for_first, key, 0), _cut(second, for_second, key, for_first)
+        first, second = _cut(first, for_first, draws[2]), _cut(second, for_second, draws[3])
         ids = np.concatenate([self._cls, first, self._sep, second, self._sep]).astype(np.int64)
         return Row(ids, len(second) + 1, random)
 
-    def _elsewhere(self, document: int, missing: int, key: int) -> NDArray[np.integer]:
+    def _elsewhere(self, document: int, missing: int, which: int, at: int) -> NDArray[np.integer]:
         """Sentences from a random place of another document, at least one and about `missing` tokens."""
-        which, at = uniform(key, COINS + np.arange(2)).tolist()
-        other = int(which * (self.documents - 1))
+        other = which * (self.documents - 1) >> 64
         other += other >= document
         shard = bisect_right(self._before, other) - 1
         part, local = self._shards[shard], other - self._before[shard]
         low, high = int(part.documents[local]), int(part.documents[local + 1])
-        begin = low + int(at * (high - low))
+        begin = low + (at * (high - low) >> 64)
         starts = part.sentences[begin : high + 1].astype(np.int64)
         last = min(max(1, int(np.searchsorted(starts, starts[0] + missing))), high - begin)
         return part.tokens[starts[0] : starts[last]]
@@ -109,9 +108,12 @@ def excess(first: int, second: int, most: int) -> tuple[int, int]:
     return longer[0] + rest // 2, longer[1] + rest - rest // 2
 
 
-def _cut(tokens: NDArray[np.integer], over: int, key: int, coin: int) -> NDArray[np.integer]:
-    """Without `over` tokens, each taken from the front or from the end by a coin, the first of them number `coin`."""
+def _cut(tokens: NDArray[np.integer], over: int, coins: int) -> NDArray[np.integer]:
+    """Without `over` tokens, each taken from the front or from the end by a coin."""
     if not over:
         return tokens
-    front = int((bits(key, np.arange(coin, coin + over)) & np.uint64(1)).sum())
+    if over > 64:  # more coins than there are bits
+        front = int((bits(coins, np.arange(over)) & np.uint64(1)).sum())
+    else:
+        front = (coins & ((1 << over) - 1)).bit_count()
     return tokens[front : len(tokens) - (over - front)]

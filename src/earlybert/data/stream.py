@@ -23,7 +23,7 @@ from . import plan
 from .corpus import Corpus
 from .masking import IGNORED, choose, hide, most
 from .noise import bits
-from .rows import AROUND_PAIR, AROUND_ROW, Row, Writer
+from .rows import AROUND_PAIR, AROUND_ROW, DRAWS, Row, Writer
 from .shards import Split
 
 WINDOW = 16
@@ -151,8 +151,8 @@ class Stream:
     def batch(self, places: list[Place]) -> Batch:
         """These examples, masked."""
         where = [np.array(part)[:, None] for part in zip(*places, strict=True)]
-        drawn = bits(self.seed, PAIR, *where).reshape(-1).tolist()
-        rows = [self._row(place, key) for place, key in zip(places, drawn, strict=True)]
+        drawn = bits(self.seed, PAIR, *where, np.arange(DRAWS)).tolist()
+        rows = [self._row(place, draws) for place, draws in zip(places, drawn, strict=True)]
         sizes = np.array([len(row.ids) for row in rows])
         ids = np.full((len(rows), self.layout.length), self._words.pad, dtype=np.int64)
         columns = np.arange(self.layout.length)
@@ -175,13 +175,13 @@ class Stream:
 
     def row(self, place: Place) -> Row:
         """One example before masking."""
-        return self._row(place, int(bits(self.seed, PAIR, *place)[0]))
+        return self._row(place, bits(self.seed, PAIR, *place, np.arange(DRAWS)).tolist())
 
-    def _row(self, place: Place, key: int) -> Row:
+    def _row(self, place: Place, draws: list[int]) -> Row:
         epoch, shard, example = place
         planned = self._plan(epoch % self._variants, shard)
         if self.layout.pairs:
-            return self._writer.pair(shard, planned, example, key)
+            return self._writer.pair(shard, planned, example, draws)
         return self._writer.packed(shard, planned, example)
 
     def _filled(self, values: NDArray[np.int64], fill: int) -> NDArray[np.int64]:
