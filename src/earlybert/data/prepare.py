@@ -229,7 +229,7 @@ def _chunks(sources: Sequence[Source], tally: Tally, seen: Seen) -> Iterator[Chu
     before = sum(source.size for source in sources[: tally.source])
     for number, source in enumerate(sources[tally.source :], start=tally.source):
         for found in source.documents(tally.document):
-            counted = {"read": tally.read + 1, "wrong_bytes": tally.wrong_bytes + found.replaced}
+            counted = {"read": tally.read + 1, "wrong_bytes": tally.wrong_bytes + found.wrong}
             tally = replace(tally, document=tally.document + 1, consumed=before + found.consumed, **counted)
             if found.text is None:
                 continue

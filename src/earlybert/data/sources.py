@@ -31,7 +31,7 @@ class Found:
     """Its paragraphs, one a line, stripped; None when it was left out for bytes that are not UTF-8."""
     consumed: int
     """Bytes of the source read so far, packed; for a bar."""
-    replaced: bool = False
+    wrong: bool = False
     """Whether it held bytes that are not UTF-8."""
 
 
@@ -99,28 +99,24 @@ class TextFile:
     def _from_text(self) -> Iterator[Found]:
         lines: list[str] = []
         size, wrong, consumed = 0, False, 0
-        for number, raw, consumed in self._lines():
-            line = self._decoded(raw, number)
-            text = "" if line is None else line.strip()
-            ends = line is not None and not text
-            if (ends or size + len(text) > LONGEST_DOCUMENT) and (lines or wrong):
-                yield self._found(lines, wrong, consumed)
+        for number, raw, behind in self._lines():
+            line, wrong_here = self._decoded(raw, number)
+            text = line.strip()
+            if lines and (not text or size + len(text) > LONGEST_DOCUMENT):
+                yield self._found("\n".join(lines), wrong, consumed)
                 lines, size, wrong = [], 0, False
-            if line is None or "\ufffd" in text:
-                wrong = wrong or line is None or b"\xef\xbf\xbd" not in raw
             if text:
                 lines.append(text)
                 size += len(text)
-        if lines or wrong:
-            yield self._found(lines, wrong, consumed)
+                wrong = wrong or wrong_here
+            consumed = behind
+        if lines:
+            yield self._found("\n".join(lines), wrong, consumed)
 
     def _from_json(self) -> Iterator[Found]:
         for number, raw, consumed in self._lines():
-            if not raw.strip():
-                continue
-            line = self._decoded(raw, number)
-            if line is None:
-                yield Found(None, consumed, replaced=True)
+            line, wrong = self._decoded(raw, number)
+            if not line.strip():
                 continue
             try:
                 row: Any = json.loads(line)
@@ -134,24 +130,26 @@ class TextFile:
                 ) from None
             if not isinstance(text, str):
                 raise Refused(f"text file {self.path}, line {number}: column {self._column!r} is not text.")
-            yield Found(paragraphs(text), consumed, replaced="\ufffd" in line and b"\xef\xbf\xbd" not in raw)
+            yield self._found(paragraphs(text), wrong, consumed)
 
-    def _found(self, lines: list[str], wrong: bool, consumed: int) -> Found:
+    def _found(self, text: str, wrong: bool, consumed: int) -> Found:
         left_out = wrong and self._wrong_bytes == "skip"
-        return Found(None if left_out else "\n".join(lines), consumed, wrong)
+        return Found(None if left_out else text, consumed, wrong)
 
-    def _decoded(self, raw: bytes, number: int) -> str | None:
+    def _decoded(self, raw: bytes, number: int) -> tuple[str, bool]:
+        """A line as text, and whether it had to be repaired."""
         if b"\0" in raw:
             raise Refused(f"text file {self.path}, line {number}, holds zero bytes; it is not UTF-8 text.")
+        encoding = "utf-8-sig" if number == 1 else "utf-8"
         try:
-            return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            return raw.decode(encoding), False
         except UnicodeDecodeError:
             if self._wrong_bytes == "refuse":
                 raise Refused(
                     f"text file {self.path}, line {number}, is not UTF-8; convert the file, or let such documents be "
                     "left out (--wrong-bytes skip) or repaired (--wrong-bytes replace)."
                 ) from None
-            return None if self._wrong_bytes == "skip" else raw.decode("utf-8", "replace")
+            return raw.decode(encoding, "replace"), True
 
     def _lines(self) -> Iterator[tuple[int, bytes, int]]:
         """Number, bytes, and bytes of the packed file read so far, of every line."""
