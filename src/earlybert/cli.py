@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from .config import PARTS, BadSetting, Drawing, Finetune, Ticketing
+from .config import PARTS, BadSetting, Drawing, Finetune, Preparation, Ticketing
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -19,9 +19,12 @@ COMMANDS = {
     "draw": "stage 2: draw a ticket from the scores of a run",
     "train": "stage 3: train the ticket of a run",
     "evaluate": "score the trained model of a run on its validation data",
+    "prepare": "turn text files into token shards for pre-training",
 }
 BAD_INPUT = 2
 """Exit code when the input cannot be used; nothing was computed."""
+PARTS_OF = {"draw": (Drawing,), "train": (Ticketing,), "evaluate": (), "prepare": (Preparation,)}
+"""Which settings a command takes, where it takes not all those of a fine-tuning."""
 FROM_YAML, FROM_RUN = ("finetune", "search"), ("draw", "train", "evaluate")
 
 
@@ -60,6 +63,8 @@ def _parse_and_run(command: str, arguments: list[str]) -> int:
     except ArgumentError as error:
         return _refuse(_one_line(str(error)))
     given.pop("config", None)
+    if command == "prepare":
+        return _prepare(given)
     options = {name: given.pop(name, None) for name in ("output", "resume", "compare", "run", "into")}
     settings = {name: value for name, value in given.items() if value is not None}
     config = Finetune(**settings) if command in FROM_YAML else None  # out of range: said before torch is loaded
@@ -92,13 +97,29 @@ def _parse_and_run(command: str, arguments: list[str]) -> int:
     return 0
 
 
+def _prepare(given: dict[str, Any]) -> int:
+    names = [field.name for field in fields(Preparation)]
+    config = Preparation(**{name: given.pop(name) for name in names if given.get(name) is not None})
+    options = {name: value for name, value in given.items() if name not in names and value is not None}
+
+    from .anatomy import Refused
+    from .recipes.prepare import prepare
+
+    try:
+        prepare(config, **options)
+    except Refused as error:
+        return _refuse(str(error))
+    return 0
+
+
 def _parser(command: str) -> ArgumentParser:
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    takes = "" if command in FROM_YAML else "FILE ... " if command == "prepare" else "RUN "
     parser = ArgumentParser(
         prog=f"earlybert {command}",
-        usage=f"earlybert {command} {'[--SETTING VALUE ...]' if command in FROM_YAML else 'RUN [--SETTING VALUE ...]'}",
+        usage=f"earlybert {command} {takes}[--SETTING VALUE ...]",
         description=COMMANDS[command] + ".",
         exit_on_error=False,
         default_env=False,
@@ -116,23 +137,36 @@ def _parser(command: str) -> ArgumentParser:
                 action="store_true",
                 help="also train the dense model, and the dense model stopped at the same cost",
             )
+    elif command == "prepare":
+        _add_prepare(parser)
     else:
         parser.add_argument("run", type=str, help="run folder")
     if command == "draw":
         parser.add_argument("--into", type=str, help="new run folder for this ticket, with a copy of the search")
-    for part in {"draw": (Drawing,), "train": (Ticketing,), "evaluate": ()}.get(command, PARTS):
+    for part in PARTS_OF.get(command, PARTS):
         helps = _helps(part)
         group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
         for field in fields(part):
             default = "the run's" if command in FROM_RUN else field.default
-            group.add_argument(f"--{field.name}", type=_field_type(field.name), help=f"{helps[field.name]} [{default}]")
+            kind = _field_type(part, field.name)
+            group.add_argument(f"--{field.name}", type=kind, help=f"{helps[field.name]} [{default}]")
     return parser
 
 
-def _field_type(name: str) -> Any:
+def _add_prepare(parser: ArgumentParser) -> None:
+    parser.add_argument("files", type=str, nargs="*", help="text files or JSON lines, packed as .gz or .xz or not")
+    parser.add_argument("--output", type=str, help="folder for the corpus")
+    parser.add_argument("--dataset", type=str, help="data set of the hub to stream, instead of files")
+    parser.add_argument("--dataset_config", type=str, help="its configuration, where it has several")
+    parser.add_argument("--split", type=str, help="which part of it [train]")
+    parser.add_argument("--workers", type=int, help="processes that tokenise [one a core]")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished corpus in --output")
+
+
+def _field_type(part: type, name: str) -> Any:
     from typing import get_type_hints
 
-    return get_type_hints(Finetune)[name]
+    return get_type_hints(part)[name]
 
 
 def _helps(part: type) -> dict[str, str]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from earlybert.config import Preparation
 from earlybert.data import prepare, sources
 from earlybert.data.corpus import Corpus
-from earlybert.data.prepare import Settings
 
 SYLLABLES = ["ka", "lo", "mi", "ren", "tos", "va", "zu", "pel", "dri", "so"]
 
@@ -46,13 +46,13 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) 
 
 
 @pytest.fixture(scope="session")
-def settings(tokenizer_folder: Path) -> Settings:
+def settings(tokenizer_folder: Path) -> Preparation:
     """Shards of about 20 documents."""
-    return Settings(tokenizer=str(tokenizer_folder), held_out=0.1, shard_tokens=4_000)
+    return Preparation(tokenizer=str(tokenizer_folder), held_out=0.1, shard_tokens=4_000)
 
 
 @pytest.fixture(scope="session")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path, settings: Settings) -> Path:
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path, settings: Preparation) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "CHUNK", 2_000)

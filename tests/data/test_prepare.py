@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import earlybert as eb
+from earlybert.config import BadSetting, Preparation
 from earlybert.data import prepare, shards, sources, vocabulary
 from earlybert.data.corpus import Corpus
-from earlybert.data.prepare import Settings
 from earlybert.data.seen import Seen, digest
 from earlybert.data.tokenise import split
 from tests.data.conftest import documents
-
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "CHUNK", 2_000)
 
 
-def run(path: Path, folder: Path, settings: Settings, **options: object) -> dict:
+def run(path: Path, folder: Path, settings: Preparation, **options: object) -> dict:
     return prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, settings, **options)  # type: ignore[arg-type]
 
 
@@ -48,7 +49,7 @@ def test_ids_decode_to_the_text(corpus: Corpus, text_file: Path) -> None:
         for shard in corpus.shards(part):
             for begin, end in zip(shard.documents[:-1], shard.documents[1:], strict=True):
                 bounds = shard.sentences[begin : end + 1]
-                pieces = [shard.tokens[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+                pieces = [shard.tokens[a:b] for a, b in pairwise(bounds)]
                 found.append(" ".join(corpus.tokenizer.decode(piece.tolist()) for piece in pieces))
         assert found == expected[part]
         assert 5 < len(expected["validation"]) < 50
@@ -70,7 +71,7 @@ def test_counts_and_checksums(corpus: Corpus, text_file: Path) -> None:
 
 @pytest.mark.slow
 def test_three_workers_give_the_bytes_of_one(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Settings
+    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation
 ) -> None:
     run(text_file, tmp_path / "c", settings, workers=3)
     assert content(tmp_path / "c") == content(corpus_folder)
@@ -78,12 +79,13 @@ def test_three_workers_give_the_bytes_of_one(
 
 @pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_bytes(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Settings
+    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation
 ) -> None:
     """Killed between shards, then in the middle of writing one, then left to end."""
     folder = tmp_path / "c"
     script = """
 import os, signal, sys
+from earlybert.config import Preparation
 from earlybert.data import prepare, shards, sources
 from pathlib import Path
 prepare.CHUNK = 2_000
@@ -99,7 +101,7 @@ if when == "replace":
 def observe(tally):
     if when.isdigit() and len(list(folder.glob("0*.safetensors"))) >= int(when): die()
 folder = Path(folder)
-settings = prepare.Settings(tokenizer=tokenizer, held_out=0.1, shard_tokens=4_000)
+settings = Preparation(tokenizer=tokenizer, held_out=0.1, shard_tokens=4_000)
 prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, settings, resume=resume == "y", observe=observe)
 """
     for when, resume in (("2", "n"), ("replace", "y"), ("end", "y")):
@@ -119,7 +121,7 @@ class Stopped(Exception):
     pass
 
 
-def stopped(path: Path, folder: Path, settings: Settings) -> None:
+def stopped(path: Path, folder: Path, settings: Preparation) -> None:
     """A run that ends behind its second shard."""
 
     def stop(_: object) -> None:
@@ -130,7 +132,7 @@ def stopped(path: Path, folder: Path, settings: Settings) -> None:
         run(path, folder, settings, observe=stop)
 
 
-def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path: Path, text_file: Path, settings: Settings) -> None:
+def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path: Path, text_file: Path, settings: Preparation) -> None:
     folder = tmp_path / "c"
     stopped(text_file, folder, settings)
     with pytest.raises(eb.Refused, match="begun with another held_out"):
@@ -141,11 +143,11 @@ def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path: Path, text_file:
         run(longer, folder, settings, resume=True)
     first = folder / "00000.safetensors"
     first.write_bytes(first.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(eb.Refused, match="00000.safetensors is not what the manifest says"):
+    with pytest.raises(eb.Refused, match=r"00000\.safetensors is not what the manifest says"):
         run(text_file, folder, settings, resume=True)
 
 
-def test_duplicates_are_dropped_also_over_a_resume(tmp_path: Path, settings: Settings) -> None:
+def test_duplicates_are_dropped_also_over_a_resume(tmp_path: Path, settings: Preparation) -> None:
     texts = documents(60)
     path = tmp_path / "t.txt"
     path.write_text("\n\n".join([*texts, texts[3], "   " + texts[50].replace("\n", " \n"), *texts[:5]]), "utf-8")
@@ -156,17 +158,33 @@ def test_duplicates_are_dropped_also_over_a_resume(tmp_path: Path, settings: Set
     assert manifest["counts"]["train"]["documents"] + manifest["counts"]["validation"]["documents"] == 60
 
 
+@pytest.mark.slow
+def test_a_worker_that_dies_ends_the_run_with_a_sentence(
+    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation
+) -> None:
+    def kill(_: object) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(eb.Refused, match="a worker process was killed"):
+        run(text_file, tmp_path / "c", settings, workers=2, observe=kill)
+    run(text_file, tmp_path / "c", settings, resume=True)
+    assert content(tmp_path / "c") == content(corpus_folder)
+
+
 def test_seen_is_a_set() -> None:
     """Against Python's, through several doublings, with digests that share a place."""
-    seen, reference = Seen(), set()
+    seen, reference = Seen(), {(0, 0)}
     for number in range(20_000):
-        entry = (1 + number % 4_001, number % 3)
+        entry = (number % 9_001 * 0x9E3779B97F4A7C15 % 2**64, number % 3)
+        if entry == (0, 0):  # marks a free place; as a digest it has probability 2^-128
+            continue
         assert seen.add(entry) == (entry not in reference)
         reference.add(entry)
-    assert len(seen) == len(reference)
+    assert len(seen) == len(reference) - 1
 
 
-def test_wrong_bytes_and_documents_without_tokens_are_counted(tmp_path: Path, settings: Settings) -> None:
+def test_wrong_bytes_and_documents_without_tokens_are_counted(tmp_path: Path, settings: Preparation) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes("\n\n".join(documents(30)).encode() + b"\n\nCaf\xe9.\n\n\xe2\x80\x8b\xe2\x80\x8b\n\n" + b"Kalo.")
     found = sources.files([path], column="text", wrong_bytes="skip")
@@ -175,7 +193,7 @@ def test_wrong_bytes_and_documents_without_tokens_are_counted(tmp_path: Path, se
     assert counts["train"]["documents"] + counts["validation"]["documents"] == 31
 
 
-def test_special_tokens_in_the_text_stay_text(tmp_path: Path, settings: Settings) -> None:
+def test_special_tokens_in_the_text_stay_text(tmp_path: Path, settings: Preparation) -> None:
     path = tmp_path / "t.txt"
     path.write_text("Kalo [MASK] miren [SEP] tos.", "utf-8")
     run(path, tmp_path / "c", replace(settings, held_out=0.0))
@@ -193,14 +211,14 @@ def test_a_changed_corpus_is_refused(tmp_path: Path, corpus_folder: Path, tiny_t
     data = bytearray(shard.read_bytes())
     data[-100] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(eb.Refused, match=r"00001.safetensors is not what the manifest says \(checksum\)"):
+    with pytest.raises(eb.Refused, match=r"00001\.safetensors is not what the manifest says \(checksum\)"):
         Corpus(folder)
     Corpus(folder, checksum=False)  # the same size
     shard.write_bytes(data[:-1])
-    with pytest.raises(eb.Refused, match="00001.safetensors"):
+    with pytest.raises(eb.Refused, match=r"00001\.safetensors"):
         Corpus(folder, checksum=False)
     shard.unlink()
-    with pytest.raises(eb.Refused, match="00001.safetensors cannot be read"):
+    with pytest.raises(eb.Refused, match=r"00001\.safetensors cannot be read"):
         Corpus(folder)
     folder = copy()
     (folder / "manifest.json").write_text('{"format": "earlybert-corpus-1"')
@@ -217,7 +235,7 @@ def test_a_changed_corpus_is_refused(tmp_path: Path, corpus_folder: Path, tiny_t
 
 
 def test_a_full_disk_keeps_what_was_there(
-    tmp_path: Path, text_file: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, corpus_folder: Path
+    tmp_path: Path, text_file: Path, settings: Preparation, monkeypatch: pytest.MonkeyPatch, corpus_folder: Path
 ) -> None:
     folder = tmp_path / "c"
     real, calls = shards.write_atomically, []
@@ -237,7 +255,7 @@ def test_a_full_disk_keeps_what_was_there(
 
 
 def test_folders_and_settings_that_do_not_fit_are_refused(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Settings, model_folder: Path
+    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation, model_folder: Path
 ) -> None:
     with pytest.raises(eb.Refused, match="already holds a prepared corpus"):
         run(text_file, corpus_folder, settings)
@@ -245,8 +263,8 @@ def test_folders_and_settings_that_do_not_fit_are_refused(
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(eb.Refused, match="is not empty"):
         run(text_file, tmp_path / "full", settings)
-    with pytest.raises(eb.Refused, match="held_out must be between"):
-        run(text_file, tmp_path / "a", replace(settings, held_out=0.9))
+    with pytest.raises(BadSetting, match="held_out must be between"):
+        replace(settings, held_out=0.9)
     with pytest.raises(eb.Refused, match="cannot be loaded"):
         run(text_file, tmp_path / "a", replace(settings, tokenizer=str(tmp_path / "full")))
     about = json.loads((model_folder / "tokenizer_config.json").read_text())

@@ -85,7 +85,7 @@ def test_missing_and_equally_named_files_are_refused(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir()
         path.write_text("Text.")
-    with pytest.raises(eb.Refused, match="called t.txt"):
+    with pytest.raises(eb.Refused, match=r"called t\.txt"):
         sources.files(paths, column="text", wrong_bytes="refuse")
 
 

@@ -19,7 +19,7 @@ from earlybert.train.schedule import NVIDIA, Phase, at, polynomial, shortened, s
 from tests.conftest import tiny_batch, tiny_model
 
 
-def algorithm_2(weights, grads, rates, *, b1=0.9, b2=0.999, eps=1e-6, decay=0.01, adapt=True):  # noqa: ANN001, ANN201
+def algorithm_2(weights, grads, rates, *, b1=0.9, b2=0.999, eps=1e-6, decay=0.01, adapt=True):
     """You et al. 2020, line by line, one parameter, float64."""
     w = weights.astype(np.float64)
     m, v = np.zeros_like(w), np.zeros_like(w)
@@ -39,7 +39,9 @@ def test_fifty_steps_against_float64() -> None:
     random = np.random.default_rng(0)
     shapes = [(7, 5), (3, 4), (6,)]
     starts = [random.normal(size=shape).astype(np.float32) for shape in shapes]
-    grads = [[(random.normal(size=s) * 10.0 ** random.integers(-4, 2)).astype(np.float32) for s in shapes] for _ in range(50)]
+    grads = [
+        [(random.normal(size=s) * 10.0 ** random.integers(-4, 2)).astype(np.float32) for s in shapes] for _ in range(50)
+    ]
     rates = [6e-3 * polynomial(50, 0.2)(done) for done in range(50)]
     parameters = [nn.Parameter(torch.from_numpy(start.copy())) for start in starts]
     groups = [{"params": parameters[:2]}, {"params": parameters[2:], "adapt": False, "weight_decay": 0.0}]
@@ -134,7 +136,11 @@ def test_rebind_carries_the_moments_of_what_is_kept() -> None:
         take(model, optimizer, seed)
     gates.detach()
     ticket = eb.Ticket(
-        heads=((0, 2), (1, 3), (0, 1)), neurons=(tuple(range(0, 64, 2)),) * 3, model_type="bert", num_heads=4, num_neurons=64
+        heads=((0, 2), (1, 3), (0, 1)),
+        neurons=(tuple(range(0, 64, 2)),) * 3,
+        model_type="bert",
+        num_heads=4,
+        num_neurons=64,
     )
     small = eb.apply(model, ticket)
     name = "bert.encoder.layer.1.intermediate.dense.weight"

@@ -89,4 +89,3 @@ def hide(
     seen = np.where(kind < MASKED, words.mask, np.where(kind < MASKED + KEPT, ids, other))
     places = np.flatnonzero(chosen)
     return np.where(chosen, seen, ids), places, ids.reshape(-1)[places]
-

@@ -1,7 +1,7 @@
 """Where the examples of a shard begin and end: BERT's sentence pairs, or rows packed with full sentences.
 
 A plan is a function of the shard, the length and a seed alone. It reads sentence lengths, not tokens, and is computed
-for all sentences at once: what example would begin at each sentence, if one did; then the chain from the first is walked.
+for all sentences at once: what example would begin at each, if one did; then the chain from the first is walked.
 """
 
 from __future__ import annotations

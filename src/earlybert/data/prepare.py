@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..anatomy import Refused
+from ..config import Preparation
 from ..ticket.files import disk_errors
 from . import shards, tokenise, vocabulary
 from .seen import Seen, digest
@@ -30,26 +31,8 @@ from .sources import Source
 CHUNK = 1 << 20
 """Characters of text that a worker gets at once."""
 PROGRESS = "progress.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What decides the bytes that come out, besides the input."""
-
-    tokenizer: str | None = None
-    """Model folder or hub name whose tokenizer is taken; None trains a WordPiece vocabulary on the text."""
-    vocabulary: int = 30_528
-    """Tokens of a trained vocabulary: BERT's 30,522 rounded up to a multiple of 64, which matrix units want."""
-    lowercase: bool = True
-    """Whether a trained vocabulary is of lower-case text without accents."""
-    sample: int = 200
-    """Millions of characters, from the start of the text, that a vocabulary is trained on."""
-    language: str = "en"
-    """Of the sentence rules, as an ISO 639 code."""
-    held_out: float = 0.01
-    """Share of the documents kept for validation, chosen by the hash of their text."""
-    shard_tokens: int = 1 << 24
-    """A shard ends at the first chunk after so many tokens."""
+UNKNOWN = 0.5
+"""A larger share of unknown tokens in a chunk of the start means the wrong tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +79,7 @@ class _Run:
 def prepare(
     sources: Sequence[Source],
     folder: Path,
-    settings: Settings,
+    settings: Preparation,
     *,
     workers: int = 1,
     resume: bool = False,
@@ -108,7 +91,7 @@ def prepare(
     Args:
         sources: Read in this order.
         folder: Gets the shards, `manifest.json` and `tokenizer/`.
-        settings: See there.
+        settings: What decides the bytes that come out, besides the documents.
         workers: Processes that tokenise; 1 does it in this process.
         resume: Go on with an unfinished folder, from the last whole shard.
         observe: Called after every chunk.
@@ -120,7 +103,6 @@ def prepare(
     Raises:
         Refused: The input cannot be used, the folder holds something else, or the disk is full.
     """
-    _refuse_bad(settings)
     run = _begin(sources, folder, settings, resume, say)
     content = (folder / shards.TOKENIZER / "tokenizer.json").read_text(encoding="utf-8")
     tokeniser = tokenise.Tokeniser(content, settings.language)
@@ -133,6 +115,8 @@ def prepare(
     empty = run.tally.empty
     tally = run.tally
     for chunk, done in _tokenised(chunks, tokeniser, workers, content, settings.language):
+        if not run.entries:
+            _refuse_unknown(done, tokeniser.unknown)
         empty += _add(builder, chunk, done, settings.held_out)
         tally = replace(chunk.after, empty=empty)
         if builder.tokens >= settings.shard_tokens:
@@ -144,18 +128,14 @@ def prepare(
     return _finish(run, tokeniser)
 
 
-def _refuse_bad(settings: Settings) -> None:
-    for name, low, high in (("held_out", 0, 0.5), ("shard_tokens", 1, 1 << 31), ("vocabulary", 64, 1 << 24)):
-        if not low <= getattr(settings, name) <= high:
-            raise Refused(f"{name} must be between {low} and {high}, got {getattr(settings, name)}.")
-
-
 def _begin(
-    sources: Sequence[Source], folder: Path, settings: Settings, resume: bool, say: Callable[[str], None]
+    sources: Sequence[Source], folder: Path, settings: Preparation, resume: bool, say: Callable[[str], None]
 ) -> _Run:
     """A fresh folder with a tokenizer in it, or where a stopped run was."""
     inputs = [{"name": source.name, "bytes": source.size} for source in sources]
     wanted = {**asdict(settings), "sources": inputs, "sentencex": version("sentencex")}
+    if settings.tokenizer is not None and Path(settings.tokenizer).exists():
+        wanted["tokenizer"] = Path(settings.tokenizer).name  # the result does not depend on where it lies
     if (folder / shards.MANIFEST).exists():
         raise Refused(f"{folder} already holds a prepared corpus; give another folder, or delete it.")
     if (folder / PROGRESS).exists():
@@ -196,7 +176,7 @@ def _resumed(folder: Path, wanted: dict[str, Any]) -> _Run:
     return run
 
 
-def _sample(sources: Sequence[Source], settings: Settings) -> Iterator[str]:
+def _sample(sources: Sequence[Source], settings: Preparation) -> Iterator[str]:
     """The first part of the text, without what is held out."""
     left = settings.sample * 1_000_000
     for source in sources:
@@ -275,7 +255,9 @@ def _pool(workers: int, content: str, language: str) -> Iterator[ProcessPoolExec
     try:
         yield pool
     except BrokenProcessPool:
-        raise Refused("a worker process was killed (out of memory?); go on with --resume, and fewer --workers.") from None
+        raise Refused(
+            "a worker process was killed (out of memory?); go on with --resume, and fewer --workers."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -292,6 +274,15 @@ def _add(builder: shards.Builder, chunk: Chunk, done: tokenise.Tokenised, held_o
         split: shards.Split = "validation" if _held_out(entry, held_out) else "train"
         builder.add(split, done.tokens[ends[begin] : ends[end]], done.sentences[begin:end], entry)
     return empty
+
+
+def _refuse_unknown(done: tokenise.Tokenised, unknown: int | None) -> None:
+    share = np.count_nonzero(done.tokens == unknown) / max(1, len(done.tokens))
+    if unknown is not None and share > UNKNOWN:
+        raise Refused(
+            f"{share:.0%} of the tokens are unknown to the tokenizer; is the text in its language, and does the model "
+            "folder hold its tokenizer files?"
+        )
 
 
 def _write(run: _Run, builder: shards.Builder, tally: Tally) -> None:

@@ -118,19 +118,21 @@ class TextFile:
             line, wrong = self._decoded(raw, number)
             if not line.strip():
                 continue
-            try:
-                row: Any = json.loads(line)
-                text = row[self._column]
-            except (ValueError, RecursionError, TypeError):
-                raise Refused(f"text file {self.path}, line {number}, is not a JSON object.") from None
-            except KeyError:
-                names = ", ".join(map(str, row))
-                raise Refused(
-                    f"text file {self.path}, line {number}, has no column {self._column!r}; it has {names}."
-                ) from None
-            if not isinstance(text, str):
-                raise Refused(f"text file {self.path}, line {number}: column {self._column!r} is not text.")
-            yield self._found(paragraphs(text), wrong, consumed)
+            yield self._found(paragraphs(self._text_of(line, number)), wrong, consumed)
+
+    def _text_of(self, line: str, number: int) -> str:
+        where = f"text file {self.path}, line {number}"
+        try:
+            row: Any = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise Refused(f"{where}, is not a JSON object.")
+        if self._column not in row:
+            raise Refused(f"{where}, has no column {self._column!r}; it has {', '.join(row)}.")
+        if not isinstance(row[self._column], str):
+            raise Refused(f"{where}: column {self._column!r} is not text.")
+        return row[self._column]
 
     def _found(self, text: str, wrong: bool, consumed: int) -> Found:
         left_out = wrong and self._wrong_bytes == "skip"

@@ -44,6 +44,9 @@ class Tokeniser:
         self._tokenizer.encode_special_tokens = True
         self._language = language
         self.dtype = id_type(self._tokenizer.get_vocab_size())
+        model: Any = self._tokenizer.model
+        name = getattr(model, "unk_token", None)
+        self.unknown: int | None = None if name is None else self._tokenizer.token_to_id(name)
 
     def __call__(self, documents: Sequence[str]) -> Tokenised:
         """Tokenise whole documents, one paragraph a line."""
@@ -63,8 +66,9 @@ class Tokeniser:
 
 def split(document: str, language: str) -> list[str]:
     """Sentences of a document; none runs over the end of a line."""
-    from sentencex import segment
+    import sentencex
 
+    segment: Any = sentencex.segment  # pyright: ignore[reportAttributeAccessIssue] # it is compiled, without stubs
     found = (sentence.strip() for line in document.split("\n") for sentence in segment(language, line))
     return [sentence for sentence in found if sentence]
 

@@ -13,7 +13,13 @@ from typing import Any
 from ..anatomy import Refused
 from ..ticket.files import write_atomically
 
-SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+SPECIAL = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
 """In the order of BERT's vocabulary."""
 ALPHABET = 1000
 """Characters that get a token of their own, the most frequent; words with others are unknown."""
@@ -107,7 +113,9 @@ def load(name: str | os.PathLike[str]) -> Any:
         raise Refused(f"the tokenizer {os.fspath(name)} cannot be loaded ({reason.rstrip('.')}).") from None
     if not getattr(tokenizer, "is_fast", False):
         raise Refused(f"the tokenizer {os.fspath(name)} has no tokenizer.json; use a fast tokenizer.")
-    missing = [part for part in ("mask_token", "cls_token", "sep_token", "pad_token") if getattr(tokenizer, part) is None]
+    missing = [
+        part for part in ("mask_token", "cls_token", "sep_token", "pad_token") if getattr(tokenizer, part) is None
+    ]
     if missing:
         raise Refused(f"the tokenizer {os.fspath(name)} has no {missing[0]}; masked-language modelling needs one.")
     return tokenizer

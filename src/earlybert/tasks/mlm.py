@@ -68,7 +68,7 @@ class Objective:
             name.endswith("seq_relationship") for name, _ in model.named_modules()
         )
         if not (kind.endswith("ForMaskedLM") or self.pairs):
-            raise Refused(f"{kind} has no head for masked-language modelling; load the model with one (AutoModelForMaskedLM).")
+            raise Refused(f"{kind} has no head for masked-language modelling; load it with AutoModelForMaskedLM.")
         self.model = model
         self.encoder = model.get_submodule(str(model.base_model_prefix))
 

@@ -12,6 +12,9 @@ from ..anatomy import Refused
 from ..ticket import Gates
 from .optimizer import groups_of
 
+foreach: Any = torch
+"""Its functions on lists of tensors, which have no public types."""
+
 
 class Lamb(torch.optim.Optimizer):
     """Adam's direction, as long as the learning rate times the norm of the weights.
@@ -96,26 +99,26 @@ class Lamb(torch.optim.Optimizer):
         grads = [parameter.grad for parameter in parameters]
         first = [state["exp_avg"] for state in states]
         second = [state["exp_avg_sq"] for state in states]
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+        foreach._foreach_lerp_(first, grads, 1 - beta1)
+        foreach._foreach_mul_(second, beta2)
+        foreach._foreach_addcmul_(second, grads, grads, 1 - beta2)
         # In double: in fp32, 1 - 0.999 ** t is off by 1e-4 of itself at the first steps.
         time = count.double()
         scale1, scale2 = (1 - beta1**time).float(), (1 - beta2**time).float()
-        root = torch._foreach_div(second, scale2)
-        torch._foreach_sqrt_(root)
-        torch._foreach_add_(root, group["eps"])
-        update = torch._foreach_div(first, scale1)
-        torch._foreach_div_(update, root)
+        root = foreach._foreach_div(second, scale2)
+        foreach._foreach_sqrt_(root)
+        foreach._foreach_add_(root, group["eps"])
+        update = foreach._foreach_div(first, scale1)
+        foreach._foreach_div_(update, root)
         if group["weight_decay"]:
-            torch._foreach_add_(update, parameters, alpha=group["weight_decay"])
+            foreach._foreach_add_(update, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
-            weights, updates = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, update))
+            weights, updates = (torch.stack(foreach._foreach_norm(tensors)) for tensors in (parameters, update))
             ratios = torch.where((weights > 0) & (updates > 0), weights / updates, torch.ones_like(weights))
-            torch._foreach_mul_(update, list((ratios * -rate).unbind()))
+            foreach._foreach_mul_(update, list((ratios * -rate).unbind()))
         else:
-            torch._foreach_mul_(update, -rate)
-        torch._foreach_add_(parameters, update)
+            foreach._foreach_mul_(update, -rate)
+        foreach._foreach_add_(parameters, update)
 
     def _prepare(self, group: dict[str, Any]) -> None:
         """State for parameters that have none yet."""

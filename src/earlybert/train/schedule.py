@@ -84,7 +84,7 @@ def shortened(phases: Sequence[Phase], share: float) -> tuple[Phase, ...]:
 
 
 def at(phases: Sequence[Phase], done: int) -> tuple[int, int]:
-    """Which phase comes next after `done` steps in all, and the steps done of it; behind the last, their number and 0."""
+    """The number of the phase that the next step after `done` is in, and steps done of it; behind the last, 0."""
     for number, phase in enumerate(phases):
         if done < phase.steps:
             return number, done
