@@ -295,3 +295,28 @@ def test_a_trained_vocabulary_is_the_same_in_every_process(tmp_path: Path, text_
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused(tmp_path: Path) -> None:
     with pytest.raises(eb.Refused, match="single characters"):
         vocabulary.train(lambda: ["abcdefghijklmnopqrstuvwxyz"], tmp_path, size=30, lowercase=True)
+
+
+def test_byte_pairs_keep_their_spaces(tmp_path: Path) -> None:
+    """A RoBERTa-like tokenizer: sentences put together again are the paragraph, and words begin where spaces are."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    texts = documents(60)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=400, special_tokens=special, show_progress=False)
+    names = dict(zip(("cls_token", "pad_token", "sep_token", "unk_token", "mask_token"), special, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **names).save_pretrained(tmp_path / "bpe")
+    path = tmp_path / "t.txt"
+    path.write_text("\n\n".join(texts), "utf-8")
+    run(path, tmp_path / "c", Preparation(tokenizer=str(tmp_path / "bpe"), held_out=0))
+    corpus = Corpus(tmp_path / "c")
+    (shard,) = corpus.shards("train")
+    bounds = shard.sentences[shard.documents]
+    for document, (begin, end) in zip(texts, pairwise(bounds.tolist()), strict=True):
+        assert corpus.tokenizer.decode(shard.tokens[begin:end].tolist()) == document.replace("\n", " ")
+    begins = corpus.words.begins
+    assert begins is not None
+    ids = shard.tokens[: int(bounds[1])].astype(int)
+    assert begins[ids].sum() == len(texts[0].split()) - 1  # the first word has no space before it

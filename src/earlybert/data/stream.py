@@ -1,7 +1,7 @@
 """Pre-training batches: every example once an epoch over all ranks, masked anew, any step reached directly.
 
 What a step holds follows from its number. In each epoch the shards are put in a new order, and the examples of
-`WINDOW` shards at a time are mixed: memory holds their plans (about 7 MB for each shard of 16 M tokens), whatever the
+`WINDOW` shards at a time are mixed: memory holds their plans (about 9 MB for each shard of 16 M tokens), whatever the
 size of the corpus. The sentence pairs are planned in `VARIANTS` ways, one epoch after the other; masks, partners of
 random pairs, and the order are new in every epoch. Global batches follow each other without regard to the ends of
 epochs, so that all are of one size.
