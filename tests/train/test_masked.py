@@ -12,10 +12,12 @@ from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 from earlybert.data.corpus import Corpus
 from earlybert.data.stream import Layout, Stream
 from earlybert.ticket import Gates
+from earlybert.train import engine
 from earlybert.train.clock import Clock
 from earlybert.train.lamb import lamb
 from earlybert.train.loop import loop
 from earlybert.train.masked import MaskedStep, RaggedMaskedStep, held_out
+from earlybert.train.optimizer import adamw
 from earlybert.train.schedule import polynomial
 from tests.conftest import tiny_config
 from tests.data.conftest import corpus, corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
@@ -58,6 +60,15 @@ def test_packed_steps_are_padded_steps(corpus: Corpus, family: str, pairs: bool)
     for (name, a), b, start in zip(one.named_parameters(), two.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(b, a, rtol=0, atol=2e-5, msg=name)
         assert not torch.equal(a, start) or "key.bias" in name or "pooler" in name, name
+
+
+def test_the_engine_builds_them_and_never_puts_lamb_into_the_kernel_of_adamw(corpus: Corpus) -> None:  # noqa: F811
+    model = model_of("bert", pairs=True)
+    optimizer = lamb(model, lr=1e-2)
+    assert type(engine.build("eager", model, optimizer, masked=True)) is MaskedStep
+    assert type(engine.build("fast", model, optimizer, masked=True)) is RaggedMaskedStep
+    assert "AdamW" in str(engine._no_graph(model, optimizer, "bf16", masked=False))
+    assert "AdamW" not in str(engine._no_graph(model, adamw(model, lr=1e-3), "no", masked=False))
 
 
 def test_four_micro_batches_are_one(corpus: Corpus) -> None:  # noqa: F811
