@@ -158,6 +158,26 @@ def test_duplicates_are_dropped_also_over_a_resume(tmp_path: Path, settings: Pre
     assert manifest["counts"]["train"]["documents"] + manifest["counts"]["validation"]["documents"] == 60
 
 
+def test_duplicates_behind_the_last_shard_are_counted(tmp_path: Path, settings: Preparation) -> None:
+    """Every chunk a shard, so that nothing but repetitions is left for the end."""
+    texts = documents(20)
+    path = tmp_path / "t.txt"
+    path.write_text("\n\n".join(texts * 3), "utf-8")
+    counts = run(path, tmp_path / "c", replace(settings, shard_tokens=1, held_out=0))["counts"]
+    assert (counts["read"], counts["duplicates"], counts["train"]["documents"]) == (60, 40, 20)
+
+
+def test_half_written_files_of_a_killed_run_are_removed(
+    tmp_path: Path, text_file: Path, settings: Preparation, corpus_folder: Path
+) -> None:
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for name in (".00000.safetensors.x1y2", ".progress.json.abc"):
+        (folder / name).write_bytes(b"half")
+    run(text_file, folder, settings)
+    assert content(folder) == content(corpus_folder)
+
+
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run_with_a_sentence(
     tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation

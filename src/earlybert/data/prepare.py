@@ -7,6 +7,8 @@ each), the shard being filled, and the digests of the documents (`seen`); nothin
 
 from __future__ import annotations
 
+import json
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -31,6 +33,8 @@ from .sources import Source
 CHUNK = 1 << 20
 """Characters of text that a worker gets at once."""
 PROGRESS = "progress.json"
+LEFTOVER = re.compile(r"\.(\d{5}\.safetensors|progress\.json|manifest\.json)\.")
+"""How the atomic writer calls a file that is not whole yet."""
 UNKNOWN = 0.5
 """A larger share of unknown tokens in a chunk of the start means the wrong tokenizer."""
 
@@ -107,9 +111,6 @@ def prepare(
     content = (folder / shards.TOKENIZER / "tokenizer.json").read_text(encoding="utf-8")
     tokeniser = tokenise.Tokeniser(content, settings.language)
     seen = _seen_before(run)
-    with disk_errors(folder):
-        for leftover in folder.glob(".*.safetensors.*"):  # of a process that was killed while it wrote
-            leftover.unlink()
     builder = shards.Builder(tokeniser.dtype)
     chunks = _chunks(sources, run.tally, seen)
     empty = run.tally.empty
@@ -125,6 +126,7 @@ def prepare(
         observe(tally)
     if builder.tokens or not run.entries:
         _write(run, builder, tally)
+    run.tally = tally  # what came behind the last shard was left out, but counts
     return _finish(run, tokeniser)
 
 
@@ -132,6 +134,7 @@ def _begin(
     sources: Sequence[Source], folder: Path, settings: Preparation, resume: bool, say: Callable[[str], None]
 ) -> _Run:
     """A fresh folder with a tokenizer in it, or where a stopped run was."""
+    _remove_leftovers(folder)
     inputs = [{"name": source.name, "bytes": source.size} for source in sources]
     wanted = {**asdict(settings), "sources": inputs, "sentencex": version("sentencex")}
     if settings.tokenizer is not None and Path(settings.tokenizer).exists():
@@ -159,9 +162,15 @@ def _begin(
     return run
 
 
-def _resumed(folder: Path, wanted: dict[str, Any]) -> _Run:
-    import json
+def _remove_leftovers(folder: Path) -> None:
+    """Half-written files of a process that was killed."""
+    with disk_errors(folder):
+        for path in folder.glob(".*"):
+            if LEFTOVER.match(path.name):
+                path.unlink()
 
+
+def _resumed(folder: Path, wanted: dict[str, Any]) -> _Run:
     path = folder / PROGRESS
     try:
         saved = json.loads(path.read_bytes())

@@ -35,11 +35,11 @@ def train(texts: Callable[[], Iterable[str]], folder: str | os.PathLike[str], *,
     Args:
         texts: Gives the documents anew each time it is called; they are read twice.
         folder: Where `tokenizer.json`, `vocab.txt` and `tokenizer_config.json` go.
-        size: Tokens, special ones included.
+        size: Most tokens, special ones included; there are fewer where the text has fewer different words.
         lowercase: Fold case and strip accents, as BERT's uncased models do.
 
     Raises:
-        Refused: The text holds too few different words for a vocabulary of this size.
+        Refused: The size leaves no room for anything but single characters.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
