@@ -15,7 +15,7 @@ import earlybert as eb
 from earlybert.data import noise, plan
 from earlybert.data.corpus import Corpus
 from earlybert.data.masking import choose, most
-from earlybert.data.rows import excess
+from earlybert.data.rows import DRAWS, Writer, _cut, excess
 from earlybert.data.seen import digest
 from earlybert.data.shards import Shard
 from earlybert.data.stream import Layout, Stream
@@ -122,6 +122,19 @@ def test_the_cut_is_that_of_the_script() -> None:
             assert excess(first, second, 9) == (first - a, second - b)
 
 
+@pytest.mark.parametrize("over", [1, 10, 64, 100])
+def test_either_end_is_cut_by_a_fair_coin(over: int) -> None:
+    """Tokens lost at the front are binomial: mean half of all, variance a quarter."""
+    fronts = []
+    for draw in range(2_000):
+        kept = _cut(np.arange(200), over, int(noise.bits(4, draw)[0]))
+        assert len(kept) == 200 - over
+        assert (np.diff(kept) == 1).all()
+        fronts.append(int(kept[0]))
+    assert abs(sum(fronts) - 1_000 * over) < bound(2_000 * over, 0.5)
+    assert np.var(fronts) == pytest.approx(over / 4, rel=0.15)
+
+
 @pytest.mark.parametrize("across", [True, False])
 def test_packed_rows_are_greedy(across: bool) -> None:
     """Sentence by sentence: a new row begins when the next does not fit, or at a document where it must."""
@@ -202,17 +215,29 @@ def test_pairs_are_what_they_say(corpus: Corpus) -> None:
     assert min(checked["random"], checked["next"]) > 50
 
 
-def test_random_partners_are_spread_and_never_the_own_document(corpus: Corpus) -> None:
-    source = stream(corpus)
-    writer = source._writer
-    others = Counter()
-    for draw in range(4_000):
-        word = int(noise.bits(9, draw)[0])
-        other = word * (writer.documents - 1) >> 64
-        others[other + (other >= 5)] += 1
-    assert 5 not in others
-    assert len(others) == writer.documents - 1
-    assert all(abs(n - 4_000 / len(others)) < bound(4_000, 1 / len(others), 5.5) for n in others.values())
+def test_random_partners_are_from_any_other_document(corpus: Corpus) -> None:
+    """Two shards of three documents each, whose tokens say where they are from; whole sentences, each as likely."""
+    documents = [[5, 7, 6], [9], [4, 4]]
+    parts = [shard_of(documents) for _ in range(2)]
+    parts[1] = Shard(
+        parts[1].tokens + 1_000, *(getattr(parts[1], name) for name in ("sentences", "documents", "hashes"))
+    )
+    writer = Writer(parts, corpus.words, 64)
+    made = plan.Plan(*(np.array([value]) for value in (18, 27, 27, True, 1, 20)))  # the second document, alone
+    begins, count = Counter(), 3_000
+    for draw in range(count):
+        row = writer.pair(0, made, 0, noise.bits(9, draw, np.arange(DRAWS)).tolist())
+        assert row.random
+        first, second = row.ids[1:10].tolist(), row.ids[11:-1].tolist()
+        assert first == list(range(18, 27))
+        assert second == list(range(second[0], second[0] + len(second)))  # from one place
+        begins[second[0]] += 1
+        assert second[-1] % 1_000 + 1 in (5, 12, 18, 27, 31, 35)
+    starts = {0: 3, 5: 3, 12: 3, 27: 2, 31: 2, 1_000: 3, 1_005: 3, 1_012: 3, 1_018: 1, 1_027: 2, 1_031: 2}
+    assert set(begins) == set(starts)  # none of 18, its own
+    for start, sentences in starts.items():
+        share = 1 / 5 / sentences
+        assert abs(begins[start] - share * count) < bound(count, share), start
 
 
 @pytest.mark.parametrize("layout", [PAIRS, PACKED, Layout(length=24), Layout(length=24, pairs=False, across=False)])
