@@ -225,3 +225,54 @@ def test_three_classes_of_which_validation_shows_two(files: Path, model_folder: 
     settings = ["--model", str(model_folder), "--method", "dense", "--dense-steps", "2"]
     assert main(["finetune", *words, *settings, "--output", str(tmp_path / "out")]) == 0
     assert set(json.loads((tmp_path / "out" / "metrics.json").read_text())["score"]) == {"accuracy", "f1", "matthews"}
+
+
+def test_prepare_says_what_is_in_the_corpus(
+    tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(f"A good film {'very ' * (i % 39)}great. The story was dark." for i in range(40)) + "\n"
+    )
+    arguments = [
+        "prepare",
+        str(text),
+        "--output",
+        str(tmp_path / "c"),
+        "--tokenizer",
+        str(model_folder),
+        "--held-out=0",
+    ]
+    assert main([*arguments, "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "39 documents to train on, 78 sentences" in out
+    assert "1 of 40 documents repeated others." in out
+    assert json.loads((tmp_path / "c" / "manifest.json").read_text())["counts"]["duplicates"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["prepare"], "give --output"),
+        (["prepare", "--output", "c"], "either text files or --dataset"),
+        (["prepare", "good.csv", "--dataset", "wiki", "--output", "c"], "either text files or --dataset"),
+        (["prepare", "good.csv", "--output", "c", "--held-out", "0.7"], "held_out must be between 0 and 0.5"),
+        (["prepare", "none.txt", "--output", "c"], "none.txt is not there"),
+        (["prepare", "blank.csv", "--output", "c"], "blank.csv is empty"),
+        (["prepare", "good.csv", "--output", "c", "--tokenizer", "bare"], "unknown to the tokenizer"),
+        (["prepare", "good.csv", "--output", "c", "--vocabulary", "64000", "--wrong-bytes", "drop"], "wrong-bytes"),
+    ],
+)
+def test_prepare_refuses_bad_input(
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(files)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+    assert not (files / "c" / "manifest.json").exists()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import METHODS, PARTS, Drawing, Finetune, Ticketing
+from ..config import METHODS, PARTS, Drawing, Finetune, Preparation, Ticketing
 
 Given = dict[str, Any]
 """What was said on the command line and in its YAML file, by name with underscores."""
@@ -23,7 +23,9 @@ class Option:
     flag: bool = False
     """True when said, without a value."""
     positional: bool = False
-    """Said without its name, and may be left out."""
+    """Said without its name, and may be left out. Its help begins with the word that the usage shows."""
+    count: str = "?"
+    """Of values of a positional one: `?` or `*`."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,14 @@ def _advise(given: Given) -> None:
     advise(_advised(given), seconds=given.get("seconds", 20.0))
 
 
+def _prepare(given: Given) -> None:
+    from ..recipes.prepare import prepare
+
+    names = {field.name for field in fields(Preparation)}
+    config = Preparation(**{name: value for name, value in given.items() if name in names})
+    prepare(config, **{name: value for name, value in given.items() if name not in names})
+
+
 def _advised(given: Given) -> Given:
     """`MODEL DATA` as settings: data is the name of a task, or a file."""
     settings = _settings(given, "seconds", "of_model", "of_data")
@@ -184,5 +194,19 @@ COMMANDS = {
         ),
         PARTS,
         check=lambda given: Finetune(**_advised(given)),
+    ),
+    "prepare": Command(
+        "turn text files into token shards for pre-training",
+        _prepare,
+        (
+            Option("files", "FILES: text or JSON lines, packed as .gz or .xz or not", positional=True, count="*"),
+            Option("output", "folder for the corpus"),
+            Option("dataset", "data set of the hub to stream, instead of files"),
+            Option("dataset_config", "its configuration, where it has several"),
+            Option("split", "which part of it [train]"),
+            Option("workers", "processes that tokenise [one a core]", int),
+            Option("resume", "go on with an unfinished corpus in --output", flag=True),
+        ),
+        (Preparation,),
     ),
 }

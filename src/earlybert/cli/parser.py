@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from ..config import Finetune
 from .commands import Command
 
 if TYPE_CHECKING:
@@ -19,7 +18,9 @@ def parser_of(name: str, command: Command) -> ArgumentParser:
     """The parser of one command."""
     from jsonargparse import ArgumentParser, set_parsing_settings
 
-    words = ["RUN"] if command.on_run else [o.help.split(":")[0] for o in command.options if o.positional]
+    words = (
+        ["RUN"] if command.on_run else [option.help.split(":")[0] for option in command.options if option.positional]
+    )
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=f"earlybert {name}",
@@ -34,14 +35,13 @@ def parser_of(name: str, command: Command) -> ArgumentParser:
         parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
     for option in command.options:
         if option.positional:
-            parser.add_argument(option.name, type=option.type, nargs="?", help=option.help)
+            parser.add_argument(option.name, type=option.type, nargs=option.count, help=option.help)
         elif option.flag:
             parser.add_argument(f"--{option.name}", action="store_true", help=option.help)
         else:
             parser.add_argument(f"--{option.name}", type=option.type, help=option.help)
-    hints = get_type_hints(Finetune)
     for part in command.parts:
-        helps = _helps(part)
+        helps, hints = _helps(part), get_type_hints(part)
         group = parser.add_argument_group((part.__doc__ or "").rstrip("."))
         for field in fields(part):
             default = "the run's" if command.on_run else field.default

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..anatomy import Refused
 from .fast import RaggedStep
+from .masked import MaskedStep, RaggedMaskedStep
 from .step import EagerStep
 
 Engine = Literal["eager", "fast"]
@@ -25,6 +26,7 @@ def build(
     exact: bool = False,
     compile: bool = False,
     static: bool = True,
+    masked: bool = False,
     **settings: Any,
 ) -> EagerStep:
     """A step for this model on this machine.
@@ -34,36 +36,44 @@ def build(
     Args:
         engine: `eager` is the reference; `fast` computes no padding, and on CUDA is one graph.
         model: On its device.
-        optimizer: `torch.optim.AdamW` over its parameters.
+        optimizer: Over its parameters; for a graph on CUDA, `torch.optim.AdamW`.
         exact: Keep dropout on attention probabilities in the fast step.
         compile: Let `torch.compile` fuse the element-wise work of the fast step on CUDA.
         static: Whether every step is the same computation on plain weights; without it there is no CUDA graph.
+        masked: Batches are those of `data.stream`: masked-language modelling.
         **settings: As `EagerStep`.
 
     Raises:
-        Refused: The engine is neither.
+        Refused: The engine is neither, or the model has no head for these batches.
     """
     if engine not in ("eager", "fast"):
         raise Refused(f"the engine must be eager or fast, got {engine!r}.")
     device = next(model.parameters()).device
+    plain, packed = (MaskedStep, RaggedMaskedStep) if masked else (EagerStep, RaggedStep)
     if engine == "eager":
-        return EagerStep(model, optimizer, **settings)
+        return plain(model, optimizer, **settings)
     try:
-        lost = _no_graph(model, settings.get("precision", "no")) if static else "this method changes its steps."
+        lost = (
+            _no_graph(model, optimizer, settings.get("precision", "no"), masked=masked)
+            if static
+            else "this method changes its steps."
+        )
         if device.type == "cuda" and lost:
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
         elif device.type == "cuda":
             from .graphed import GraphedStep
 
             return GraphedStep(model, optimizer, exact=exact, compile=compile, **settings)
-        return RaggedStep(model, optimizer, exact=exact, **settings)
+        return packed(model, optimizer, exact=exact, **settings)
     except Refused as error:
         log.warning("the step computes padding: %s", error)
-        return EagerStep(model, optimizer, **settings)
+        return plain(model, optimizer, **settings)
 
 
-def _no_graph(model: nn.Module, precision: str) -> str | None:
+def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, *, masked: bool) -> str | None:
     """Why the graphed step cannot run here, or None."""
+    if not isinstance(optimizer, torch.optim.AdamW) or masked:
+        return "they are made for AdamW and for labels of rows."
     if precision != "bf16":
         return "they need bf16 (--precision bf16)."
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,17 +27,24 @@ def adamw(
         gates: Coefficients to train along, without decay, in the group named `"coefficients"`.
         gate_lr: Their learning rate; the model's when not given.
     """
+    groups = groups_of(model, lr=lr, weight_decay=weight_decay, gates=gates, gate_lr=gate_lr)
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, eps=1e-8, fused=devices <= {"cpu", "cuda"})
+
+
+def groups_of(
+    model: nn.Module, *, lr: float, weight_decay: float, gates: Gates | None, gate_lr: float | None
+) -> list[dict[str, Any]]:
+    """Parameter groups: matrices, with decay; vectors, without; coefficients. Each keeps its `base_lr`."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"name": "matrices", "params": [p for p in trainable if p.dim() > 1], "lr": lr, "weight_decay": weight_decay},
         {"name": "vectors", "params": [p for p in trainable if p.dim() <= 1], "lr": lr, "weight_decay": 0.0},
     ]
     if gates is not None:
         rate = lr if gate_lr is None else gate_lr
         groups.append({"name": "coefficients", "params": gates.parameters(), "lr": rate, "weight_decay": 0.0})
-    groups = [{**group, "base_lr": group["lr"]} for group in groups if group["params"]]
-    devices = {parameter.device.type for group in groups for parameter in group["params"]}
-    return torch.optim.AdamW(groups, eps=1e-8, fused=devices <= {"cpu", "cuda"})
+    return [{**group, "base_lr": group["lr"]} for group in groups if group["params"]]
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -27,6 +27,7 @@ Kernel = Literal["varlen", "groups", "padded"]
 HEADS: dict[str, Head] = {
     "ForSequenceClassification": "first",
     "ForMaskedLM": "tokens",
+    "BertForPreTraining": "tokens",
     "ForTokenClassification": "tokens",
     "ForQuestionAnswering": "rows",
 }
@@ -162,7 +163,8 @@ class RaggedModel:
         self.position_offset = (config.pad_token_id + 1) if "roberta" in config.model_type else 0
         layers = self.anatomy.layers[0].query
         self.stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
-
+        base = getattr(model, str(model.base_model_prefix))
+        self.pooler: nn.Module | None = getattr(base, "pooler", None)
         self._probe()
 
     def _probe(self) -> None:
@@ -193,22 +195,35 @@ class RaggedModel:
         config: Any = self.model.config
         before = config._attn_implementation
         config._attn_implementation = NAME
-        hook = self.stack.register_forward_hook(self._unpack)
+        hooks = [self.stack.register_forward_hook(self._unpack)]
+        if self.head == "tokens" and self.pooler is not None:
+            hooks.append(self.pooler.register_forward_pre_hook(_first_tokens))
         try:
             yield self.model
         finally:
             config._attn_implementation = before
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
 
     def _unpack(self, _: nn.Module, __: Any, output: Any) -> Any:
         """What the head expects: `[rows, 1, hidden]`, `[1, tokens, hidden]` or `[rows, longest, hidden]`."""
         hidden = output.last_hidden_state[0]  # [tokens, hidden]
         if self.head == "first":
-            first = _layout.bounds[:-2].long().clamp_max(hidden.shape[0] - 1)
-            output.last_hidden_state = hidden[first][:, None]
+            output.last_hidden_state = _firsts(hidden)
         elif self.head == "rows":
             output.last_hidden_state = hidden[_layout.places[:-1]]
         return output
+
+
+def _firsts(hidden: Tensor) -> Tensor:
+    """First token of each row of `[tokens, hidden]`, as `[rows, 1, hidden]`."""
+    first = _layout.bounds[:-2].long().clamp_max(hidden.shape[0] - 1)
+    return hidden[first][:, None]
+
+
+def _first_tokens(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A pooler beside a head that reads tokens sees rows."""
+    return (_firsts(args[0][0]),)
 
 
 def set_layout(

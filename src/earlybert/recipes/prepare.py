@@ -1,0 +1,93 @@
+"""Text files or a data set to a prepared corpus, with a bar."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..anatomy import Refused
+from ..config import Preparation
+from ..data import prepare as data
+from ..data import sources
+from ..tasks import demo
+from .progress import console, say
+
+
+def prepare(
+    config: Preparation,
+    *,
+    files: Sequence[str] = (),
+    output: str | None = None,
+    dataset: str | None = None,
+    dataset_config: str | None = None,
+    split: str = "train",
+    workers: int | None = None,
+    resume: bool = False,
+) -> None:
+    """Prepare a corpus and say what is in it.
+
+    Args:
+        config: What decides its bytes, besides the text.
+        files: Text files, read in this order.
+        output: Folder for the corpus.
+        dataset: Data set of the hub, instead of files.
+        dataset_config: Its configuration.
+        split: Which part of it.
+        workers: Processes that tokenise; one a core when not given. They do not change the result.
+        resume: Go on with an unfinished corpus.
+
+    Raises:
+        Refused: As `data.prepare.prepare`, or nothing to read or nowhere to write is given.
+    """
+    if output is None:
+        raise Refused("where to? give --output with a folder for the corpus.")
+    if bool(files) == (dataset is not None):
+        raise Refused("give either text files or --dataset.")
+    found: Sequence[sources.Source]
+    if dataset is not None:
+        found = [sources.HubData(dataset, config=dataset_config, split=split, column=config.text)]
+    else:
+        found = sources.files(files, column=config.text, wrong_bytes=config.wrong_bytes)
+    if config.tokenizer == demo.MODEL:
+        config = replace(config, tokenizer=str(demo.model_path()))
+    size = sum(source.size for source in found)
+    bar = _bar(size)
+    task = bar.add_task("preparing", total=size or None, documents=0)
+
+    def observe(tally: data.Tally) -> None:
+        bar.start()  # not before: what is refused has no bar
+        bar.update(task, completed=tally.consumed, documents=tally.read)
+
+    try:
+        manifest = data.prepare(
+            found, Path(output), config, workers=workers or _cores(), resume=resume, observe=observe, say=say
+        )
+    finally:
+        bar.stop()
+    _report(output, manifest["counts"], len(manifest["shards"]))
+
+
+def _bar(size: int) -> Progress:
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[documents]:,} documents"))
+    ends = (TaskProgressColumn(), TimeRemainingColumn()) if size else (TimeElapsedColumn(),)
+    return Progress(*columns, *ends, console=console)
+
+
+def _report(output: str, counts: dict[str, dict[str, int]], shards: int) -> None:
+    train, held_out = counts["train"], counts["validation"]
+    say(
+        f"{output}: {train['documents']:,} documents to train on, {train['sentences']:,} sentences, "
+        f"{train['tokens']:,} tokens in {shards} shards; {held_out['documents']:,} documents held out."
+    )
+    reasons = {"duplicates": "repeated others", "wrong_bytes": "held bytes that are not UTF-8", "empty": "were empty"}
+    for name, reason in reasons.items():
+        if counts[name]:
+            say(f"{counts[name]:,} of {counts['read']:,} documents {reason}.")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,130 @@
+"""Steps of pre-training: the vocabulary projection on masked places only, every token of a step weighing the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..tasks.batches import Batch
+from ..tasks.mlm import IGNORED, Objective, Sums, without_padding
+from .fast import RaggedStep
+from .pack import Packed
+from .precision import autocast
+from .ragged import set_layout
+from .step import EagerStep, to_device
+
+SHARES = "step_shares"
+"""What a masked token and a row of this step are worth: fp32 `[2]`, so that a captured step can take new ones."""
+APART = ("masked_positions", "masked_labels", SHARES)
+"""Entries of a batch that have no place in a row."""
+
+
+class MaskedStep(EagerStep):
+    """`EagerStep` for batches of `data.stream`.
+
+    Args:
+        *args: As `EagerStep`.
+        **kwargs: As `EagerStep`.
+
+    Raises:
+        Refused: The model has no head for masked-language modelling.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = Objective(self.model)
+
+    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
+        """Bring a step's data to the device."""
+        return super().prepare(with_shares(micro_batches))
+
+    def shares(self, prepared: Sequence[Any]) -> list[float]:
+        """Nothing is left to weigh."""
+        return [1.0] * len(prepared)
+
+    def loss(self, batch: Any) -> Tensor:
+        """What one micro-batch adds to the step's loss, scalar."""
+        inputs = dict(batch)
+        shares = inputs.pop(SHARES)
+        with autocast(self.precision, self.device):
+            return weighed(self.objective(inputs), shares)
+
+
+class RaggedMaskedStep(RaggedStep):
+    """The same without padding.
+
+    Args:
+        *args: As `RaggedStep`.
+        **kwargs: As `RaggedStep`.
+
+    Raises:
+        Refused: The model has no head for masked-language modelling, or cannot run without padding.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = Objective(self.model)
+
+    def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
+        """Pack a step's data and bring it to the device."""
+        return super().prepare(with_shares(micro_batches))
+
+    def pack(self, batch: Batch) -> Packed:
+        """One micro-batch without padding; masked places are counted in it."""
+        packed = super().pack({name: value for name, value in batch.items() if name not in APART})
+        apart = {name: batch[name] for name in APART}
+        apart["masked_positions"] = without_padding(batch["masked_positions"], batch["attention_mask"])
+        return replace(packed, inputs={**packed.inputs, **to_device(apart, self.device)})
+
+    def shares(self, prepared: Sequence[tuple[Packed, int]]) -> list[float]:
+        """Nothing is left to weigh."""
+        return [1.0] * len(prepared)
+
+    def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:
+        """What a packed batch adds to the step's loss; the model is in its packed state."""
+        inputs = dict(inputs)
+        shares = inputs.pop(SHARES)
+        set_layout(self.kernel, bounds, longest, inputs["input_ids"].shape[1], lengths=lengths)
+        return weighed(self.objective(inputs), shares)
+
+
+def with_shares(micro_batches: Sequence[Batch]) -> list[Batch]:
+    """Micro-batches that know what their tokens and rows are worth in the step: the gradient of one large batch."""
+    tokens = sum(int((batch["masked_labels"] != IGNORED).sum()) for batch in micro_batches)
+    rows = sum(len(batch["input_ids"]) for batch in micro_batches)
+    shares = torch.tensor([1 / max(1, tokens), 1 / rows])
+    return [{**batch, SHARES: shares} for batch in micro_batches]
+
+
+def weighed(sums: Sums, shares: Tensor) -> Tensor:
+    """Mean over masked tokens of the step, plus mean over its rows, as far as this batch goes."""
+    return sums.masked * shares[0] + sums.following * shares[1]
+
+
+@torch.no_grad()
+def held_out(
+    model: nn.Module, batches: Iterable[Batch], *, precision: Literal["bf16", "no"] = "no"
+) -> dict[str, float]:
+    """Loss and masked accuracy over batches that are not trained on.
+
+    Returns:
+        `mlm_loss`, nats a masked token; `masked_accuracy`; and with pairs `nsp_loss`, nats a row.
+    """
+    device = next(model.parameters()).device
+    objective, training = Objective(model), model.training
+    model.eval()
+    totals = torch.zeros(5, device=device, dtype=torch.float64)
+    try:
+        for batch in batches:
+            with autocast(precision, device):
+                sums = objective(to_device(batch, device))
+            totals += torch.stack([sums.masked, sums.tokens, sums.right, sums.following, sums.rows])
+    finally:
+        model.train(training)
+    masked, tokens, right, following, rows = totals.tolist()
+    found = {"mlm_loss": masked / max(1, tokens), "masked_accuracy": right / max(1, tokens)}
+    return {**found, "nsp_loss": following / rows} if rows else found

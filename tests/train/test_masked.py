@@ -1,0 +1,152 @@
+"""Pre-training steps: packed against padded, many micro-batches against one, on rows of a real stream."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
+
+from earlybert.data.corpus import Corpus
+from earlybert.data.stream import Layout, Stream
+from earlybert.ticket import Gates
+from earlybert.train import engine
+from earlybert.train.clock import Clock
+from earlybert.train.lamb import lamb
+from earlybert.train.loop import loop
+from earlybert.train.masked import MaskedStep, RaggedMaskedStep, held_out
+from earlybert.train.optimizer import adamw
+from earlybert.train.schedule import polynomial
+from tests.conftest import tiny_config
+from tests.data.conftest import corpus, corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def model_of(family: str, *, pairs: bool) -> Any:
+    torch.manual_seed(0)
+    dropout = {"dropout": 0.0, "attention_dropout": 0.0} if family == "distilbert" else NO_DROPOUT
+    config = tiny_config(family, vocab_size=200, **dropout)
+    return (AutoModelForPreTraining if pairs else AutoModelForMaskedLM).from_config(config).train()
+
+
+def batches(corpus: Corpus, *, pairs: bool, rows: int, accumulate: int = 1) -> list[dict[str, torch.Tensor]]:  # noqa: F811
+    return Stream(corpus, Layout(length=32, pairs=pairs), rows=rows, accumulate=accumulate, seed=1).step(0)
+
+
+def without_types(found: list[dict[str, torch.Tensor]], family: str) -> list[dict[str, torch.Tensor]]:
+    """DistilBERT takes none; RoBERTa has one kind only."""
+    if family == "bert":
+        return found
+    return [{name: value for name, value in batch.items() if name != "token_type_ids"} for batch in found]
+
+
+def after(model: Any, kind: type, micro_batches: list[dict[str, torch.Tensor]]) -> tuple[float, Any]:
+    model = copy.deepcopy(model)
+    step = kind(model, lamb(model, lr=1e-2))
+    return step(step.prepare(micro_batches)).item(), model
+
+
+@pytest.mark.parametrize(("family", "pairs"), [("bert", True), ("bert", False), ("roberta", False)])
+def test_packed_steps_are_padded_steps(corpus: Corpus, family: str, pairs: bool) -> None:  # noqa: F811
+    model = model_of(family, pairs=pairs)
+    data = without_types(batches(corpus, pairs=pairs, rows=6, accumulate=2), family)
+    assert not data[0]["attention_mask"].all()
+    plain, one = after(model, MaskedStep, data)
+    packed, two = after(model, RaggedMaskedStep, data)
+    assert packed == pytest.approx(plain, abs=1e-5)
+    for (name, a), b, start in zip(one.named_parameters(), two.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=2e-5, msg=name)
+        assert not torch.equal(a, start) or "key.bias" in name or "pooler" in name, name
+
+
+def test_the_engine_builds_them_and_never_puts_lamb_into_the_kernel_of_adamw(corpus: Corpus) -> None:  # noqa: F811
+    model = model_of("bert", pairs=True)
+    optimizer = lamb(model, lr=1e-2)
+    assert type(engine.build("eager", model, optimizer, masked=True)) is MaskedStep
+    assert type(engine.build("fast", model, optimizer, masked=True)) is RaggedMaskedStep
+    assert "AdamW" in str(engine._no_graph(model, optimizer, "bf16", masked=False))
+    assert "AdamW" not in str(engine._no_graph(model, adamw(model, lr=1e-3), "no", masked=False))
+
+
+def test_four_micro_batches_are_one(corpus: Corpus) -> None:  # noqa: F811
+    """Although they hold different numbers of masked tokens."""
+    model = model_of("bert", pairs=True)
+    parts = batches(corpus, pairs=True, rows=4, accumulate=4)
+    (whole,) = batches(corpus, pairs=True, rows=16)
+    counts = {int((part["masked_labels"] != -100).sum()) for part in parts}
+    assert len(counts) > 1
+    loss, one = after(model, MaskedStep, [whole])
+    summed, many = after(model, MaskedStep, parts)
+    assert summed == pytest.approx(loss, abs=1e-6)
+    stock = model(
+        **{name: whole[name] for name in ("input_ids", "attention_mask", "token_type_ids", "next_sentence_label")},
+        labels=_labels(whole),
+    )
+    assert loss == pytest.approx(stock.loss.item(), abs=1e-6)
+    for a, b in zip(one.parameters(), many.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
+
+
+def _labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As stock models take them: `[rows, length]`."""
+    labels = torch.full((batch["input_ids"].numel(),), -100)
+    known = batch["masked_labels"] != -100
+    labels[batch["masked_positions"][known]] = batch["masked_labels"][known]
+    return labels.reshape(batch["input_ids"].shape)
+
+
+def test_held_out_loss_is_the_mean_over_all_masked_tokens(corpus: Corpus) -> None:  # noqa: F811
+    """Against stock losses, weighed by hand; the number of rows in a batch must not matter."""
+    model = model_of("bert", pairs=True)
+    found = [
+        held_out(model, Stream(corpus, Layout(length=32), rows=rows, split="validation").once()) for rows in (3, 50)
+    ]
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert model.training
+    losses, tokens = [], []
+    model.eval()
+    for batch in Stream(corpus, Layout(length=32), rows=7, split="validation").once():
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        logits = model(**{name: batch[name] for name in names}).prediction_logits
+        labels = _labels(batch)
+        losses.append(torch.nn.functional.cross_entropy(logits.reshape(-1, 200), labels.reshape(-1), reduction="sum"))
+        tokens.append(int((labels != -100).sum()))
+    assert found[0]["mlm_loss"] == pytest.approx(float(sum(x.item() for x in losses)) / sum(tokens), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_search_and_training_learn_and_go_on_bit_equal(corpus: Corpus) -> None:  # noqa: F811
+    """60 steps of the loop with gates: held-out loss falls, and a stream entered at step 30 gives the same weights."""
+
+    def run(stops: tuple[int, ...]) -> tuple[Any, Gates]:
+        model = model_of("bert", pairs=True)
+        gates = Gates(model).attach()
+        optimizer = lamb(model, lr=2e-2, gates=gates)
+        step = MaskedStep(model, optimizer, gates=gates, l1=(1e-4, 1e-4))
+        first = 0
+        for last in stops:
+            stream = Stream(corpus, Layout(length=32), rows=32, seed=1)
+            loop(
+                step,
+                stream.starting_at(first),
+                first=first,
+                steps=last,
+                schedule=polynomial(60, 0.2),
+                clock=Clock(torch.device("cpu")),
+                observers=[],
+            )
+            first = last
+        return model, gates
+
+    validation = Stream(corpus, Layout(length=32), rows=50, split="validation")
+    before = held_out(model_of("bert", pairs=True), validation.once())
+    model, gates = run((60,))
+    after = held_out(model, validation.once())
+    assert after["mlm_loss"] < before["mlm_loss"] - 0.3
+    assert gates.heads.std() > 0
+    other, again = run((30, 60))
+    assert torch.equal(again.neurons, gates.neurons)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
