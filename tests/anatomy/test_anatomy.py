@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2Model
+from transformers import BloomConfig, BloomModel
 
 from earlybert import Refused
 from earlybert.anatomy import SUPPORTED, of
@@ -26,7 +26,7 @@ def test_sizes_and_names(family: str, head: bool) -> None:
 
 
 def test_other_models_are_refused_with_the_list() -> None:
-    other = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
+    other = BloomModel(BloomConfig(hidden_size=32, n_layer=1, n_head=2, vocab_size=50))
     for model in (other, nn.Linear(2, 2), nn.DataParallel(tiny_model())):
         with pytest.raises(Refused) as error:
             of(model)

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..anatomy import Refused
+from ..anatomy import Refused, family_of
 from ..config import Finetune
 from ..tasks import Task
 from ..tasks import load as load_task
@@ -54,8 +54,7 @@ class Bench:
         task = load_task(config, config.seed)
         model_config = load_config(config.model)
         longest = getattr(model_config, "max_position_embeddings", None)
-        # RoBERTa's positions start behind the padding id.
-        offset = (model_config.pad_token_id or 0) + 1 if "roberta" in model_config.model_type else 0
+        offset = family_of(model_config.model_type).first_position(model_config)
         if longest is not None and config.max_length > longest - offset:
             raise Refused(
                 f"max_length {config.max_length} is more than the {longest - offset} tokens that model "

@@ -152,17 +152,17 @@ class RaggedModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.anatomy = of(model)
+        family = self.anatomy.family
         kind = type(model).__name__
+        if family.padded:
+            raise Refused(f"{kind} cannot run without padding: {family.padded}; it takes the eager step.")
         self.head: Head | None = next((head for suffix, head in HEADS.items() if kind.endswith(suffix)), None)
         parameters = inspect.signature(model.forward).parameters
         if self.head is None or "position_ids" not in parameters:
             raise Refused(f"{kind} cannot run without padding; it takes the eager step.")
         self.token_types = "token_type_ids" in parameters
-        config: Any = model.config
-        self.position_offset = (config.pad_token_id + 1) if "roberta" in config.model_type else 0
-        layers = self.anatomy.layers[0].query
-        self.stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
-
+        self.position_offset = family.first_position(model.config)
+        self.stack = model.get_submodule(self.anatomy.stack)
         self._probe()
 
     def _probe(self) -> None:
