@@ -71,7 +71,7 @@ class _Call:
 
 
 def count(model: nn.Module) -> Cost:
-    """Read a model's cost off its live shapes, with two tiny forward passes to see what acts on tokens, and what on rows.
+    """Read a model's cost off its live shapes; two tiny forward passes tell what acts on tokens and what on rows.
 
     Raises:
         Refused: The model is not supported.

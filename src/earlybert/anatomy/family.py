@@ -68,6 +68,11 @@ class Family:
     padded: str | None = None
     """Why these models cannot run without padding; None where they can be tried."""
 
+    @property
+    def only_encodes_text(self) -> bool:
+        """Whether these models take text, and nothing of them stays whole and uncounted."""
+        return self.inputs is text and self.decoder is None
+
     def first_position(self, config: Any) -> int:
         """Position of a row's first token."""
         return (config.pad_token_id or 0) + 1 if self.after_padding else 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -50,6 +52,7 @@ def matrix(linear: Linear) -> Tensor:
 def resized(linear: Linear, axis: int, size: int) -> Linear:
     """The same layer with `size` outputs or inputs; its tensors are still the old ones."""
     out, into = (size, inputs(linear)) if axis == axes(linear)[0] else (outputs(linear), size)
+    fresh: Any
     if isinstance(linear, Conv1D):
         # Built by hand: its constructor takes no device, and would use up random numbers.
         fresh = Conv1D.__new__(Conv1D)

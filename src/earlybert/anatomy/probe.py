@@ -34,7 +34,7 @@ def probe(model: nn.Module, anatomy: Anatomy, rows: int, length: int, padding: i
 
 def _for_head(model: nn.Module, x: Tensor) -> Tensor:
     """A multiple-choice model takes `[rows, choices, length]`."""
-    return x[:, None].expand(-1, CHOICES, -1) if type(model).__name__.endswith("ForMultipleChoice") else x
+    return x[:, None].repeat(1, CHOICES, 1) if type(model).__name__.endswith("ForMultipleChoice") else x
 
 
 @contextmanager

@@ -26,9 +26,7 @@ class KeptBias:
         return type(self.first).compute_bias(self.first, *args, **kwargs)[:, self.heads]
 
 
-def _own_bias(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _own_bias(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Forward pre-hook: the bias of the layer before is not for this one."""
     return args, {**kwargs, "position_bias": None}
 
@@ -37,6 +35,9 @@ def _compute_own_bias(attentions: Sequence[Any], heads: Sequence[Heads]) -> None
     for attention, kept in zip(attentions, heads, strict=True):
         attention.compute_bias = KeptBias(attentions[0], kept)
         attention.has_relative_attention_bias = True
+        if attention is not attentions[0]:
+            # Whoever has the flag is expected to have the table. Past `nn.Module`, so that it is not saved again.
+            object.__setattr__(attention, "relative_attention_bias", attentions[0].relative_attention_bias)
         attention.register_forward_pre_hook(_own_bias, with_kwargs=True)
 
 

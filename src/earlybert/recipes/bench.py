@@ -83,7 +83,10 @@ class Bench:
 
     def theta_0(self) -> nn.Module:
         """A fresh copy of the model before any training, task head included, on the device."""
-        return load_model(self.config.model, self.task, self.config.seed).to(self.device)
+        model = load_model(self.config.model, self.task, self.config.seed)
+        if model.config.pad_token_id is None:  # a classifier that reads a row's last token has to know where it ends
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model.to(self.device)
 
     def stream(self, order: int) -> Stream:
         """Training batches in one of the two data orders."""

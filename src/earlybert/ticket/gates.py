@@ -93,7 +93,7 @@ class Gates:
         return torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
 
     def _gate(self, name: str, coefficients: Callable[[], Tensor]) -> None:
-        linear = linear_at(self.model, name)
+        linear: Any = linear_at(self.model, name)
         scale: Any = scaled_weight if self.on == "weight" else scaled_input
         linear.forward = lambda input: scale(linear, input, coefficients())
         self._gated.append(linear)

@@ -233,9 +233,7 @@ def _check(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
     with torch.no_grad(), _full_precision():
         got = dict(_tensors(probe(smaller, anatomy, 2, 16, padding=5)))
         for name, expected in _tensors(probe(masked, anatomy, 2, 16, padding=5)):
-            error = (got[name] - expected).abs().max() / expected.abs().max().clamp_min(
-                torch.finfo(torch.float32).tiny
-            )
+            error = (got[name] - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
             if not error <= TOLERANCE:
                 raise CutMismatch(
                     f"the cut {type(model).__name__} differs from the masked one by {error:.1e} in {name} "

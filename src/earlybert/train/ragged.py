@@ -171,7 +171,9 @@ class RaggedModel:
         modes = {module: module.training for module in self.model.modules()}
         ids = torch.full((1, 4), 5, device=device)
         positions = torch.tensor([[0, 1, 0, 1]], device=device) + self.position_offset
-        before = _layout.calls
+        before, passes = _layout.calls, []
+        outputs = [self.model.get_submodule(layer.output) for layer in self.anatomy.layers]
+        hooks = [module.register_forward_hook(lambda *_: passes.append(1)) for module in outputs]
         try:
             self.model.eval()
             with self.packed(), torch.no_grad():
@@ -179,9 +181,11 @@ class RaggedModel:
                 set_layout("groups", bounds, 2, 4, lengths=(2, 2), places=self.head == "rows")
                 self.model(input_ids=ids, position_ids=positions)
         finally:
+            for hook in hooks:
+                hook.remove()
             for module, training in modes.items():
                 module.training = training
-        if _layout.calls - before != len(self.anatomy.layers):
+        if _layout.calls - before != len(passes):
             raise Refused(
                 f"{type(self.model).__name__} does not let its attention be replaced in this version of transformers; "
                 "it takes the eager step."
