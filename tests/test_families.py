@@ -149,7 +149,7 @@ def inputs_of(model: Any, rows: int = 4, length: int = LENGTH, labels: bool = Fa
             batch["input_ids"][0, ..., length // 2 :] = 1
             batch["input_ids"][0, ..., length // 2 - 1] = 2
     if "decoder_input_ids" in inspect.signature(model.forward).parameters and not kind.endswith("Classification"):
-        batch["decoder_input_ids"] = batch["input_ids"][:, :5]
+        batch["decoder_input_ids"] = batch["input_ids"][:, :5].contiguous()
     if labels:
         batch["labels"] = torch.randint(0, 2, (rows,), generator=random)
     return batch
@@ -274,13 +274,18 @@ def test_gradients_of_coefficients_against_finite_differences(name: str) -> None
                     assert float(coefficients.grad[layer, place]) == pytest.approx(numeric, rel=2e-3, abs=2e-3 * scale)
 
 
+LANGUAGE = ("ForMaskedLM", "LMHeadModel", "ForCausalLM", "ForConditionalGeneration")
+"""Heads that share their weights with the embeddings."""
+
+
 @pytest.fixture(scope="session")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What one fresh process finds in the cut models of all families that were saved here."""
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What one fresh process finds in cut models of all families: a classifier of each, and each language model."""
     folder = tmp_path_factory.mktemp("families")
-    names = list(FAMILIES)
-    for number, name in enumerate(names):
-        model = build(name)
+    saved: list[tuple[str, str | None]] = [(name, None) for name in FAMILIES]
+    saved += [(name, kind) for name in FAMILIES for kind in kinds(name) if kind.endswith(LANGUAGE)]
+    for number, (name, kind) in enumerate(saved):
+        model = build(name, kind)
         small, batch = apply(model, uneven(model)), inputs_of(model)
         earlybert.save(small, folder / str(number))
         with torch.no_grad():
@@ -289,11 +294,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 import json, earlybert
 from safetensors.torch import load_file
 found = []
-for number in range({len(names)}):
-    model = earlybert.load(rf"{folder}/{{number}}", attn_implementation="eager")
+for number in range({len(saved)}):
+    model = earlybert.load(rf"{folder}/{{number}}", attn_implementation="eager").requires_grad_(False)
     batch = load_file(rf"{folder}/{{number}}.safetensors")
     expected = batch.pop("expected")
-    model.requires_grad_(False)
     found.append({{
         "error": float((model(**batch).logits - expected).abs().max()),
         "class": type(model).__module__ + "." + type(model).__name__,
@@ -304,16 +308,21 @@ print(json.dumps(found))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return dict(zip(names, json.loads(done.stdout.splitlines()[-1]), strict=True))
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in FAMILIES}
+    for (name, kind), found in zip(saved, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        its_class = type(build(name, kind))
+        assert found["class"] == f"{its_class.__module__}.{its_class.__name__}"
+        results[name].append(found)
+    return results
 
 
-def test_saved_and_loaded_in_a_fresh_process(name: str, loaded: dict[str, Any]) -> None:
-    model = build(name)
-    found = loaded[name]
-    assert found["error"] <= 1e-6
-    assert found["class"] == f"{type(model).__module__}.{type(model).__name__}"
-    assert not found["training"]
-    assert Ticket.from_dict(found["ticket"]) == uneven(model)
+def test_saved_and_loaded_in_a_fresh_process(name: str, loaded: dict[str, list[dict[str, Any]]]) -> None:
+    ticket = uneven(build(name))
+    assert loaded[name]
+    for found in loaded[name]:
+        assert found["error"] <= 1e-6, found["class"]
+        assert not found["training"]
+        assert Ticket.from_dict(found["ticket"]) == ticket
 
 
 def test_rebound_optimizer_does_what_the_masked_one_does(name: str) -> None:
@@ -413,6 +422,26 @@ def test_query_heads_go_with_their_key_and_value_head(name: str) -> None:
     assert torch.equal(small.o_proj.weight, full.o_proj.weight[:, queries])
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("gpt2", "GPT2LMHeadModel"),
+        ("llama", "LlamaForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("bart", "BartForConditionalGeneration"),
+        ("t5/gated", "T5ForConditionalGeneration"),
+    ],
+)
+def test_a_cut_model_generates_with_its_cache_as_without(name: str, kind: str) -> None:
+    model = build(name, kind)
+    small, prompt = apply(model, uneven(model)), inputs_of(model)["input_ids"][1:, :5]
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    assert torch.equal(
+        small.generate(prompt, use_cache=True, **options), small.generate(prompt, use_cache=False, **options)
+    )
+
+
 @pytest.mark.parametrize(("name", "forgotten"), [("deberta-v2", "head_count"), ("mpnet", "settle"), ("t5", "settle")])
 def test_a_table_that_forgets_something_is_caught(name: str, forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of these runs and gives wrong numbers, or breaks in the middle, when one head is left of four."""
@@ -444,9 +473,42 @@ def test_quantised_layers_and_adapters_are_refused(name: str) -> None:
     for part in layer.linears:
         broken = copy.deepcopy(model)
         broken.set_submodule(part, Adapter(broken.get_submodule(part)))
-        with pytest.raises(Refused, match=rf"{part} is a Adapter, not a plain nn.Linear"):
+        with pytest.raises(Refused, match=rf"{part} is a .+\.Adapter, not a plain nn.Linear"):
             apply(broken, ticket)
     assert model.state_dict().keys() == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_of_quantisers_and_of_peft_are_refused() -> None:
+    """What the libraries themselves make of a model, and merged adapters are welcome again."""
+    quantised = torch.ao.quantization.quantize_dynamic(build("bert"), {torch.nn.Linear})
+    with pytest.raises(Refused, match=r"quantized\..+, not a plain nn\.Linear"):
+        of(quantised)
+
+    class Packed(Tensor):
+        """As torchao does: a weight that only looks like one."""
+
+    packed = build("bert")
+    linear = packed.bert.encoder.layer[0].attention.self.query
+    linear.weight = torch.nn.Parameter(linear.weight.data.as_subclass(Packed))
+    with pytest.raises(Refused, match=r"Packed, not a plain nn\.Linear"):
+        of(packed)
+
+    peft = pytest.importorskip("peft")
+    for name, target in (("bert", "query"), ("gpt2", "c_attn"), ("llama", "q_proj")):
+        adapted = peft.get_peft_model(build(name), peft.LoraConfig(target_modules=[target]))
+        for model in (adapted, adapted.base_model.model):
+            with pytest.raises(Refused, match="has adapters attached; merge or remove them first"):
+                of(model)
+        merged = adapted.merge_and_unload()
+        apply(merged, uneven(merged))
+
+
+def test_the_graph_is_not_for_layers_that_run_more_than_once() -> None:
+    from earlybert.train.engine import _no_graph
+
+    assert "more than once" in (_no_graph(build("albert"), "bf16") or "")
+    assert "more than once" not in (_no_graph(build("bert"), "bf16") or "")
 
 
 def test_decoders_of_encoder_decoders_are_refused() -> None:

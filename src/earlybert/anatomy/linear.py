@@ -21,12 +21,16 @@ def linear_at(model: nn.Module, name: str) -> Linear:
     """
     module = model.get_submodule(name)
     if type(module) not in (nn.Linear, Conv1D):
-        raise Refused(
-            f"{name} is a {type(module).__name__}, not a plain nn.Linear; quantised layers and adapters "
-            "have to be merged or removed first."
-        )
-    assert isinstance(module, (nn.Linear, Conv1D))
-    return module
+        wrong = type(module)
+    elif type(module.weight) is not nn.Parameter:  # quantised or sharded in place
+        wrong = type(module.weight)
+    else:
+        assert isinstance(module, (nn.Linear, Conv1D))
+        return module
+    raise Refused(
+        f"{name} is a {wrong.__module__}.{wrong.__qualname__}, not a plain nn.Linear; quantised layers and adapters "
+        "have to be merged or removed first."
+    )
 
 
 def axes(linear: nn.Module) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..anatomy import Refused
+from ..anatomy import Refused, of
 from .fast import RaggedStep
 from .step import EagerStep
 
@@ -63,6 +63,9 @@ def _no_graph(model: nn.Module, precision: str) -> str | None:
     """Why the graphed step cannot run here, or None."""
     if precision != "bf16":
         return "they need bf16 (--precision bf16)."
+    config: Any = model.config
+    if len(of(model).layers) != config.num_hidden_layers:
+        return "the model runs its layers more than once, which they were not made for."
     try:
         import triton  # noqa: F401 # pyright: ignore[reportMissingImports]
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
