@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -48,3 +51,15 @@ def test_unsafe_models_are_refused() -> None:
     odd.bert.encoder.layer[0].output.dense = nn.Sequential(nn.Linear(NEURONS, HIDDEN))
     with pytest.raises(Refused, match="not a plain"):
         of(odd)
+
+
+def test_the_page_about_families_is_true() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "families.md").read_text()
+    table, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert table in (root / "src" / "earlybert" / "anatomy" / "modernbert.py").read_text()
+    assert line in (root / "tests" / "test_families.py").read_text()
+    rows = "".join(row for row in page.splitlines() if row.startswith("|"))
+    assert set(re.findall(r"`([a-z0-9-]+)`", rows)) >= set(SUPPORTED)
+    for path in re.findall(r"\]\(([^)#:]+)\)", page):
+        assert (root / "docs" / path).exists(), path
