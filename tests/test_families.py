@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import inspect
 import json
@@ -372,23 +373,37 @@ def test_cost_against_flop_counter(name: str, cut: bool) -> None:
 @pytest.mark.parametrize("cut", [False, True])
 def test_fast_step_equals_eager_or_is_refused(name: str, cut: bool) -> None:
     model = build(name)
-    batch = inputs_of(model, labels=True)
-    if cut:
-        model = apply(model, uneven(model))
+
+    def labelled(kind: str) -> dict[str, Tensor]:
+        batch = inputs_of(model)
+        ids, here = batch["input_ids"], batch["attention_mask"].bool()
+        if kind.endswith("MaskedLM"):
+            return {**batch, "labels": torch.where(here & (ids % 3 == 0), ids, -100)}
+        if kind.endswith("QuestionAnswering"):
+            return {**batch, "start_positions": here.sum(1) // 2, "end_positions": here.sum(1) - 1}
+        return {**batch, "labels": torch.tensor([0, 1, 1, 0])}
+
     if name not in FAST:
         with pytest.raises(Refused, match=r"cannot run without padding: .+; it takes the eager step"):
             RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.05))
         return
-    losses, states = [], []
-    for make in (EagerStep, RaggedStep):
-        mine = copy.deepcopy(model)
-        step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.05, momentum=0.9))
-        losses.append([float(step(step.prepare([batch]))) for _ in range(5)])
-        states.append(mine.state_dict())
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
-    assert losses[0][0] != losses[0][-1]
-    for key, value in states[0].items():
-        torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-5)
+    for kind in kinds(name):
+        if not kind.endswith(("ForSequenceClassification", "ForMaskedLM", "ForQuestionAnswering")):
+            continue
+        model = build(name, kind)
+        if cut:
+            model = apply(model, uneven(model))
+        losses, states = [], []
+        for make in (EagerStep, RaggedStep, functools.partial(RaggedStep, exact=True)):
+            mine = copy.deepcopy(model)
+            step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.05, momentum=0.9))
+            losses.append([float(step(step.prepare([labelled(kind)]))) for _ in range(5)])
+            states.append(mine.state_dict())
+        assert losses[0][0] != losses[0][-1]
+        for fast_losses, fast in zip(losses[1:], states[1:], strict=True):
+            assert fast_losses == pytest.approx(losses[0], rel=1e-5, abs=1e-5)
+            for key, value in states[0].items():
+                torch.testing.assert_close(fast[key], value, rtol=1e-4, atol=1e-5, msg=f"{key} of {kind} differs")
 
 
 @pytest.mark.slow
