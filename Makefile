@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The oldest transformers that is supported, laid over the environment: torch and the rest are shared.
+OLD := $(VENV)-4.57
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test fast lint format clean
+.PHONY: demo test fast old lint format clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -24,6 +26,14 @@ test: $(READY)  ## every test, the slow ones too
 fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m 'not slow'
 
+old: $(OLD)/.ready  ## families, tickets and save/load on transformers 4.57
+	PYTHONPATH=$(OLD):$$PYTHONPATH $(BIN)/python -m pytest -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py
+
+$(OLD)/.ready: $(READY)
+	$(BIN)/python -m pip install --quiet --progress-bar off --upgrade --no-deps --target $(OLD) 'transformers==4.57.*' \
+		'huggingface-hub<1' 'tokenizers<0.23' requests urllib3 charset-normalizer certifi idna
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,4 +44,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(OLD) runs

@@ -57,7 +57,7 @@ def files(tmp_path: Path) -> Path:
     (folder / "rte").symlink_to(sst2)
     gpt = folder / "gpt"
     gpt.mkdir()
-    (gpt / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2Model"]}')
+    (gpt / "config.json").write_text('{"model_type": "bloom", "architectures": ["BloomModel"]}')
     (folder / "notes.txt").write_text("mine")
     return folder
 
@@ -99,7 +99,7 @@ CASES = {
     "unknown format": ("--train-file {f}/data.parquet", "must end in .csv, .tsv or .jsonl"),
     "all rows too long": ("--train-file {f}/wide.csv --max-length 8", "all 18 training rows are longer than 8 tokens"),
     "longer than the model": (f"{OWN} --max-length 4000", "more than the 64 tokens"),
-    "other family": (f"{OWN} --model {{f}}/gpt", "'gpt2' are not supported; supported are bert"),
+    "other family": (f"{OWN} --model {{f}}/gpt", "'bloom' are not supported; supported are bert"),
     "model folder without config": (f"{OWN} --model {{f}}/sst2", "no usable config.json"),
     "ratio of one": (f"{OWN} --heads 1.0", "heads to remove must be"),
     "negative ratio": (f"{OWN} --neurons -0.1", "neurons"),

@@ -31,6 +31,24 @@ def test_hf_trainer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_sentence_embeddings(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    out = run(str(ROOT / "examples" / "sentence_embeddings.py"), "--steps", "4", "--output", "out", cwd=tmp_path)
+    found = re.search(r"22,713,216 -> 18,\d{3},\d{3} parameters; cosine to the dense embeddings (.+), (.+)", out)
+    assert found
+    assert float(found[1]) < float(found[2])  # training brings it back
+    assert "loaded again: embeddings differ by 0e+00" in out
+
+
+@pytest.mark.slow
+def test_setfit_classifier(tmp_path: Path) -> None:
+    pytest.importorskip("setfit", reason="setfit is not installed")
+    out = run(str(ROOT / "examples" / "setfit_classifier.py"), "--steps", "4", "--output", "out", cwd=tmp_path)
+    assert re.search(r"22,713,216 -> 18,\d{3},\d{3} parameters; accuracy", out)
+    assert "loaded again: 100 of 100 predictions agree" in out
+
+
+@pytest.mark.slow
 def test_readme_code(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert blocks

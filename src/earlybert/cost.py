@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from .anatomy import of
+from .anatomy import Anatomy, of
+from .anatomy.probe import probe
 
 BACKWARD = 2
 """A backward pass does two matrix products for each one of the forward pass."""
+PRODUCTS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
+"""Layers whose FLOPs are two a weight for every vector that they put out."""
+LENGTH = 7
+"""Tokens a row of the batch that a model is tried on."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +26,25 @@ class Cost:
     """What one forward pass costs, as a function of the batch.
 
     Matrix products only, a multiply-add as two operations, as `torch.utils.flop_counter` counts.
+    Of an encoder-decoder it is the cost of the encoder.
     """
 
     per_token: int
     """FLOPs of linear layers that see every token."""
     per_row: int
-    """FLOPs of linear layers that see one vector a row (pooler, classifier)."""
+    """FLOPs of layers that see a fixed number of vectors a row (pooler, classifier, image patches)."""
     per_pair: int
     """FLOPs for every pair of tokens of a row: attention scores and their weighted sum."""
     parameters: int
     """Parameters of the whole model."""
+    per_batch: int = 0
+    """FLOPs once a forward pass, whatever the batch (DeBERTa's projections of relative positions)."""
 
     def forward(self, shapes: Iterable[tuple[int, int]]) -> int:
         """FLOPs of a forward pass over micro-batches of `(rows, padded length)`."""
         return sum(
-            rows * (self.per_row + length * self.per_token + length * length * self.per_pair) for rows, length in shapes
+            self.per_batch + rows * (self.per_row + length * self.per_token + length * length * self.per_pair)
+            for rows, length in shapes
         )
 
     def step(self, shapes: Iterable[tuple[int, int]]) -> int:
@@ -42,37 +52,69 @@ class Cost:
         return (1 + BACKWARD) * self.forward(shapes)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """One use of one layer in a forward pass."""
+
+    module: nn.Module
+    vectors: int
+    """That it put out."""
+    shape: tuple[int, ...]
+    """Of its input."""
+
+    @property
+    def flops(self) -> int:
+        """Of one vector."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return 2 * weight.numel()
+
+
 def count(model: nn.Module) -> Cost:
-    """Read a model's cost off its live shapes, with one tiny forward pass to see which linears act on tokens.
+    """Read a model's cost off its live shapes; two tiny forward passes tell what acts on tokens and what on rows.
 
     Raises:
         Refused: The model is not supported.
     """
     anatomy = of(model)
-    rows, length = 1, 7
-    seen: dict[str, int] = {"token": 0, "row": 0}
+    one, two = (_calls(model, anatomy, rows) for rows in (1, 2))
+    first = model.get_submodule(anatomy.layers[0].query)
+    rows, length = next(call.shape[:2] for call in one if call.module is first)
+    outputs = {model.get_submodule(layer.output): layer for layer in anatomy.layers}
+    token = row = pair = batch = 0
+    for call, doubled in zip(one, two, strict=True):
+        if call.vectors == doubled.vectors:
+            batch += call.flops * call.vectors
+        elif call.vectors == rows * length:
+            token += call.flops
+        else:
+            row += call.flops * call.vectors // rows
+        if call.module in outputs:  # once for every pass through an attention
+            pair += 4 * call.shape[-1]
+            if anatomy.family.position_flops:
+                token += anatomy.family.position_flops(model.get_submodule(outputs[call.module].attention))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(token, row, pair, parameters, batch)
 
-    def account(linear: nn.Module, inputs: tuple[Any, ...], _: Any) -> None:
-        assert isinstance(linear, nn.Linear)
-        x: Tensor = inputs[0]
-        vectors = x.numel() // linear.in_features
-        seen["token" if vectors == rows * length else "row"] += 2 * linear.in_features * linear.out_features
 
-    hooks = [m.register_forward_hook(account) for m in model.modules() if isinstance(m, nn.Linear)]
+def _calls(model: nn.Module, anatomy: Anatomy, rows: int) -> list[_Call]:
+    """Every use of a layer in a forward pass of the model's core in eval mode, in order."""
+    calls: list[_Call] = []
+
+    def note(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        channels = module.bias if isinstance(module, Conv1D) else module.weight
+        assert isinstance(channels, Tensor)
+        calls.append(_Call(module, output.numel() // channels.shape[0], tuple(inputs[0].shape)))
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, PRODUCTS)]
     modes = {module: module.training for module in model.modules()}
     try:
-        ids = torch.full((rows, length), 5, device=next(model.parameters()).device)
+        model.eval()
         with torch.no_grad():
-            model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+            probe(model, anatomy, rows, LENGTH)
     finally:
         for hook in hooks:
             hook.remove()
         for module, training in modes.items():
             module.training = training
-    heads = sum(layer.heads for layer in anatomy.layers)
-    return Cost(
-        per_token=seen["token"],
-        per_row=seen["row"],
-        per_pair=4 * heads * anatomy.head_size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-    )
+    return calls

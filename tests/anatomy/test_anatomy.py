@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2Model
+from transformers import BloomConfig, BloomModel
 
 from earlybert import Refused
 from earlybert.anatomy import SUPPORTED, of
@@ -26,7 +29,7 @@ def test_sizes_and_names(family: str, head: bool) -> None:
 
 
 def test_other_models_are_refused_with_the_list() -> None:
-    other = GPT2Model(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50))
+    other = BloomModel(BloomConfig(hidden_size=32, n_layer=1, n_head=2, vocab_size=50))
     for model in (other, nn.Linear(2, 2), nn.DataParallel(tiny_model())):
         with pytest.raises(Refused) as error:
             of(model)
@@ -48,3 +51,15 @@ def test_unsafe_models_are_refused() -> None:
     odd.bert.encoder.layer[0].output.dense = nn.Sequential(nn.Linear(NEURONS, HIDDEN))
     with pytest.raises(Refused, match="not a plain"):
         of(odd)
+
+
+def test_the_page_about_families_is_true() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "families.md").read_text()
+    table, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert table in (root / "src" / "earlybert" / "anatomy" / "modernbert.py").read_text()
+    assert line in (root / "tests" / "test_families.py").read_text()
+    rows = "".join(row for row in page.splitlines() if row.startswith("|"))
+    assert set(re.findall(r"`([a-z0-9-]+)`", rows)) >= set(SUPPORTED)
+    for path in re.findall(r"\]\(([^)#:]+)\)", page):
+        assert (root / "docs" / path).exists(), path

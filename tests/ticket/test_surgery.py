@@ -30,6 +30,8 @@ def uneven(family: str, seed: int = 0) -> Ticket:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("head", [True, False])
 def test_cut_equals_masked(family: str, head: bool, attention: str) -> None:
+    if attention == "sdpa" and not tiny_model(family)._supports_sdpa:
+        pytest.skip("ELECTRA has none before transformers 5")
     model = tiny_model(family, head=head, attn_implementation=attention).eval()
     ticket = uneven(family)
     batch = tiny_batch(labels=False)

@@ -5,20 +5,37 @@ The only place that knows a family. `of(model)` reads a live model, cut or not.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from torch import nn
 
-from .bert import BERT
+from . import linear
+from .albert import ALBERT
+from .bart import BART
+from .bert import BERT, ROBERTA
+from .deberta import DEBERTA
 from .distilbert import DISTILBERT
 from .family import Family
+from .gpt2 import GPT2
+from .llama import LLAMA
+from .modernbert import MODERNBERT
+from .mpnet import MPNET
 from .refused import Refused
+from .t5 import T5, T5_GATED
+from .vit import VIT, VIT_4
 
 __all__ = ["FAMILIES", "SUPPORTED", "Anatomy", "Family", "Layer", "Refused", "family_of", "of"]
 
-FAMILIES = (BERT, DISTILBERT)
-SUPPORTED = tuple(name for family in FAMILIES for name in family.model_types)
+FAMILIES = (
+    BERT, ROBERTA, DISTILBERT, MPNET, DEBERTA, ALBERT, MODERNBERT, VIT, VIT_4, BART, T5, T5_GATED, GPT2, LLAMA,
+)  # fmt: skip
+SUPPORTED = tuple(dict.fromkeys(name for family in FAMILIES for name in family.model_types))
+
+Blocks = tuple[tuple[str, int], ...]
+"""Names of linears with the features that one unit, a head or a neuron, has in each."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +50,18 @@ class Layer:
     down: str
     attention: str
     heads: int
-    """Heads in this layer."""
+    """Heads in this layer; with grouped queries, groups: key and value heads with their query heads."""
     neurons: int
     """Intermediate neurons in this layer."""
+    from_heads: Blocks
+    """The linears that put out the heads. One that is named more than once holds its blocks stacked."""
+    from_neurons: Blocks
+    """The linears that put out the neurons, likewise."""
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Every linear that a cut makes smaller, once."""
+        return tuple(dict.fromkeys([*dict(self.from_heads), self.output, *dict(self.from_neurons), self.down]))
 
 
 @dataclass(frozen=True)
@@ -45,10 +71,17 @@ class Anatomy:
     family: Family
     model_type: str
     head_size: int
-    """Features per head; the same in every layer."""
+    """Features a head brings to the output projection; the same in every layer."""
     layers: tuple[Layer, ...]
+    """Each layer that is stored, once, however often a forward pass runs it."""
     whole: bool
     """Whether the model was not cut: all layers are of one size, and the config carries no ticket."""
+    stack: str
+    """The module that runs the layers."""
+    core: str
+    """The module that a cut concerns: the encoder of an encoder-decoder, else the model itself (`""`)."""
+    axes: tuple[int, int]
+    """Dimensions of the linears' weights that are outputs and inputs."""
 
     @property
     def num_heads(self) -> int:
@@ -62,7 +95,7 @@ class Anatomy:
 
 
 def family_of(model_type: str | None) -> Family:
-    """The table for a `config.model_type`.
+    """The (first) table for a `config.model_type`.
 
     Raises:
         Refused: The family is not supported; the sentence lists those that are.
@@ -80,45 +113,86 @@ def of(model: nn.Module) -> Anatomy:
         model: A stock `transformers` model of a supported family, with any head or none.
 
     Raises:
-        Refused: The model is of another family, quantised, a decoder, wrapped, or carries adapters.
+        Refused: The model is of another family, quantised, a decoder with cross-attention, wrapped, or carries
+            adapters.
     """
     _refuse_unsafe(model)
     config: Any = model.config
-    family = family_of(getattr(config, "model_type", None))
+    model_type = getattr(config, "model_type", None)
+    missing: Exception | None = None
+    for family in (family_of(model_type), *(f for f in FAMILIES if model_type in f.model_types)):
+        try:
+            return _read(model, family)
+        except (AttributeError, IndexError) as error:
+            missing = missing or error
+    raise Refused(
+        f"{type(model).__name__} says it is a {model_type!r} but is not laid out like one "
+        f"({missing}); use the stock transformers class."
+    ) from missing
+
+
+def _read(model: nn.Module, family: Family) -> Anatomy:
+    config: Any = model.config
     prefix = _base_prefix(model)
-    layers_name = prefix + family.layers
-    try:
-        stack = model.get_submodule(layers_name)
-        names = [f"{layers_name}.{index}." for index, _ in enumerate(stack.children())]
-        head_size = int(getattr(model.get_submodule(names[0] + family.attention), family.head_size))
-        layers = tuple(_layer(model, family, name, head_size) for name in names)
-    except (AttributeError, IndexError) as error:
-        raise Refused(
-            f"{type(model).__name__} says it is a {config.model_type!r} but is not laid out like one "
-            f"({error}); use the stock transformers class."
-        ) from error
+    names = list(_children(model, prefix + family.layers))
+    attention = model.get_submodule(f"{names[0]}.{family.attention}")
+    head_size = int(getattr(attention, family.head_size))
+    group = int(getattr(attention, family.group)) if family.group else 1
+    layers = tuple(_layer(model, family, f"{name}.", head_size, group) for name in names)
+    stack = (prefix + family.layers).partition(".*")[0].rpartition(".")[0]
+    decoder = family.decoder and _has(model, prefix + family.decoder)
     uniform = len({(layer.heads, layer.neurons) for layer in layers}) == 1
-    return Anatomy(family, config.model_type, head_size, layers, uniform and not getattr(config, "earlybert", None))
+    return Anatomy(
+        family,
+        config.model_type,
+        head_size * group,
+        layers,
+        uniform and not getattr(config, "earlybert", None),
+        stack=stack,
+        core=stack if decoder else "",
+        axes=linear.axes(model.get_submodule(layers[0].output)),
+    )
 
 
-def _layer(model: nn.Module, family: Family, name: str, head_size: int) -> Layer:
+def _layer(model: nn.Module, family: Family, name: str, head_size: int, group: int) -> Layer:
     parts = {part: name + getattr(family, part) for part in ("query", "key", "value", "output", "up", "down")}
-    for part in parts.values():
-        kind = type(model.get_submodule(part))
-        if kind is not nn.Linear:
-            raise Refused(
-                f"{part} is a {kind.__name__}, not a plain nn.Linear; quantised layers and adapters "
-                "have to be merged or removed first."
-            )
-    query, up = model.get_submodule(parts["query"]), model.get_submodule(parts["up"])
-    assert isinstance(query, nn.Linear)
-    assert isinstance(up, nn.Linear)
-    return Layer(
+    gate = name + family.gate if family.gate else None
+    more = tuple(name + part for part in family.more if _has(model, name + part))
+    width = head_size * group
+    layer = Layer(
         **parts,
         attention=name + family.attention,
-        heads=query.out_features // head_size,
-        neurons=up.out_features,
+        heads=linear.inputs(linear.linear_at(model, parts["output"])) // width,
+        neurons=linear.inputs(linear.linear_at(model, parts["down"])),
+        from_heads=(
+            (parts["query"], width),
+            (parts["key"], head_size),
+            (parts["value"], head_size),
+            *((part, width) for part in more),
+        ),
+        from_neurons=tuple((part, 1) for part in (gate, parts["up"]) if part),
     )
+    for blocks, units in ((layer.from_heads, layer.heads), (layer.from_neurons, layer.neurons)):
+        for part, same in groupby(sorted(blocks), key=lambda block: block[0]):
+            size, expected = linear.outputs(linear.linear_at(model, part)), units * sum(width for _, width in same)
+            if size != expected:
+                raise Refused(f"{part} puts out {size} features where {expected} were expected; it cannot be cut.")
+    return layer
+
+
+def _children(model: nn.Module, pattern: str) -> Iterator[str]:
+    """Full names of the layers in `a.list` or `a.list.*.list`."""
+    outer, star, inner = pattern.partition(".*.")
+    for name, _ in model.get_submodule(outer).named_children():
+        yield from _children(model, f"{outer}.{name}.{inner}") if star else [f"{outer}.{name}"]
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _base_prefix(model: nn.Module) -> str:
@@ -140,4 +214,6 @@ def _refuse_unsafe(model: nn.Module) -> None:
         raise Refused(f"{kind} has adapters attached; merge or remove them first.")
     config: Any = model.config
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
-        raise Refused(f"{kind} is configured as a decoder; only encoders are supported.")
+        raise Refused(
+            f"{kind} is configured as the decoder of an encoder-decoder; such models are not supported as such."
+        )

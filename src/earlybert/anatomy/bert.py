@@ -1,9 +1,11 @@
 """BERT and the models that kept its layout."""
 
+from dataclasses import replace
+
 from .family import Family
 
 BERT = Family(
-    model_types=("bert", "roberta", "xlm-roberta", "electra"),
+    model_types=("bert", "electra"),
     layers="encoder.layer",
     query="attention.self.query",
     key="attention.self.key",
@@ -15,3 +17,5 @@ BERT = Family(
     head_count=("num_attention_heads",),
     head_width=("all_head_size",),
 )
+
+ROBERTA = replace(BERT, model_types=("roberta", "xlm-roberta"), after_padding=True)

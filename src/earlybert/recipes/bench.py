@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..anatomy import Refused
+from ..anatomy import Refused, family_of
 from ..config import Data, Finetune
 from ..tasks import Examples, Predictions, Task
 from ..tasks import load as load_task
@@ -64,8 +64,7 @@ class Bench:
         task = _task(data)
         model_config = load_config(config.model, offline=config.offline)
         longest = getattr(model_config, "max_position_embeddings", None)
-        # RoBERTa's positions start behind the padding id.
-        offset = (model_config.pad_token_id or 0) + 1 if "roberta" in model_config.model_type else 0
+        offset = family_of(model_config.model_type).first_position(model_config)
         if longest is not None and config.max_length > longest - offset:
             raise Refused(
                 f"max_length {config.max_length} is more than the {longest - offset} tokens that model "
@@ -92,7 +91,10 @@ class Bench:
     def theta_0(self) -> nn.Module:
         """A fresh copy of the model before any training, task head included, on the device."""
         config = self.config
-        return load_model(config.model, self.task, config.seed, offline=config.offline).to(self.device)
+        model = load_model(config.model, self.task, config.seed, offline=config.offline)
+        if model.config.pad_token_id is None:  # a classifier that reads a row's last token has to know where it ends
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+        return model.to(self.device)
 
     def stream(self, order: int) -> Stream:
         """Training batches in one of the two data orders."""

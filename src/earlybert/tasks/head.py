@@ -46,7 +46,11 @@ def load_config(model: str, *, offline: bool = False) -> Any:
         raise Refused(
             f"model {model!r} was not found: there is no such folder, and {why}; {demo.MODEL} is the packaged model)."
         ) from error
-    family_of(config.model_type)
+    if not family_of(config.model_type).only_encodes_text:
+        raise Refused(
+            f"model {model!r} is of type {config.model_type!r}, which does not only encode text; "
+            "cut it from Python (docs/families.md says how)."
+        )
     if getattr(config, "earlybert", None):
         raise Refused(f"model {model!r} is already cut; start from the full model.")
     return config

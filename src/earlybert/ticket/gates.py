@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy import Refused, of
+from ..anatomy.linear import Linear, linear_at, matrix
 
 
 class Gates:
@@ -92,8 +93,7 @@ class Gates:
         return torch.cat([parameter.detach().flatten() for parameter in self.parameters()])
 
     def _gate(self, name: str, coefficients: Callable[[], Tensor]) -> None:
-        linear = self.model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
+        linear: Any = linear_at(self.model, name)
         scale: Any = scaled_weight if self.on == "weight" else scaled_input
         linear.forward = lambda input: scale(linear, input, coefficients())
         self._gated.append(linear)
@@ -104,11 +104,11 @@ def expand_heads(coefficients: Tensor, head_size: int) -> Tensor:
     return coefficients[:, None].expand(-1, head_size).reshape(-1)
 
 
-def scaled_input(linear: nn.Linear, x: Tensor, c: Tensor) -> Tensor:
+def scaled_input(linear: Linear, x: Tensor, c: Tensor) -> Tensor:
     """`linear(c * x)`, the product taken in fp32. x: [..., features], c: [features] fp32."""
-    return F.linear((x * c).to(x.dtype), linear.weight, linear.bias)
+    return F.linear((x * c).to(x.dtype), matrix(linear), linear.bias)
 
 
-def scaled_weight(linear: nn.Linear, x: Tensor, c: Tensor) -> Tensor:
+def scaled_weight(linear: Linear, x: Tensor, c: Tensor) -> Tensor:
     """`linear(c * x)` with c folded into the weight's columns. x: [..., features], c: [features] fp32."""
-    return F.linear(x, (linear.weight * c).to(linear.weight.dtype), linear.bias)
+    return F.linear(x, (matrix(linear) * c).to(linear.weight.dtype), linear.bias)

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, Layer, Refused, of
+from ..anatomy import Anatomy, Blocks, Refused, linear, of
+from ..anatomy.probe import probe
 from .gates import expand_heads
 from .scores import Scores
 from .ticket import Ticket
@@ -71,21 +72,22 @@ def cut(model: nn.Module, ticket: Ticket) -> None:
     anatomy = of(model)
     for name, (dim, index) in slices(anatomy, ticket).items():
         module_name, _, tensor_name = name.rpartition(".")
-        linear = model.get_submodule(module_name)
-        assert isinstance(linear, nn.Linear)
+        part = linear.linear_at(model, module_name)
         if tensor_name == "weight":
-            linear = _resized(linear, dim, len(index))
+            part = linear.resized(part, dim, len(index))
             parent, _, child = module_name.rpartition(".")
-            setattr(model.get_submodule(parent), child, linear)
-        old: Tensor | None = getattr(linear, tensor_name)
+            setattr(model.get_submodule(parent), child, part)
+        old: Tensor | None = getattr(part, tensor_name)
         if old is not None:
             small = old.detach().index_select(dim, index.to(old.device))
-            setattr(linear, tensor_name, nn.Parameter(small, requires_grad=old.requires_grad))
-    for layer, kept in zip(anatomy.layers, ticket.heads, strict=True):
-        attention = model.get_submodule(layer.attention)
-        family = anatomy.family
+            setattr(part, tensor_name, nn.Parameter(small, requires_grad=old.requires_grad))
+    family = anatomy.family
+    attentions = [model.get_submodule(layer.attention) for layer in anatomy.layers]
+    for attention, kept in zip(attentions, ticket.heads, strict=True):
         _update(attention, family.head_count, len(kept))
         _update(attention, family.head_width, len(kept) * anatomy.head_size)
+    if family.settle:
+        family.settle(attentions, ticket.heads)
     config: Any = model.config
     config.earlybert = {"ticket": ticket.to_dict()}
 
@@ -96,14 +98,16 @@ def slices(anatomy: Anatomy, ticket: Ticket) -> Slices:
     A linear's weight comes before its bias.
     """
     found: Slices = {}
+    out, into = anatomy.axes
     for layer, heads, neurons in zip(anatomy.layers, ticket.heads, ticket.neurons, strict=True):
-        features = _features(heads, anatomy.head_size)
-        inner = torch.tensor(neurons, dtype=torch.long)
-        for name, index in ((layer.query, features), (layer.key, features), (layer.value, features), (layer.up, inner)):
-            found[f"{name}.weight"] = (0, index)
+        for name, index in (
+            *_stacked(layer.from_heads, layer.heads, heads).items(),
+            *_stacked(layer.from_neurons, layer.neurons, neurons).items(),
+        ):
+            found[f"{name}.weight"] = (out, index)
             found[f"{name}.bias"] = (0, index)
-        found[f"{layer.output}.weight"] = (1, features)
-        found[f"{layer.down}.weight"] = (1, inner)
+        found[f"{layer.output}.weight"] = (into, _features(heads, anatomy.head_size))
+        found[f"{layer.down}.weight"] = (into, _features(neurons, 1))
     return found
 
 
@@ -163,27 +167,32 @@ def mask(model: nn.Module, ticket: Ticket) -> None:
     for layer, heads, neurons in zip(anatomy.layers, ticket.heads, ticket.neurons, strict=True):
         for name, index, width in (
             (layer.output, _features(heads, anatomy.head_size), layer.heads * anatomy.head_size),
-            (layer.down, torch.tensor(neurons, dtype=torch.long), layer.neurons),
+            (layer.down, _features(neurons, 1), layer.neurons),
         ):
             _scale_columns(model, name, torch.zeros(width).index_fill(0, index, 1.0))
 
 
 def _scale_columns(model: nn.Module, name: str, c: Tensor) -> None:
-    weight = model.get_submodule(name).get_parameter("weight")
-    weight.data = (weight.data * c.to(weight.device)).to(weight.dtype)
+    """Scale the inputs of a linear by c `[inputs]`, in its weight."""
+    part = linear.linear_at(model, name)
+    columns = linear.matrix(part).data
+    columns.copy_((columns * c.to(columns.device)).to(columns.dtype))
 
 
-def _features(heads: tuple[int, ...], head_size: int) -> Tensor:
-    """Feature indices `[len(heads) * head_size]` of these heads."""
-    return (torch.tensor(heads, dtype=torch.long)[:, None] * head_size + torch.arange(head_size)).reshape(-1)
+def _stacked(blocks: Blocks, count: int, kept: tuple[int, ...]) -> dict[str, Tensor]:
+    """Which outputs of each linear stay, when blocks of `count` units that name the same one lie behind one another."""
+    rows: dict[str, list[Tensor]] = {}
+    ends: dict[str, int] = {}
+    for name, width in blocks:
+        begin = ends.get(name, 0)
+        rows.setdefault(name, []).append(begin + _features(kept, width))
+        ends[name] = begin + count * width
+    return {name: torch.cat(parts) for name, parts in rows.items()}
 
 
-def _resized(linear: nn.Linear, dim: int, size: int) -> nn.Linear:
-    """The same linear with a new output (dim 0) or input (dim 1) size; its tensors are still the old ones."""
-    out, into = (size, linear.in_features) if dim == 0 else (linear.out_features, size)
-    fresh = nn.Linear(into, out, bias=linear.bias is not None, device="meta", dtype=linear.weight.dtype)
-    fresh.weight, fresh.bias = linear.weight, linear.bias
-    return fresh.train(linear.training)
+def _features(units: tuple[int, ...], width: int) -> Tensor:
+    """Feature indices `[len(units) * width]` of these heads or neurons."""
+    return (torch.tensor(units, dtype=torch.long)[:, None] * width + torch.arange(width)).reshape(-1)
 
 
 def _slice_like(value: Any, parameter: Tensor, kept: tuple[int, Tensor] | None) -> Any:
@@ -200,13 +209,9 @@ def _update(module: nn.Module, attributes: tuple[str, ...], value: int) -> None:
 
 
 def _refuse_gated(model: nn.Module, anatomy: Anatomy) -> None:
-    names = [name for layer in anatomy.layers for name in _linears(layer)]
+    names = [name for layer in anatomy.layers for name in layer.linears]
     if any("forward" in vars(model.get_submodule(name)) for name in names):
         raise Refused("the model still has gates on it; detach them before the cut.")
-
-
-def _linears(layer: Layer) -> tuple[str, ...]:
-    return layer.query, layer.key, layer.value, layer.output, layer.up, layer.down
 
 
 def _load_searched(model: nn.Module, anatomy: Anatomy, scores: Scores | None) -> None:
@@ -220,34 +225,20 @@ def _load_searched(model: nn.Module, anatomy: Anatomy, scores: Scores | None) ->
 
 
 def _check(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
-    """Hold the cut against the mask, both as fp32 copies in eval mode."""
-    batch = _random_batch(model)
+    """Hold the cut against the mask, both as fp32 copies in eval mode, on two short rows, one of them padded."""
     masked = copy.deepcopy(model).float().eval()
     smaller = copy.deepcopy(model).float().eval()
     mask(masked, ticket)
     cut(smaller, ticket)
     with torch.no_grad(), full_precision():
-        for name, expected in _tensors(masked(**batch, return_dict=True)):
-            got = dict(_tensors(smaller(**batch, return_dict=True)))[name]
-            error = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
+        got = dict(_tensors(probe(smaller, anatomy, 2, 16, padding=5)))
+        for name, expected in _tensors(probe(masked, anatomy, 2, 16, padding=5)):
+            error = (got[name] - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
             if not error <= TOLERANCE:
                 raise CutMismatch(
                     f"the cut {type(model).__name__} differs from the masked one by {error:.1e} in {name} "
                     f"(at most {TOLERANCE:.0e}); please report this model."
                 )
-
-
-def _random_batch(model: nn.Module) -> dict[str, Tensor]:
-    """Two short rows, the second one padded: int64 `[2, 16]`."""
-    device = next(model.parameters()).device
-    config: Any = model.config
-    # Its own generator: the caller's random state is not touched.
-    ids = torch.randint(5, config.vocab_size, (2, 16), generator=torch.Generator().manual_seed(0))
-    attention = torch.ones_like(ids)
-    attention[1, 11:] = 0
-    if getattr(config, "pad_token_id", None) is not None:
-        ids[1, 11:] = config.pad_token_id
-    return {"input_ids": ids.to(device), "attention_mask": attention.to(device)}
 
 
 def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from ..anatomy import Refused
+from ..anatomy import Refused, of
 from .fast import RaggedStep
 from .masked import MaskedStep, RaggedMaskedStep
 from .step import EagerStep
@@ -76,6 +76,9 @@ def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         return "they are made for AdamW and for labels of rows."
     if precision != "bf16":
         return "they need bf16 (--precision bf16)."
+    config: Any = model.config
+    if len(of(model).layers) != config.num_hidden_layers:
+        return "the model runs its layers more than once, which they were not made for."
     try:
         import triton  # noqa: F401 # pyright: ignore[reportMissingImports]
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401

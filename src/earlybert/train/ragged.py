@@ -153,16 +153,17 @@ class RaggedModel:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.anatomy = of(model)
+        family = self.anatomy.family
         kind = type(model).__name__
+        if family.padded:
+            raise Refused(f"{kind} cannot run without padding: {family.padded}; it takes the eager step.")
         self.head: Head | None = next((head for suffix, head in HEADS.items() if kind.endswith(suffix)), None)
         parameters = inspect.signature(model.forward).parameters
         if self.head is None or "position_ids" not in parameters:
             raise Refused(f"{kind} cannot run without padding; it takes the eager step.")
         self.token_types = "token_type_ids" in parameters
-        config: Any = model.config
-        self.position_offset = (config.pad_token_id + 1) if "roberta" in config.model_type else 0
-        layers = self.anatomy.layers[0].query
-        self.stack = model.get_submodule(layers[: layers.index(self.anatomy.family.layers.split(".")[-1])].rstrip("."))
+        self.position_offset = family.first_position(model.config)
+        self.stack = model.get_submodule(self.anatomy.stack)
         base = getattr(model, str(model.base_model_prefix))
         self.pooler: nn.Module | None = getattr(base, "pooler", None)
         self._probe()
@@ -173,7 +174,9 @@ class RaggedModel:
         modes = {module: module.training for module in self.model.modules()}
         ids = torch.full((1, 4), 5, device=device)
         positions = torch.tensor([[0, 1, 0, 1]], device=device) + self.position_offset
-        before = _layout.calls
+        before, passes = _layout.calls, []
+        outputs = [self.model.get_submodule(layer.output) for layer in self.anatomy.layers]
+        hooks = [module.register_forward_hook(lambda *_: passes.append(1)) for module in outputs]
         try:
             self.model.eval()
             with self.packed(), torch.no_grad():
@@ -181,9 +184,11 @@ class RaggedModel:
                 set_layout("groups", bounds, 2, 4, lengths=(2, 2), places=self.head == "rows")
                 self.model(input_ids=ids, position_ids=positions)
         finally:
+            for hook in hooks:
+                hook.remove()
             for module, training in modes.items():
                 module.training = training
-        if _layout.calls - before != len(self.anatomy.layers):
+        if _layout.calls - before != len(passes):
             raise Refused(
                 f"{type(self.model).__name__} does not let its attention be replaced in this version of transformers; "
                 "it takes the eager step."

@@ -1,0 +1,112 @@
+"""What is particular to one family, and what is not what it looks like."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from earlybert import CutMismatch, Refused, Ticket, anatomy, apply
+from earlybert.anatomy import of
+from tests.test_families import HEADS, NEURONS, build, inputs_of, uneven
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])
+def test_query_heads_go_with_their_key_and_value_head(name: str) -> None:
+    """Head 2 of 4 is key and value head 2, and query heads 4 and 5 of 8; a head here has 6 features."""
+    model = build(name)
+    ticket = Ticket(((0, 1, 3),) * 3, (tuple(range(NEURONS)),) * 3, name, HEADS, NEURONS)
+    small = apply(model, ticket).model.layers[1].self_attn
+    full = model.model.layers[1].self_attn
+    queries = [row for row in range(48) if row // 6 not in (4, 5)]
+    keys = [row for row in range(24) if row // 6 != 2]
+    assert torch.equal(small.q_proj.weight, full.q_proj.weight[queries])
+    assert torch.equal(small.k_proj.weight, full.k_proj.weight[keys])
+    assert torch.equal(small.v_proj.weight, full.v_proj.weight[keys])
+    assert torch.equal(small.o_proj.weight, full.o_proj.weight[:, queries])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("gpt2", "GPT2LMHeadModel"),
+        ("llama", "LlamaForCausalLM"),
+        ("mistral", "MistralForCausalLM"),
+        ("qwen3", "Qwen3ForCausalLM"),
+        ("bart", "BartForConditionalGeneration"),
+        ("t5/gated", "T5ForConditionalGeneration"),
+    ],
+)
+def test_a_cut_model_generates_with_its_cache_as_without(name: str, kind: str) -> None:
+    model = build(name, kind)
+    small, prompt = apply(model, uneven(model)), inputs_of(model)["input_ids"][1:, :5]
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    assert torch.equal(
+        small.generate(prompt, use_cache=True, **options), small.generate(prompt, use_cache=False, **options)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "forgotten", "error"),
+    [
+        ("deberta-v2", {"head_count": ()}, CutMismatch),
+        ("mpnet", {"settle": None}, RuntimeError),
+        ("t5", {"settle": None}, RuntimeError),  # CutMismatch is one
+    ],
+)
+def test_a_table_that_forgets_something_is_caught(
+    name: str, forgotten: dict[str, Any], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these breaks in the middle, or runs and is wrong, when one head is left of four; the model stays whole."""
+    model = build(name)
+    family = of(model).family
+    broken = dataclasses.replace(family, **forgotten)
+    monkeypatch.setattr(anatomy, "FAMILIES", tuple(broken if f is family else f for f in anatomy.FAMILIES))
+    ticket = Ticket(((1,), (2,), (3,)), (tuple(range(NEURONS)),) * 3, name, HEADS, NEURONS)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(error):
+        apply(model, ticket, inplace=True)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_of_quantisers_and_of_peft_are_refused() -> None:
+    """What the libraries themselves make of a model, and merged adapters are welcome again."""
+    quantised = torch.ao.quantization.quantize_dynamic(build("bert"), {torch.nn.Linear})
+    with pytest.raises(Refused, match=r"quantized\..+, not a plain nn\.Linear"):
+        of(quantised)
+
+    class Packed(Tensor):
+        """As torchao does: a weight that only looks like one."""
+
+    packed = build("bert")
+    linear = packed.bert.encoder.layer[0].attention.self.query
+    linear.weight = torch.nn.Parameter(linear.weight.data.as_subclass(Packed))
+    with pytest.raises(Refused, match=r"Packed, not a plain nn\.Linear"):
+        of(packed)
+
+    peft = pytest.importorskip("peft")
+    for name, target in (("bert", "query"), ("gpt2", "c_attn"), ("llama", "q_proj")):
+        adapted = peft.get_peft_model(build(name), peft.LoraConfig(target_modules=[target]))
+        for model in (adapted, adapted.base_model.model):
+            with pytest.raises(Refused, match="has adapters attached; merge or remove them first"):
+                of(model)
+        merged = adapted.merge_and_unload()
+        apply(merged, uneven(merged))
+
+
+def test_the_graph_is_not_for_layers_that_run_more_than_once() -> None:
+    from earlybert.train.engine import _no_graph
+
+    assert "more than once" in (_no_graph(build("albert"), "bf16") or "")
+    assert "more than once" not in (_no_graph(build("bert"), "bf16") or "")
+
+
+def test_decoders_of_encoder_decoders_are_refused() -> None:
+    with pytest.raises(Refused, match="decoder"):
+        of(build("bart", "BartForCausalLM"))
+    with pytest.raises(Refused, match="decoder"):
+        of(build("gpt2", "GPT2LMHeadModel", add_cross_attention=True))
