@@ -17,8 +17,10 @@ from earlybert.baselines import dense, imp, inverted, layerdrop, magnitude, rand
 from earlybert.baselines.sensitivity import Sensitivity
 from earlybert.cost import count
 from earlybert.tasks.batches import Rows, Stream
+from earlybert.ticket.refit import refit
 
 from ..conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_model
+from ..test_families import build
 
 SIZE = HIDDEN // HEADS
 
@@ -212,3 +214,53 @@ def test_all_linears_of_layers_can_be_pruned_and_nothing_else() -> None:
     model = tiny_model("distilbert")
     linears = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layer" in name]
     assert {id(module) for module, _ in imp.prunable(model)} == {id(module) for module in linears}
+
+
+@pytest.mark.parametrize("family", ["mpnet", "deberta-v2", "gpt2", "llama"])
+def test_other_families_take_every_baseline(family: str) -> None:
+    """Fused, transposed and grouped projections are scored, masked, dropped and refitted like any other."""
+    model = build(family).eval()
+    batch = {"input_ids": torch.randint(5, 100, (6, 12)), "attention_mask": torch.ones(6, 12, dtype=torch.long)}
+    anatomy = of(model)
+    scores = magnitude.scores(model)
+    total = sum(float(part.square().sum()) for part in (*scores.heads, *scores.neurons))
+    names = {name for layer in anatomy.layers for name in layer.linears}
+    weights = sum(float(model.get_submodule(name).weight.detach().square().sum()) for name in names)
+    assert total == pytest.approx(weights, rel=1e-4)  # every weight that can go belongs to one unit
+    ticket = draw(scores, heads=1, neurons=0.5, align=1)
+    small = apply(model, ticket)
+    error = (small(**batch).logits - model(**batch).logits).abs().mean()
+    batches = [{**batch, "input_ids": torch.randint(5, 100, (6, 12))} for _ in range(8)]
+    results = refit(small, model, batches)
+    assert sum(result.after for result in results) < sum(result.before for result in results)
+    assert torch.isfinite(error)
+
+    labelled = {**batch, "labels": torch.randint(0, 2, (6,))}
+    sensitivity = Sensitivity(model, "fisher")
+    sensitivity.add(labelled)
+    assert torch.stack(sensitivity.scores().heads).shape == (3, anatomy.num_heads)
+
+    removed = copy.deepcopy(model)
+    layerdrop.remove_layers(removed, [0, 2])
+    dropping = layerdrop.LayerDrop(model, count(model), rate=0.5, seed=0)
+    dropping.present = [0, 2]
+    torch.testing.assert_close(model(**batch).logits, removed(**batch).logits)
+    dropping.stop()
+
+    imp.masked(model)
+    imp.shrink(model)
+    model(**batch)
+    with pytest.raises(Refused, match="under pruning masks"):
+        apply(model, ticket)
+    imp.harden(model)
+
+
+def test_shared_layers_cannot_be_dropped_or_refitted() -> None:
+    model = build("albert")
+    with pytest.raises(Refused, match="not a plain list"):
+        layerdrop.remove_layers(model, [0, 2])
+    anatomy = of(model)
+    scores = random_ticket.scores(anatomy, 0)
+    batch = {"input_ids": torch.randint(5, 100, (6, 12)), "attention_mask": torch.ones(6, 12, dtype=torch.long)}
+    with pytest.raises(Refused, match="run more than once"):
+        refit(apply(model, draw(scores, heads=1, neurons=0.5, align=1)), model, [batch] * 3)

@@ -27,7 +27,7 @@ from .refused import Refused
 from .t5 import T5, T5_GATED
 from .vit import VIT, VIT_4
 
-__all__ = ["FAMILIES", "SUPPORTED", "Anatomy", "Family", "Layer", "Refused", "family_of", "of"]
+__all__ = ["FAMILIES", "SUPPORTED", "Anatomy", "Blocks", "Family", "Layer", "Refused", "family_of", "of"]
 
 FAMILIES = (
     BERT, ROBERTA, DISTILBERT, MPNET, DEBERTA, ALBERT, MODERNBERT, VIT, VIT_4, BART, T5, T5_GATED, GPT2, LLAMA,

@@ -22,7 +22,8 @@ def linear_at(model: nn.Module, name: str) -> Linear:
     module = model.get_submodule(name)
     if type(module) not in (nn.Linear, Conv1D):
         wrong = type(module)
-    elif type(module.weight) is not nn.Parameter:  # quantised or sharded in place
+    elif type(module.weight) is not nn.Parameter and not isinstance(getattr(module, "weight_orig", None), nn.Parameter):
+        # quantised or sharded in place; a weight under a mask of torch.nn.utils.prune is plain all the same
         wrong = type(module.weight)
     else:
         assert isinstance(module, (nn.Linear, Conv1D))

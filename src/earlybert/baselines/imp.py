@@ -69,6 +69,5 @@ def sparsity(model: nn.Module) -> float:
 
 def prunable(model: nn.Module) -> list[tuple[nn.Module, str]]:
     """The weight matrices of all encoder layers, as in Chen et al.; embeddings and the task head stay."""
-    parts = ("query", "key", "value", "output", "up", "down")
-    names = [getattr(layer, part) for layer in of(model).layers for part in parts]
+    names = [name for layer in of(model).layers for name in layer.linears]
     return [(model.get_submodule(name), "weight") for name in names]

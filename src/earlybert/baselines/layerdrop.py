@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from ..anatomy import of
+from ..anatomy import Refused, of
 from ..cost import Cost
 from ..train.loop import Done
 
@@ -87,7 +87,13 @@ class LayerDrop:
 
 def _stack(model: nn.Module) -> nn.ModuleList:
     first = of(model).layers[0].query
-    # "bert.encoder.layer.0.attention..." -> "bert.encoder.layer"
+    # "bert.encoder.layer.0.attention..." is in "bert.encoder.layer"
     parent = model.get_submodule(first.split(".0.", 1)[0])
-    assert isinstance(parent, nn.ModuleList)
+    if not isinstance(parent, nn.ModuleList) or len(parent) != _depth(model):
+        raise Refused(f"the layers of {type(model).__name__} are not a plain list; LayerDrop cannot take one out.")
     return parent
+
+
+def _depth(model: nn.Module) -> int:
+    config: Any = model.config
+    return config.num_hidden_layers

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from ..anatomy import of
+from ..anatomy import Blocks, of
+from ..anatomy.linear import linear_at, matrix
 from ..ticket import Scores
 
 
@@ -19,12 +21,24 @@ def scores(model: nn.Module, seed: int = 0) -> Scores:
     heads: list[Tensor] = []
     neurons: list[Tensor] = []
     for layer in anatomy.layers:
-        rows = sum(_squares(model, name, dim=1) for name in (layer.query, layer.key, layer.value))
-        features = rows + _squares(model, layer.output, dim=0)  # [heads * head size]
-        heads.append(features.view(layer.heads, anatomy.head_size).sum(1).sqrt())
-        neurons.append((_squares(model, layer.up, dim=1) + _squares(model, layer.down, dim=0)).sqrt())
+        features = _squares(model, layer.output).sum(0)  # [heads * head size]
+        into = features.view(layer.heads, anatomy.head_size).sum(1)
+        heads.append((_outputs(model, layer.from_heads, layer.heads) + into).sqrt())
+        neurons.append((_outputs(model, layer.from_neurons, layer.neurons) + _squares(model, layer.down).sum(0)).sqrt())
     return Scores(tuple(heads), tuple(neurons), anatomy.model_type, source="weight magnitude", seed=seed)
 
 
-def _squares(model: nn.Module, name: str, dim: int) -> Tensor:
-    return model.get_submodule(name).get_parameter("weight").detach().float().square().sum(dim)
+def _outputs(model: nn.Module, blocks: Blocks, units: int) -> Tensor:
+    """Squared weights that put out each unit, `[units]`; a linear named twice holds its blocks one after another."""
+    total = torch.zeros(units, device=next(model.parameters()).device)
+    begins: dict[str, int] = {}
+    for name, features in blocks:
+        begin = begins.get(name, 0)
+        begins[name] = begin + units * features
+        total += _squares(model, name).sum(1)[begin : begins[name]].view(units, features).sum(1)
+    return total
+
+
+def _squares(model: nn.Module, name: str) -> Tensor:
+    """`[outputs, inputs]`."""
+    return matrix(linear_at(model, name)).detach().float().square()

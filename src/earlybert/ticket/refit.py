@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Refused, of
+from ..anatomy.linear import inputs as inputs_of
+from ..anatomy.linear import linear_at, matrix
+from ..anatomy.linear import outputs as outputs_of
 from .surgery import full_precision
 
 RIDGE = 1e-2
@@ -74,8 +77,8 @@ def flops(small: nn.Module, forward_small: int, forward_dense: int, tokens: int)
         tokens: Tokens in all batches.
     """
     layers = of(small).layers
-    linears = [small.get_submodule(name) for layer in layers for name in (layer.output, layer.down)]
-    shapes = [(linear.in_features + 1, linear.out_features) for linear in linears if isinstance(linear, nn.Linear)]
+    linears = [linear_at(small, name) for layer in layers for name in (layer.output, layer.down)]
+    shapes = [(inputs_of(linear) + 1, outputs_of(linear)) for linear in linears]
     # a pass ends at the linear it is for: (1 + 2 + ... + 2L) / 2L passes
     passes = forward_small * (len(linears) + 1) // 2
     sums = sum(2 * tokens * width * (width + hidden) for width, hidden in shapes)
@@ -89,17 +92,17 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 def _refit_one(
     small: nn.Module, name: str, inputs: Sequence[Batch], targets: list[Tensor], checks: int, ridge: float
 ) -> Refit:
-    linear = small.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    width = linear.in_features + (linear.bias is not None)
+    linear = linear_at(small, name)
+    features = inputs_of(linear)
+    width = features + (linear.bias is not None)
     gram = torch.zeros(width, width, dtype=torch.float64, device=linear.weight.device)
-    cross = torch.zeros(width, linear.out_features, dtype=torch.float64, device=linear.weight.device)
+    cross = torch.zeros(width, targets[0].shape[-1], dtype=torch.float64, device=linear.weight.device)
     held: list[tuple[Tensor, Tensor, Tensor]] = []
     for number, (batch, target) in enumerate(zip(inputs, targets, strict=True)):
         x = _input(small, linear, batch)  # [tokens, features]
         if linear.bias is not None:
             x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        missing = target.float() - linear(x[:, : linear.in_features])
+        missing = target.float() - linear(x[:, :features])
         if number >= len(inputs) - checks:
             held.append((x, missing, target))
             continue
@@ -110,7 +113,7 @@ def _refit_one(
     after = before if change is None else _error([missing - x @ change for x, missing, _ in held], held)
     if change is None or not after < before:
         return Refit(name, before, before)
-    linear.weight.add_(change[: linear.in_features].T)
+    matrix(linear).add_(change[:features].T)
     if linear.bias is not None:
         linear.bias.add_(change[-1])
     return Refit(name, before, after)
@@ -148,6 +151,8 @@ def _outputs(dense: nn.Module, names: Sequence[str], inputs: Sequence[Batch]) ->
         for batch in inputs:
             present.append(batch["attention_mask"].bool())
             dense(**batch)
+        if any(len(outputs) != len(inputs) for outputs in found.values()):
+            raise Refused("the layers of this model run more than once; they cannot be refitted one by one.")
     finally:
         for handle in handles:
             handle.remove()

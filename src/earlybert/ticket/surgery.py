@@ -51,6 +51,7 @@ def apply(
     anatomy = of(model)
     ticket.fits(anatomy)
     _refuse_gated(model, anatomy)
+    _refuse_masked(model, anatomy)
     if weights is not None and weights.weights is None:
         raise Refused("these scores hold no searched weights; search with keep_weights=True.")
     target = model if inplace else copy.deepcopy(model)
@@ -206,6 +207,12 @@ def _update(module: nn.Module, attributes: tuple[str, ...], value: int) -> None:
     for attribute in attributes:
         if hasattr(module, attribute):
             setattr(module, attribute, value)
+
+
+def _refuse_masked(model: nn.Module, anatomy: Anatomy) -> None:
+    names = [name for layer in anatomy.layers for name in layer.linears]
+    if any(hasattr(model.get_submodule(name), "weight_orig") for name in names):
+        raise Refused("the model's weights are under pruning masks; make them permanent (torch.nn.utils.prune.remove).")
 
 
 def _refuse_gated(model: nn.Module, anatomy: Anatomy) -> None:
