@@ -199,6 +199,8 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"methods": {"dense": {"lr": "much"}}}, "lr must be float, got 'much'"),
         ({"methods": {"A b": {"method": "dense"}, "a-b": {"method": "dense"}}}, "make the same folder"),
         ({"methods": {"dense": {"dense_epochs": -1}}}, "dense_epochs must be above 0"),
+        ({"methods": {"dense": {"tune": {"lr": 1e-4}}}}, "tune of dense must hold lists"),
+        ({"methods": {"dense": {"tune": {"lr": ["much"]}}}}, "lr must be float, got 'much'"),
         ({"margin": -1}, "margin must be at least 0"),
         ({"jobs": 0}, "jobs must be at least 1"),
         ({"epochz": 2}, "unknown setting 'epochz'; did you mean epochs"),
@@ -233,3 +235,30 @@ def test_a_folder_that_is_something_else_is_left_alone(
     assert run("compare", "--config", given, "--output", tmp_path / "out") == 2
     assert "is not a comparison" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_tuning_is_on_train_alone_and_its_choice_is_used(given: Path, tmp_path: Path) -> None:
+    plain = yaml.safe_load(given.read_text())
+    lists = {"lr": [1.0e-6, 5.0e-3]}
+    plain |= {"methods": {"dense": None, "ticket": {"tune": lists}, "dense_same_flops": {"tune": lists}}, "seeds": [1]}
+    plain |= {"epochs": 6}
+    given.write_text(yaml.safe_dump(plain))
+    out = tmp_path / "out"
+    assert run("compare", "--config", given, "--output", out) == 0
+    trials = {row: [json.loads((out / "sst2" / row / f"trial-{n}" / "metrics.json").read_text()) for n in (1, 2)]
+              for row in ("ticket", "dense-same-flops")}  # fmt: skip
+    for row, found in trials.items():
+        assert all(metrics["train_rows"] + metrics["validation_rows"] == 96 for metrics in found)  # of 96 in train
+        scores = [metrics["score"]["accuracy"] for metrics in found]
+        config = yaml.safe_load((out / "sst2" / row / "seed-1" / "config.yaml").read_text())
+        assert config["lr"] == lists["lr"][int(np.argmax(scores))]
+        assert config["tuning"] is False
+    assert trials["dense-same-flops"][0]["flops"] == pytest.approx(trials["ticket"][0]["flops"], rel=0.1)
+    assert "ticket 2" in (out / "compare.md").read_text()
+    assert "dense 0" in (out / "compare.md").read_text()
+    assert read(out)["tuned"]["ticket"]["sst2"] == {
+        "lr": yaml.safe_load((out / "sst2" / "ticket" / "seed-1" / "config.yaml").read_text())["lr"]
+    }
+    started = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
+    assert run("compare", "--config", given, "--output", out) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")} == started

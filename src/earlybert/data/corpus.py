@@ -70,16 +70,20 @@ class Corpus:
     @cached_property
     def words(self) -> Words:
         """What masking has to know of the tokenizer."""
-        tokenizer = self.tokenizer
-        ids = np.arange(len(tokenizer))
-        return Words(
-            cls=tokenizer.cls_token_id,
-            sep=tokenizer.sep_token_id,
-            mask=tokenizer.mask_token_id,
-            pad=tokenizer.pad_token_id,
-            replacements=ids[~np.isin(ids, tokenizer.all_special_ids)],
-            begins=_begins(tokenizer),
-        )
+        return words_of(self.tokenizer)
+
+
+def words_of(tokenizer: Any) -> Words:
+    """What masking has to know of a tokenizer."""
+    ids = np.arange(len(tokenizer))
+    return Words(
+        cls=tokenizer.cls_token_id,
+        sep=tokenizer.sep_token_id,
+        mask=tokenizer.mask_token_id,
+        pad=tokenizer.pad_token_id,
+        replacements=ids[~np.isin(ids, tokenizer.all_special_ids)],
+        begins=_begins(tokenizer),
+    )
 
 
 def _begins(tokenizer: Any) -> NDArray[np.bool_] | None:

@@ -21,6 +21,7 @@ from .progress import console, say
 from .run import Run
 from .sheets import sheets
 from .timing import inference_seconds
+from .tuning import tuned
 from .verdict import Verdicts, judge, mean_over_tasks
 
 GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "compare.svg"
@@ -39,14 +40,14 @@ def compare(comparison: Comparison, folder: Path) -> Verdicts:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / GIVEN).exists():
         raise Refused(f"{folder} exists and is not a comparison; choose another --output.")
-    cells = comparison.cells()
     text = yaml.safe_dump(comparison.to_dict(), sort_keys=False, allow_unicode=True)
     write_atomically(folder / GIVEN, text.encode())
     say(
         f"{len(comparison.methods)} methods x {len(comparison.tasks)} tasks x {len(comparison.seeds)} seeds: "
-        f"{len(cells)} runs in {folder}; not inferior means at most {comparison.margin:g} points worse"
+        f"{len(comparison.cells())} runs in {folder}; not inferior means at most {comparison.margin:g} points worse"
     )
-    outcomes = run_grid(cells, folder, jobs=comparison.jobs)
+    comparison = tuned(comparison, folder)
+    outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
     inference = _inference(comparison, folder, outcomes)
     verdicts = judge(comparison, folder, outcomes)
     _write(comparison, folder, outcomes, verdicts, inference)
@@ -93,6 +94,7 @@ def _write(
     write_atomically(folder / TABLES, (head + "\n".join(table.markdown() for table in tables)).encode())
     result = {
         "comparison": comparison.to_dict(),
+        "tuned": comparison.chosen,
         "environment": where,
         "verdicts": {
             row: {task: asdict(verdict) for task, verdict in by_task.items()} for row, by_task in verdicts.items()

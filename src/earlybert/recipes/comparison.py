@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ from .grid import Cell
 
 MARGIN = 0.3
 """Points of the headline metric by which a method may be worse and still count as not inferior."""
+TUNE = "tune"
+"""In a row: settings with lists of values to try."""
 SETTINGS = tuple(f.name for f in fields(Finetune))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared. Everything but `tasks`, `methods`, `seeds`, `jobs`, `margin` and `models` is of `Finetune`."""
+    """What is compared. Everything but `tasks`, `methods`, `seeds`, `jobs`, `margin` and `models` is of `Finetune`.
+
+    A row may also hold `tune`, lists of values that are tried on a part of train before the runs that count.
+    """
 
     tasks: Mapping[str, Mapping[str, Any]]
     """Tasks by name, with settings of their own."""
@@ -35,6 +41,8 @@ class Comparison:
     """In points, named beforehand."""
     models: str = "first"
     """Whose weights stay on disk: those of the `first` seed, or `all`."""
+    chosen: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """By row and task, what tuning found; see `tuning`."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Comparison:
@@ -43,7 +51,7 @@ class Comparison:
         Raises:
             BadSetting: Anything is unknown, repeated or missing; nearest names are offered.
         """
-        own = {f.name for f in fields(cls)} - {"settings"}
+        own = {f.name for f in fields(cls)} - {"settings", "chosen"}
         settings = {name: value for name, value in given.items() if name not in own}
         for name in settings:
             named(name, (*SETTINGS, *own), "setting")
@@ -79,15 +87,21 @@ class Comparison:
         slugs = [slug(row) for row in self.methods]
         if len(set(slugs)) < len(slugs):
             raise BadSetting("two rows of methods have names that make the same folder; name them apart.")
-        for row in self.methods:
+        for row, settings in self.methods.items():
             self.method_of(row)
             self.needs(row)
+            lists = settings.get(TUNE) or {}
+            if not isinstance(lists, Mapping) or not all(
+                isinstance(values, list) and values for values in lists.values()
+            ):
+                raise BadSetting(
+                    f"tune of {row} must hold lists of values to try (lr: [4.0e-5, 8.0e-5]), got {lists!r}."
+                )
         for task in self.tasks:
             for row in self.methods:
-                settings = self.settings_of(task, row, self.seeds[0])
-                if self.needs(row):
-                    settings["like"] = "the ticket's run"
-                Finetune(**settings)
+                like = {"like": "the ticket's run"} if self.needs(row) else {}
+                for trial in ({}, *self.trials(row)):
+                    Finetune(**typed({**self.settings_of(task, row, self.seeds[0]), **like, **trial}))
 
     def method_of(self, row: str) -> str:
         """The method that a row is of."""
@@ -113,14 +127,20 @@ class Comparison:
 
     def settings_of(self, task: str, row: str, seed: int) -> dict[str, Any]:
         """Settings of one run; the row's win over the task's, and those over the shared ones."""
-        merged = {**self.settings, **self.tasks[task], **self.methods[row]}
-        merged.pop("like", None)
+        merged = {**self.settings, **self.tasks[task], **self.methods[row], **self.chosen.get(row, {}).get(task, {})}
+        for name in ("like", TUNE):
+            merged.pop(name, None)
         name = {} if self._own_file(task) else {"task": task}
         return typed({**merged, **name, "method": self.method_of(row), "seed": seed})
 
     def _own_file(self, task: str) -> bool:
         """Whether a task is a person's own file, and its name here only a name."""
         return "train_file" in {**self.settings, **self.tasks[task]}
+
+    def trials(self, row: str) -> list[dict[str, Any]]:
+        """Every combination of the values that a row's `tune` lists."""
+        lists: Mapping[str, Sequence[Any]] = self.methods[row].get(TUNE) or {}
+        return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())] if lists else []
 
     def cells(self) -> list[Cell]:
         """All runs: seed by seed, so that a comparison that is stopped has whole seeds."""
@@ -138,7 +158,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "settings"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("settings", "chosen")}
         plain = {name: dict(value) if isinstance(value, Mapping) else value for name, value in plain.items()}
         plain["seeds"] = list(self.seeds)
         return {**plain, **self.settings}

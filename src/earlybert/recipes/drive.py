@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..cost import count
+from ..tasks.batches import Batch
 from ..train import checkpoint
 from ..train.clock import Clock
 from ..train.interrupt import Interrupt
@@ -15,6 +16,9 @@ from ..train.steplog import Counts, StepLog, truncate
 from .bench import Bench
 from .progress import Bar
 from .run import Run
+
+Batches = Callable[[int], Iterable[Sequence[Batch]]]
+"""Optimizer steps done to the micro-batches of each step from there on."""
 
 
 def drive(
@@ -31,6 +35,7 @@ def drive(
     observers: Sequence[Observer],
     before_checkpoint: Sequence[Callable[[], None]] = (),
     cost: Counts | None = None,
+    batches: Batches | None = None,
 ) -> int:
     """Run the loop of a stage with its log, its checkpoints and its bar.
 
@@ -47,6 +52,7 @@ def drive(
         observers: Called after every step, behind the log.
         before_checkpoint: Called before a checkpoint is written.
         cost: Counts the FLOPs of a step; the model's own by default.
+        batches: What to train on instead of the task's rows in that order.
 
     Returns:
         Optimizer steps done in all.
@@ -82,7 +88,7 @@ def drive(
     with Interrupt() as interrupt, Bar(title, first, steps, log) as bar:
         done = loop(
             step,
-            bench.stream(order).starting_at(first),
+            (batches or bench.stream(order).starting_at)(first),
             first=first,
             steps=steps,
             schedule=schedule,

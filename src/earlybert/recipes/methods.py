@@ -21,6 +21,7 @@ from ..ticket import Scores, Ticket
 from ..train.step import to_device
 from ..train.steplog import add_line, totals, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
+from .masked_search import masked_objective
 from .rounds import begin_imp, imp_rounds
 from .run import Run, copy_search
 from .stages import Begin, Begun, begin_dense, begin_ticket, draw_stage, search_stage, searched
@@ -88,7 +89,7 @@ def _like(bench: Bench) -> Run:
     run = Run.open(bench.config.like)
     if not run.metrics.exists() or not run.ticket.exists():
         raise Refused(f"--like {run.path} is not the run of a ticket that is finished.")
-    for name in ("model", "task", "train_file", "train_rows", "seed"):
+    for name in ("model", "task", "train_file", "train_rows", "data_seed", "tuning", "seed"):
         mine, its = getattr(bench.config, name), getattr(run.config, name)
         if mine != its:
             raise Refused(f"--like {run.path} has {name} {its!r} and this run {mine!r}; they cannot be compared.")
@@ -97,6 +98,13 @@ def _like(bench: Bench) -> Run:
 
 def _searched_ticket(bench: Bench, run: Run) -> None:
     scores = search_stage(bench, run)
+    if not run.ticket.exists():
+        draw_stage(run, scores)
+
+
+def _masked_ticket(bench: Bench, run: Run) -> None:
+    objective = None if run.scores.exists() else masked_objective(bench)
+    scores = search_stage(bench, run, objective=objective)
     if not run.ticket.exists():
         draw_stage(run, scores)
 
@@ -227,6 +235,7 @@ WAYS: dict[str, Way] = {
     "taylor_searched": Way(prepare=_sensitive("taylor", at_searched=True)),
     "fisher_searched": Way(prepare=_sensitive("fisher", at_searched=True)),
     "magnitude": Way(prepare=_magnitude),
+    "mlm_search": Way(prepare=_masked_ticket),
     "layerdrop": Way(_begin_layerdrop),
     "layerdrop_trained": Way(_begin_layerdrop_trained),
     "imp": Way(begin_imp, imp_rounds),

@@ -32,8 +32,19 @@ def _scores(comparison: Comparison, verdicts: Verdicts) -> Sheet:
         for seed, why in verdict.failures.items()
     ]
     seeds = len(comparison.seeds)
+    notes = [*failures, *_trials(comparison)]
     title = f"Score in points, mean over {seeds} seed{'s' if seeds > 1 else ''}"
-    return Sheet(title + (" ± standard deviation" if seeds > 1 else ""), ("method", *tasks, "mean"), rows, failures)
+    return Sheet(title + (" ± standard deviation" if seeds > 1 else ""), ("method", *tasks, "mean"), rows, notes)
+
+
+def _trials(comparison: Comparison) -> list[str]:
+    """How much each row was tuned: a rival that was tuned less is no rival."""
+    trials = {row: len(comparison.trials(row)) for row in comparison.methods}
+    if not any(trials.values()):
+        return []
+    return [
+        "Tuned on a part of train, trials a task: " + ", ".join(f"{row} {count}" for row, count in trials.items()) + "."
+    ]
 
 
 def _score(verdict: Verdict) -> str:

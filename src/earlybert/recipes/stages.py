@@ -28,7 +28,7 @@ from ..train.search import Recorder, StopRule, collect, searching
 from ..train.step import to_device
 from ..train.steplog import Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
-from .drive import drive, resume
+from .drive import Batches, drive, resume
 from .plan import Plan, draw_ticket, plan
 from .progress import say
 from .result import Evaluations, summary
@@ -60,19 +60,31 @@ Begin = Callable[[Bench, Run, nn.Module], Begun]
 """Makes of theta_0 what is trained."""
 
 
-def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False) -> Scores:
+@dataclass(frozen=True)
+class Objective:
+    """What a search trains on instead of the task."""
+
+    model: nn.Module
+    batches: Batches
+    cost: Counts
+
+
+def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objective: Objective | None = None) -> Scores:
     """Stage 1. Writes `history.bin`, `steps.jsonl` and at its end `scores.safetensors`.
 
     Args:
         bench: With the data and the settings.
         run: The folder.
         keep_weights: Also leave the end of the search in `searched.safetensors`.
+        objective: Search on masked-language modelling; on the task when None.
     """
     if run.scores.exists():
         return Scores.load(run.scores)
     config, lengths = bench.config, plan(bench)
     model = bench.theta_0()
     theta_0 = digest(model)
+    if objective is not None:
+        model = objective.model
     torch.manual_seed(config.seed)
     with searching(
         model,
@@ -85,6 +97,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False) -> Score
         engine=config.engine,
         exact=config.exact,
         compile=config.compile,
+        masked=objective is not None,
     ) as step:
         gates = step.gates
         assert gates is not None
@@ -107,6 +120,8 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False) -> Score
             order=SHARED_ORDER,
             observers=observers,
             before_checkpoint=[writer.flush],
+            cost=objective.cost if objective else None,
+            batches=objective.batches if objective else None,
         )
         writer.close()
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)

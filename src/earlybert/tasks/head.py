@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 
 from ..anatomy import Refused, family_of
 from ..ticket.store import quiet
@@ -109,6 +115,28 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
     if wrong:
         raise Refused(
             f"the weights of model {model!r} do not fit its config.json: {wrong[0]} is missing or of another size."
+        )
+    return found.float()
+
+
+def load_masked(model: str, *, offline: bool = False) -> Any:
+    """The same encoder with its own head for masked-language modelling, fp32, on the CPU.
+
+    Raises:
+        Refused: The weights hold no such head, or cannot be loaded.
+    """
+    where = locate(model)
+    try:
+        with quiet(), hub(offline=offline or locally(where)):
+            found, report = AutoModelForMaskedLM.from_pretrained(where, use_safetensors=True, output_loading_info=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise Refused(
+            f"model {model!r} cannot be loaded with a masked-language head ({_first_line(error)})."
+        ) from error
+    if missing := sorted(map(str, report["missing_keys"])):
+        raise Refused(
+            f"model {model!r} has no weights for masked-language modelling ({missing[0]} is missing); a search on that "
+            "objective needs a model that was pre-trained with it."
         )
     return found.float()
 
