@@ -166,7 +166,7 @@ def test_two_at_once_give_what_one_by_one_gives(given: Path, done: Path, tmp_pat
     assert {row: by["sst2"]["scores"] for row, by in one.items()} == {
         row: by["sst2"]["scores"] for row, by in both.items()
     }
-    assert "runs shared the machine" in (tmp_path / "both" / "compare.md").read_text()
+    assert "Runs shared the machine" in (tmp_path / "both" / "compare.md").read_text()
 
 
 def test_the_engine_is_told_apart_from_the_ticket() -> None:
@@ -202,7 +202,7 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"methods": {"dense": {"tune": {"lr": 1e-4}}}}, "tune of dense must hold lists"),
         ({"methods": {"dense": {"tune": {"lr": ["much"]}}}}, "lr must be float, got 'much'"),
         ({"margin": -1}, "margin must be at least 0"),
-        ({"jobs": 0}, "jobs must be at least 1"),
+        ({"jobs": -1}, "jobs must be at least 0"),
         ({"epochz": 2}, "unknown setting 'epochz'; did you mean epochs"),
     ],
 )
@@ -262,3 +262,13 @@ def test_tuning_is_on_train_alone_and_its_choice_is_used(given: Path, tmp_path: 
     started = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
     assert run("compare", "--config", given, "--output", out) == 0
     assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")} == started
+
+
+def test_room_is_by_cores_on_a_cpu_and_by_memory_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid.os, "cpu_count", lambda: 16)
+    assert grid.room(grid.Outcome({"peak_memory_bytes": None})) == 4
+    assert grid.room(grid.Outcome(None, "failed")) == 4
+    monkeypatch.setattr(grid.torch.cuda, "mem_get_info", lambda: (40 * 2**30, 80 * 2**30))
+    assert grid.room(grid.Outcome({"peak_memory_bytes": 7 * 2**30})) == 4  # 32 GiB for 8 each
+    assert grid.room(grid.Outcome({"peak_memory_bytes": 2**20})) == 8  # half the cores
+    assert grid.room(grid.Outcome({"peak_memory_bytes": 70 * 2**30})) == 1

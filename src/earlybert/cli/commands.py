@@ -176,7 +176,7 @@ COMMANDS = {
             Option("tasks", "tasks, or tasks with settings of their own", Names),
             Option("methods", "rows of the table: methods, or names with settings (method: ...)", Names),
             Option("seeds", "paired seeds, such as [1, 2, 3]", list[int]),
-            Option("jobs", "runs at once [1]", int),
+            Option("jobs", "runs at once, 0 for as many as there is room for [1]", int),
             Option("margin", "points by which a method may be worse and count as not inferior [0.3]", float),
             Option("models", "weights that stay on disk: of the first seed, or all [first]", Literal["first", "all"]),
             Option("output", "folder of the comparison; run again, it goes on [runs/compare]"),

@@ -17,6 +17,7 @@ from ..ticket.files import write_atomically
 from .bench import Bench
 from .comparison import Comparison, cell_name
 from .grid import Outcome, run_grid
+from .overlap import overlap_sheet
 from .progress import console, say
 from .run import Run
 from .sheets import sheets
@@ -84,7 +85,7 @@ def _write(
 ) -> None:
     done = [outcome.metrics for outcome in outcomes.values() if outcome.metrics is not None]
     where: dict[str, Any] = done[0]["environment"] if done else {}
-    tables = sheets(comparison, verdicts, inference)
+    tables = [*sheets(comparison, verdicts, inference), *filter(None, [overlap_sheet(comparison, folder)])]
     for table in tables:
         console.print(table.rich())
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())

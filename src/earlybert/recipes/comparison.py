@@ -36,7 +36,7 @@ class Comparison:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """For all runs."""
     jobs: int = 1
-    """Runs at once; times are then those of a shared machine."""
+    """Runs at once, 0 for as many as there is room for; times are then those of a shared machine."""
     margin: float = MARGIN
     """In points, named beforehand."""
     models: str = "first"
@@ -78,8 +78,8 @@ class Comparison:
         repeated = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
         if repeated:
             raise BadSetting(f"seeds are repeated ({', '.join(map(str, repeated))}); every seed counts once.")
-        if self.jobs < 1:
-            raise BadSetting(f"jobs must be at least 1, got {self.jobs}.")
+        if self.jobs < 0:
+            raise BadSetting(f"jobs must be at least 0, got {self.jobs}.")
         if not self.margin >= 0:
             raise BadSetting(f"margin must be at least 0 points, got {self.margin!r}.")
         if self.models not in ("first", "all"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ from .run import Run
 
 FAILED = "failed.json"
 """In the folder of a cell that failed: why. It is tried again when the grid is run again."""
+
+
+CORES_A_RUN = 4
+"""A run on the CPU gains little from more."""
+SPARE, CONTEXT_BYTES = 0.8, 2**30
+"""Share of the free GPU memory that is planned with, and what a process takes there before it begins."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,8 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
     Args:
         cells: Those that others need are among them.
         folder: Of the grid; a cell's run is in `folder / cell.name`.
-        jobs: Cells at once, each in a process of its own. With 1 all run in this process.
+        jobs: Cells at once, each in a process of its own. With 1 all run in this process; with 0 as many as there is
+            room for, judged by the first one.
 
     Returns:
         The outcome of each cell, by name, in the order given.
@@ -73,12 +81,32 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(highlight=False)) as bar:  # the runs' own console is silent
         task = bar.add_task("runs", total=len(cells), completed=len(outcomes))
-        work = _one_by_one if jobs == 1 else _side_by_side
-        for cell, found in work(waiting, folder, outcomes, jobs, lambda name: bar.update(task, description=name)):
-            outcomes[cell.name] = found
-            bar.advance(task)
-            bar.console.print(_line(cell, found), soft_wrap=True, markup=False)
+        show = partial(bar.update, task)
+
+        def run_all(cells: Sequence[Cell], at_once: int) -> None:
+            work = _one_by_one if at_once == 1 else _side_by_side
+            for cell, found in work(cells, folder, outcomes, at_once, lambda name: show(description=name)):
+                outcomes[cell.name] = found
+                bar.advance(task)
+                bar.console.print(_line(cell, found), soft_wrap=True, markup=False)
+
+        if jobs == 0 and waiting:
+            first = _next(waiting, outcomes)
+            run_all([first], 1)
+            waiting.remove(first)
+            jobs = room(outcomes[first.name])
+        run_all(waiting, max(1, jobs))
     return {cell.name: outcomes[cell.name] for cell in cells}
+
+
+def room(first: Outcome) -> int:
+    """How many runs like this one fit beside each other: by free memory and cores on a GPU, by cores elsewhere."""
+    cores = os.cpu_count() or 1
+    peak = None if first.metrics is None else first.metrics.get("peak_memory_bytes")
+    if peak is None:
+        return max(1, cores // CORES_A_RUN)
+    free, _ = torch.cuda.mem_get_info()
+    return max(1, min(cores // 2, int(SPARE * free / (peak + CONTEXT_BYTES))))
 
 
 def outcome(folder: Path, cell: Cell) -> Outcome | None:

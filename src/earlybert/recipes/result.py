@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..cost import count
@@ -49,6 +50,7 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int,
         "flops": sum(sums.flops for sums in stages.values()),
         "parameters": {"before": parameters_before, "after": cost.parameters},
         "disk_bytes": disk_bytes(run.model),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(bench.device) if bench.device.type == "cuda" else None,
     }
     if ticket is not None:
         metrics["ticket"] = {

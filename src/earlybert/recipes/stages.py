@@ -155,6 +155,8 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         The trained model and the metrics.
     """
     config, lengths = bench.config, plan(bench)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
     theta_0 = bench.theta_0()
     before = count(theta_0).parameters
     began = time.perf_counter()
