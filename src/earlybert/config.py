@@ -40,6 +40,8 @@ METHODS = {
     "fisher": Method("a ticket by Fisher scores at theta_0"),
     "taylor_searched": Method("a ticket by first-order Taylor scores at the searched weights", keeps=True),
     "fisher_searched": Method("a ticket by Fisher scores at the searched weights", keeps=True),
+    "surgeon": Method("a ticket by what is lost after the rest makes up for it (OBS), at theta_0"),
+    "surgeon_searched": Method("a ticket by the same at the searched weights", keeps=True),
     "magnitude": Method("a ticket by weight magnitude at theta_0"),
     "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)"),
     "layerdrop": Method("a third of the layers removed, then trained", dense=True),

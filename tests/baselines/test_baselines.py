@@ -15,6 +15,7 @@ from earlybert import Gates, Scores, apply, draw
 from earlybert.anatomy import Refused, of
 from earlybert.baselines import dense, imp, inverted, layerdrop, magnitude, random_ticket
 from earlybert.baselines.sensitivity import Sensitivity
+from earlybert.baselines.surgeon import Surgeon
 from earlybert.cost import count
 from earlybert.tasks.batches import Rows, Stream
 from earlybert.ticket.refit import refit
@@ -264,3 +265,53 @@ def test_shared_layers_cannot_be_dropped_or_refitted() -> None:
     batch = {"input_ids": torch.randint(5, 100, (6, 12)), "attention_mask": torch.ones(6, 12, dtype=torch.long)}
     with pytest.raises(Refused, match="run more than once"):
         refit(apply(model, draw(scores, heads=1, neurons=0.5, align=1)), model, [batch] * 3)
+
+
+def test_the_surgeon_says_what_a_refit_would_be_left_with() -> None:
+    """For single units: the ridged least-squares problem without the unit, solved outright in float64 numpy."""
+    model = tiny_model().eval()
+    batches = [tiny_batch(rows=8, length=24, seed=seed) for seed in range(6)]
+    layer = of(model).layers[1]
+    seen: dict[str, list[torch.Tensor]] = {layer.output: [], layer.down: []}
+    grabs = [
+        model.get_submodule(name).register_forward_pre_hook(lambda _, given, name=name: seen[name].append(given[0]))
+        for name in seen
+    ]
+    surgeon = Surgeon(model.train())
+    for batch in batches:
+        surgeon.add(batch)
+    for grab in grabs:
+        grab.remove()
+    assert model.training
+    scores = surgeon.scores()
+    present = torch.cat([batch["attention_mask"].bool().flatten() for batch in batches])
+    for name, found, size in ((layer.output, scores.heads[1], SIZE), (layer.down, scores.neurons[1], 1)):
+        x = torch.cat([each.reshape(-1, each.shape[-1]) for each in seen[name]])[present].detach().double().numpy()
+        weight = model.get_submodule(name).weight.detach().double().numpy().T  # [features, hidden]
+        pull = 0.01 * (x**2).mean()
+        centred = x - x.mean(0)
+        second = centred.T @ centred / len(x)
+        energy = np.trace(weight.T @ second @ weight)
+        for unit in (0, 2, len(found) - 1):
+            gone = np.arange(unit * size, (unit + 1) * size)
+            kept = np.setdiff1d(np.arange(x.shape[1]), gone)
+            # change of the kept weights that makes up for the unit: min over D of |X_kept D - X_gone W_gone|^2 + pull ...
+            ridged = second + pull * np.eye(len(second))
+            change = np.linalg.solve(ridged[np.ix_(kept, kept)], ridged[np.ix_(kept, gone)] @ weight[gone])
+            total = np.zeros_like(weight)
+            total[kept], total[gone] = change, -weight[gone]
+            assert float(found[unit]) == pytest.approx(np.trace(total.T @ ridged @ total) / energy, rel=1e-4)
+
+
+def test_the_surgeon_gives_less_for_what_repeats() -> None:
+    def worth(model: Any) -> float:
+        surgeon = Surgeon(model)
+        for seed in range(6):
+            surgeon.add(tiny_batch(rows=8, length=24, seed=seed))
+        return float(surgeon.scores().neurons[0][0])
+
+    model = tiny_model().eval()
+    alone = worth(model)
+    up = model.get_submodule(of(model).layers[0].up)
+    up.weight.data[1:4], up.bias.data[1:4] = up.weight.data[0], up.bias.data[0]
+    assert worth(model) < 0.6 * alone  # by magnitude it is worth what it was

@@ -56,12 +56,19 @@ def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_
         assert found["ticket"]["heads_kept"] == kept
         assert sum(found["ticket"]["neurons_kept"]) == sum(reference["ticket"]["neurons_kept"])  # the same budget
         assert found["parameters"]["after"] == reference["parameters"]["after"]
-    if method in ("random_same_widths", "inverted", "uniform", "taylor_searched", "fisher_searched"):
+    if method in (
+        "random_same_widths",
+        "inverted",
+        "uniform",
+        "taylor_searched",
+        "fisher_searched",
+        "surgeon_searched",
+    ):
         assert stages["search"]["steps"] == 6  # the search counts, whoever paid for it
         assert stages["search"]["flops"] == reference["stages"]["search"]["flops"]
     elif method != "imp":
         assert "search" not in stages
-    if method in ("taylor", "fisher"):
+    if method in ("taylor", "fisher", "surgeon"):
         assert stages["draw"]["flops"] > 0
     if method == "random_same_widths":
         assert found["ticket"]["neurons_kept"] == reference["ticket"]["neurons_kept"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Refused, of
-from ..tasks.batches import Batch
+from ..cost import Cost
+from ..tasks.batches import Batch, Shape
 from ..ticket import Scores
 from ..train.losses import SPAN, loss_of, span_loss
 from ..train.precision import autocast
@@ -69,6 +70,10 @@ class Sensitivity:
         for place, gradient in enumerate(gradients):
             worth = gradient.double().abs() if self.kind == "taylor" else gradient.double().square()
             self._sums[place % 2][place // 2] += worth.sum((0, 1))
+
+    def flops(self, cost: Cost, shape: Shape, tokens: int) -> int:
+        """Of one batch."""
+        return PASSES * cost.forward([shape])
 
     def scores(self, seed: int = 0) -> Scores:
         """Mean over the examples so far.

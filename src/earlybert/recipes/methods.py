@@ -6,14 +6,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from ..anatomy import Refused, of
 from ..baselines import dense as dense_rival
 from ..baselines import inverted, layerdrop, magnitude, random_ticket
-from ..baselines.sensitivity import PASSES, Kind, Sensitivity
+from ..baselines.sensitivity import Kind, Sensitivity
+from ..baselines.surgeon import Surgeon
 from ..config import METHODS, RIVALS
 from ..cost import count
 from ..tasks.batches import shape_of
@@ -150,8 +151,8 @@ def _uniform(bench: Bench, run: Run, scores: Scores) -> None:
     draw_stage(Run(run.path, replace(run.config, heads_scope="layer", neurons_scope="layer")), scores)
 
 
-def _sensitive(kind: Kind, *, at_searched: bool) -> Prepare:
-    """Score by gradients, at theta_0 or after a search, and draw."""
+def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare:
+    """Score by gradients or second moments, at theta_0 or after a search, and draw."""
 
     def prepare(bench: Bench, run: Run) -> None:
         if at_searched:
@@ -173,10 +174,10 @@ def _sensitive(kind: Kind, *, at_searched: bool) -> Prepare:
 
 
 def _sensitivity(
-    bench: Bench, model: nn.Module, kind: Kind, first: int, order: int
+    bench: Bench, model: nn.Module, kind: Kind | Literal["surgeon"], first: int, order: int
 ) -> tuple[Scores, list[tuple[float, int]]]:
     """Scores, and the seconds and FLOPs of each batch they were taken from."""
-    sensitivity = Sensitivity(model, kind, bench.precision)
+    scorer = Surgeon(model, bench.precision) if kind == "surgeon" else Sensitivity(model, kind, bench.precision)
     cost = count(model)
     lines: list[tuple[float, int]] = []
     batches = (batch for step in bench.stream(order).starting_at(first) for batch in step)
@@ -184,11 +185,12 @@ def _sensitivity(
     for batch in batches:
         prepared = to_device(batch, bench.device)
         began = time.perf_counter()
-        sensitivity.add(prepared)
-        lines.append((time.perf_counter() - began, PASSES * cost.forward([shape_of(batch)])))
+        scorer.add(prepared)
+        tokens = int(batch["attention_mask"].sum())
+        lines.append((time.perf_counter() - began, scorer.flops(cost, shape_of(batch), tokens)))
         if len(lines) >= enough:
             break
-    return sensitivity.scores(bench.config.seed), lines
+    return scorer.scores(bench.config.seed), lines
 
 
 def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwrite: bool = True) -> None:
@@ -234,6 +236,8 @@ WAYS: dict[str, Way] = {
     "fisher": Way(prepare=_sensitive("fisher", at_searched=False)),
     "taylor_searched": Way(prepare=_sensitive("taylor", at_searched=True)),
     "fisher_searched": Way(prepare=_sensitive("fisher", at_searched=True)),
+    "surgeon": Way(prepare=_sensitive("surgeon", at_searched=False)),
+    "surgeon_searched": Way(prepare=_sensitive("surgeon", at_searched=True)),
     "magnitude": Way(prepare=_magnitude),
     "mlm_search": Way(prepare=_masked_ticket),
     "layerdrop": Way(_begin_layerdrop),
