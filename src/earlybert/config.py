@@ -222,11 +222,15 @@ class Drawing:
     """Compare heads within their layer (paper) or over all layers."""
     neurons_scope: Scope = "global"
     """Compare neurons over all layers (paper) or within each."""
+    joint: float | None = None
+    """Remove this share of FLOPs by one ranking of heads and neurons, instead of each (taylor, fisher, surgeon)."""
     align: int = 64
     """Each layer keeps a multiple of this many neurons; 1 gives the paper's raw widths."""
 
     def __post_init__(self) -> None:
         _between("align", self.align, 1)
+        if self.joint is not None and not 0 <= self.joint < 1:
+            raise BadSetting(f"joint must be a share in [0, 1), got {self.joint!r}.")
         for name in ("heads", "neurons"):
             value = getattr(self, name)
             if isinstance(value, float) and not 0 <= value < 1:

@@ -201,3 +201,15 @@ def test_a_model_without_a_masked_language_head_is_refused(
 ) -> None:
     assert run("finetune", *flags, *SHORT, "--method", "mlm_search", "--output", tmp_path / "run") == 2
     assert "no weights for masked-language modelling" in capsys.readouterr().err
+
+
+def test_heads_and_neurons_in_one_ranking(flags: list[str], tmp_path: Path) -> None:
+    words = [*flags, *SHORT, "--method", "fisher", "--joint", "0.4", "--output", tmp_path / "joint"]
+    assert run("finetune", *words) == 0
+    found = metrics(tmp_path / "joint")["ticket"]
+    price = 2 * 8  # two times the head size
+    kept = sum(found["heads_kept"]) * price + sum(found["neurons_kept"])
+    assert kept == pytest.approx(0.6 * (12 * price + 192), abs=price)
+    assert run("draw", tmp_path / "joint", "--joint", "0.2", "--into", tmp_path / "wider") == 0
+    assert eb.Ticket.load(tmp_path / "wider" / "ticket.json").neurons_kept >= sum(found["neurons_kept"])
+    assert run("draw", tmp_path / "joint", "--joint", "1.2", "--into", tmp_path / "none") == 2

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earlybert import Refused, Scores, Ticket, draw
-from earlybert.ticket.draw import _hash, keep_mask
+from earlybert.ticket.draw import keep_mask, tie_hash
 
 small_matrices = st.integers(1, 4).flatmap(
     lambda layers: st.integers(1, 9).flatmap(
@@ -33,7 +33,7 @@ def scores_of(matrix: np.ndarray, seed: int = 0) -> Scores:
 def brute_force(importance: np.ndarray, removed: int, scope: str, seed: int) -> np.ndarray:
     """One unit at a time: protect the best of each layer, then drop the worst, ties by hash."""
     layers, units = importance.shape
-    tie = _hash(seed, layers, units)
+    tie = tie_hash(seed, layers, units)
     mask = np.ones((layers, units), dtype=bool)
     worst_first = sorted(product(range(layers), range(units)), key=lambda at: (importance[at], -int(tie[at])))
     best = {

@@ -108,8 +108,11 @@ def _write(
 
 
 def _plot(comparison: Comparison, folder: Path, verdicts: Verdicts) -> None:
-    from ..report.frontier import Point, frontier
-
+    try:
+        from ..report.frontier import Point, frontier
+    except ImportError as error:
+        say(f"no {PLOT}: {error.name} is not installed")
+        return
     panels: dict[str, dict[str, Point]] = {}
     for task in comparison.tasks:
         found = {row: by_task[task] for row, by_task in verdicts.items()}

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import AutoModel
 
-from ..anatomy import Refused, of
-from ..config import METHODS, RIVALS
+from ..anatomy import Anatomy, Refused, of
+from ..config import METHODS, RIVALS, Finetune
 from ..tasks.head import load_config
 from ..ticket import Scores, Ticket, draw
+from ..ticket.joint import draw_jointly
 from ..train.schedule import Schedule, linear
 from .bench import SHARED_ORDER, Bench
 
@@ -106,8 +106,7 @@ def check_drawing(bench: Bench) -> None:
     Raises:
         Refused: As `draw`.
     """
-    with torch.device("meta"):
-        anatomy = of(AutoModel.from_config(load_config(bench.config.model, offline=bench.config.offline)))
+    anatomy = _anatomy(bench.config)
     layers = len(anatomy.layers)
     blank = Scores(
         tuple(torch.ones(layers, anatomy.num_heads)),
@@ -117,8 +116,16 @@ def check_drawing(bench: Bench) -> None:
     draw_ticket(bench.config, blank)
 
 
-def draw_ticket(config: Any, scores: Scores) -> Ticket:
-    """`draw` with a configuration's settings."""
+def _anatomy(config: Finetune) -> Anatomy:
+    """Of the model that a run starts from; no weight is read."""
+    with torch.device("meta"):
+        return of(AutoModel.from_config(load_config(config.model, offline=config.offline)))
+
+
+def draw_ticket(config: Finetune, scores: Scores) -> Ticket:
+    """`draw`, or `draw_jointly`, with a configuration's settings."""
+    if config.joint is not None:
+        return draw_jointly(scores, remove=config.joint, head_size=_anatomy(config).head_size, align=config.align)
     return draw(
         scores,
         heads=config.heads,

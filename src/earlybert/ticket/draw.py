@@ -51,7 +51,7 @@ def draw(
     if type(align) is not int or align < 1:
         raise Refused(f"align must be a whole number of at least 1, got {align!r}.")
     heads, neurons = _plain(heads, "heads"), _plain(neurons, "neurons")
-    head_scores, neuron_scores = _matrix(scores.heads), _matrix(scores.neurons)
+    head_scores, neuron_scores = magnitudes(scores.heads), magnitudes(scores.neurons)
     head_mask = keep_mask(head_scores, heads, scope=heads_scope, seed=scores.seed, what="heads")
     neuron_mask = keep_mask(neuron_scores, neurons, scope=neurons_scope, align=align, seed=scores.seed, what="neurons")
     return Ticket(
@@ -71,8 +71,8 @@ def draw(
             "seed": scores.seed,
             "scores_sha256": scores.digest(),
             "margin": {
-                "heads": _margin(head_scores, head_mask, heads_scope),
-                "neurons": _margin(neuron_scores, neuron_mask, neurons_scope),
+                "heads": margin_of(head_scores, head_mask, heads_scope),
+                "neurons": margin_of(neuron_scores, neuron_mask, neurons_scope),
             },
         },
     )
@@ -114,8 +114,8 @@ def keep_mask(
     if align > units:
         raise Refused(f"align {align} is larger than the {units} {what} of a layer; use a smaller align.")
 
-    tie = _hash(seed, layers, units)
-    order = np.lexsort((tie, -importance), axis=1)  # [layers, units], best first
+    tie = tie_hash(seed, layers, units)
+    order = layer_order(importance, seed)
     blocks = units // align
     if scope == "layer":
         least, most = max(1, kept // align), min(blocks, -(-kept // align))
@@ -134,6 +134,11 @@ def keep_mask(
     for layer in range(layers):
         mask[layer, order[layer, : counts[layer] * align]] = True
     return mask
+
+
+def layer_order(importance: NDArray[np.float64], seed: int) -> NDArray[np.intp]:
+    """Units of each layer, best first, equal ones by the seeded hash: `[layers, units]`."""
+    return np.lexsort((tie_hash(seed, *importance.shape), -importance), axis=1)
 
 
 def _block_counts(
@@ -178,7 +183,7 @@ def _plain(remove: int | float, what: str) -> int | float:
     return int(remove) if isinstance(remove, Integral) else float(remove)
 
 
-def _hash(seed: int, layers: int, units: int) -> NDArray[np.uint64]:
+def tie_hash(seed: int, layers: int, units: int) -> NDArray[np.uint64]:
     """A pseudo-random number for each (layer, index), the same on every machine (SplitMix64)."""
     layer, index = np.divmod(np.arange(layers * units, dtype=np.uint64), np.uint64(units))
     with np.errstate(over="ignore"):
@@ -195,7 +200,7 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _margin(importance: NDArray[np.float64], mask: Mask, scope: Scope) -> float | None:
+def margin_of(importance: NDArray[np.float64], mask: Mask, scope: Scope) -> float | None:
     """How far the worst unit kept lies above the best unit removed; the closest layer where scope is a layer.
 
     0 is a tie. Below 0 alignment or a floor went before the scores. None when nothing was removed.
@@ -207,7 +212,7 @@ def _margin(importance: NDArray[np.float64], mask: Mask, scope: Scope) -> float 
     return min(margins)
 
 
-def _matrix(vectors: tuple[torch.Tensor, ...]) -> NDArray[np.float64]:
+def magnitudes(vectors: tuple[torch.Tensor, ...]) -> NDArray[np.float64]:
     """|score| as float64 `[layers, units]`."""
     return np.abs(torch.stack(vectors).numpy().astype(np.float64))
 

@@ -1,0 +1,81 @@
+"""One ranking of heads and neurons: against brute force, its floors, its budget."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from earlybert import Scores
+from earlybert.anatomy import Refused
+from earlybert.ticket.joint import draw_jointly
+
+
+def scores_of(heads: list[list[float]], neurons: list[list[float]], seed: int = 0) -> Scores:
+    return Scores(tuple(map(torch.tensor, heads)), tuple(map(torch.tensor, neurons)), "bert", seed=seed)
+
+
+def worth(scores: Scores, ticket) -> float:  # type: ignore[no-untyped-def]
+    return sum(
+        float(part[list(kept)].sum())
+        for parts, kepts in ((scores.heads, ticket.heads), (scores.neurons, ticket.neurons))
+        for part, kept in zip(parts, kepts, strict=True)
+    )
+
+
+def spent(ticket, head_size: int) -> int:  # type: ignore[no-untyped-def]
+    return ticket.heads_kept * 2 * head_size + ticket.neurons_kept
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.sampled_from([0.1, 0.3, 0.5, 0.6]))
+def test_within_the_budget_no_choice_of_the_same_cost_is_worth_more(seed: int, remove: float) -> None:
+    random = torch.Generator().manual_seed(seed)
+    scores = Scores(
+        tuple(torch.rand(2, 3, generator=random)), tuple(torch.rand(2, 4, generator=random)), "bert", seed=seed
+    )
+    ticket = draw_jointly(scores, remove=remove, head_size=1, align=2)  # a head costs as much as a block of two
+    total = 2 * 3 * 2 + 2 * 4
+    assert abs(spent(ticket, 1) - (1 - remove) * total) <= 1 + 1e-9
+    best = 0.0
+    for heads in product(range(1, 4), repeat=2):
+        for blocks in product(range(1, 3), repeat=2):
+            if 2 * sum(heads) + 2 * sum(blocks) != spent(ticket, 1):
+                continue
+            total_worth = sum(float(scores.heads[layer].topk(n).values.sum()) for layer, n in enumerate(heads))
+            total_worth += sum(float(scores.neurons[layer].topk(2 * n).values.sum()) for layer, n in enumerate(blocks))
+            best = max(best, total_worth)
+    assert worth(scores, ticket) == pytest.approx(best, rel=1e-6)
+
+
+def test_the_dear_units_have_to_be_worth_it() -> None:
+    scores = scores_of([[1.0, 0.9, 0.9, 0.9]], [[0.2] * 64])
+    # a head costs 16 neurons: 0.9 for 16 against 3.2 for 16
+    ticket = draw_jointly(scores, remove=0.3, head_size=8, align=8)
+    assert len(ticket.neurons[0]) == 64
+    assert len(ticket.heads[0]) == 2
+    richer = scores_of([[9.0, 8.0, 8.0, 8.0]], [[0.2] * 64])
+    assert len(draw_jointly(richer, remove=0.3, head_size=8, align=8).heads[0]) == 4
+
+
+def test_nothing_removed_keeps_all_and_every_layer_keeps_something() -> None:
+    scores = scores_of([[1.0, 2.0], [0.0, 0.0]], [[1.0] * 8, [0.0] * 8])
+    assert draw_jointly(scores, remove=0, head_size=2, align=4).neurons_kept == 16
+    ticket = draw_jointly(scores, remove=0.4, head_size=2, align=4)
+    assert all(ticket.heads)
+    assert all(len(kept) >= 4 for kept in ticket.neurons)
+    assert ticket.to_dict() == draw_jointly(scores, remove=0.4, head_size=2, align=4).to_dict()
+
+
+def test_refused() -> None:
+    scores = scores_of([[1.0, 2.0]], [[1.0] * 8])
+    for remove, align, said in (
+        (1.0, 4, "must be in"),
+        (0.9, 4, "less than a head and 4 neurons"),
+        (0.1, 9, "align must be"),
+    ):
+        with pytest.raises(Refused, match=said):
+            draw_jointly(scores, remove=remove, head_size=2, align=align)
