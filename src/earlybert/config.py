@@ -59,7 +59,7 @@ def named(name: str, known: Any, what: str) -> str:
     Raises:
         BadSetting: It is not known.
     """
-    if name in known:
+    if isinstance(name, str) and name in known:
         return name
     near = get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
@@ -71,7 +71,7 @@ class BadSetting(ValueError):
 
 
 def _between(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not low <= value <= high:
+    if not low <= value <= high or value == float("inf"):
         limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise BadSetting(f"{name} must be {limits}, got {value!r}.")
 
@@ -131,6 +131,7 @@ class Data:
         _between("stride", self.stride, 0)
         _between("n_best", self.n_best, 1)
         _between("max_answer_length", self.max_answer_length, 1)
+        _between("data_seed", self.data_seed, 0, 2**31 - 1)
         for name in ("train_rows", "validation_rows"):
             if getattr(self, name) is not None:
                 _between(name, getattr(self, name), 2)

@@ -126,8 +126,16 @@ def test_layerdrop_takes_a_third_of_the_layers_evenly(layers: int, kept: int) ->
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 def test_skipped_layers_are_removed_layers(kind: str) -> None:
-    model, batch = tiny_model(kind).eval(), tiny_batch()
-    whole = copy.deepcopy(model)
+    model, batch = tiny_model(kind), tiny_batch()
+    for module in model.modules():  # training, but without dropout
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    model.config.attention_probs_dropout_prob = model.config.attention_dropout = 0.0
+    for name, module in model.named_modules():
+        if name.endswith(("attention.self", "attention")) and hasattr(module, "dropout_prob"):
+            module.dropout_prob = 0.0
+    whole = copy.deepcopy(model.eval())
+    model.train()
     dropping = layerdrop.LayerDrop(model, count(model), rate=0.4, seed=3)
     seen = set()
     for step in range(12):
@@ -141,6 +149,7 @@ def test_skipped_layers_are_removed_layers(kind: str) -> None:
         again = layerdrop.LayerDrop(copy.deepcopy(whole), count(whole), rate=0.4, seed=3, first=step)
         assert again.present == dropping.present  # as a resumed run would have it
     assert len(seen) > 3
+    torch.testing.assert_close(model.eval()(**batch).logits, whole(**batch).logits)  # evaluated between steps
     dropping.stop()
     torch.testing.assert_close(model(**batch).logits, whole(**batch).logits)
     assert type(model) is type(whole)
@@ -245,6 +254,7 @@ def test_other_families_take_every_baseline(family: str) -> None:
     layerdrop.remove_layers(removed, [0, 2])
     dropping = layerdrop.LayerDrop(model, count(model), rate=0.5, seed=0)
     dropping.present = [0, 2]
+    dropping._stack.training = True  # the list alone, so that nothing else drops out
     torch.testing.assert_close(model(**batch).logits, removed(**batch).logits)
     dropping.stop()
 

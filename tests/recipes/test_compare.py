@@ -87,7 +87,7 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
     assert verdicts["ticket"]["sst2"]["difference"] == pytest.approx(again.to_dict())
     tables = (done / "compare.md").read_text()
     assert "Difference to the dense model at the same cost" in tables
-    assert "The smallest difference that could have been detected" in tables
+    assert "The smallest difference that every row would have shown" in tables
     assert f"{100 * np.mean(list(verdicts['ticket']['sst2']['scores'].values())):.2f} ±" in tables
     svg = (done / "compare.svg").read_text()
     assert "<svg" in svg
@@ -129,6 +129,9 @@ def test_it_goes_on_where_it_stopped_and_may_grow(
     assert "runs are done already" in capsys.readouterr().out
     assert run("compare", "--config", given, "--lr", "0.01", "--output", done) == 2
     assert "was made with other settings (lr)" in capsys.readouterr().err
+    assert run("compare", "--config", given, "--seeds", "[1, 2, 3]", "--warmup", "0.5", "--output", done) == 2
+    assert "warmup" not in (done / "compare.yaml").read_text()  # what is refused changes nothing
+    assert run("compare", "--config", given, "--offline", "--output", done) == 0  # changes no result
 
 
 def test_a_failure_is_shown_and_tried_again(
@@ -201,6 +204,13 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"methods": {"dense": {"dense_epochs": -1}}}, "dense_epochs must be above 0"),
         ({"methods": {"dense": {"tune": {"lr": 1e-4}}}}, "tune of dense must hold lists"),
         ({"methods": {"dense": {"tune": {"lr": ["much"]}}}}, "lr must be float, got 'much'"),
+        ({"margin": float("inf")}, "margin must be at least 0"),
+        ({"methods": {"dense": {"method": ["dense"]}}}, "unknown method"),
+        ({"methods": {"dense": {"validation_rows": 7}}}, "validation_rows is one for all rows"),
+        ({"methods": {"dense": {"seed": 7}}}, "seed is one for all rows"),
+        ({"methods": {"dense": {"tune": {"method": ["ticket"]}}}}, "make another row for another method"),
+        ({"seeds": [1, -5]}, "seed must be"),
+        ({"search_epochs": float("inf")}, "search_epochs must be"),
         ({"margin": -1}, "margin must be at least 0"),
         ({"jobs": -1}, "jobs must be at least 0"),
         ({"epochz": 2}, "unknown setting 'epochz'; did you mean epochs"),
@@ -272,3 +282,109 @@ def test_room_is_by_cores_on_a_cpu_and_by_memory_on_a_gpu(monkeypatch: pytest.Mo
     assert grid.room(grid.Outcome({"peak_memory_bytes": 7 * 2**30})) == 4  # 32 GiB for 8 each
     assert grid.room(grid.Outcome({"peak_memory_bytes": 2**20})) == 8  # half the cores
     assert grid.room(grid.Outcome({"peak_memory_bytes": 70 * 2**30})) == 1
+
+
+def test_a_setting_that_was_taken_back_is_noticed(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {**yaml.safe_load(given.read_text()), "methods": ["dense"], "seeds": [1]}
+    given.write_text(yaml.safe_dump({**plain, "warmup": 0.5}))
+    assert run("compare", "--config", given, "--output", tmp_path / "out") == 0
+    given.write_text(yaml.safe_dump(plain))
+    assert run("compare", "--config", given, "--output", tmp_path / "out") == 2
+    assert "was made with other settings (warmup)" in capsys.readouterr().err
+
+
+def test_a_rival_is_done_again_when_its_ticket_is(given: Path, tmp_path: Path) -> None:
+    plain = {**yaml.safe_load(given.read_text()), "methods": ["dense", "ticket", "dense_same_flops"], "seeds": [1]}
+    plain["dense_steps"] = 30
+    given.write_text(yaml.safe_dump(plain))
+    out = tmp_path / "out"
+    assert run("compare", "--config", given, "--output", out) == 0
+    verdicts = read(out)["verdicts"]
+    assert 0.9 < verdicts["ticket"]["sst2"]["rival_cost"] <= 1  # the ticket's cost, not the dense run's 30 steps
+    metrics = out / "sst2" / "ticket" / "seed-1" / "metrics.json"
+    later = json.loads(metrics.read_text())
+    later["environment"]["date"] = "2999-01-01T00:00:00+00:00"
+    metrics.write_text(json.dumps(later))
+    rival = out / "sst2" / "dense-same-flops" / "seed-1" / "steps.jsonl"
+    before = rival.stat().st_ino
+    assert run("compare", "--config", given, "--output", out) == 0
+    assert rival.stat().st_ino != before
+
+
+def test_an_unforeseen_error_ends_one_run_and_not_the_grid(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recipe.finetune
+
+    def failing(start: recipe.Start, *, compare: bool) -> Any:
+        if start.run.config.method == "random":
+            raise RuntimeError("CUDA error: an illegal memory access\nmore")
+        return real(start, compare=compare)
+
+    monkeypatch.setattr(recipe, "finetune", failing)
+    assert run("compare", "--config", given, "--seeds", "[1]", "--output", tmp_path / "out") == 0
+    failure = read(tmp_path / "out")["verdicts"]["random"]["sst2"]["failures"]["1"]
+    assert failure == "RuntimeError: CUDA error: an illegal memory access (see failed.log)."
+    assert "Traceback" in (tmp_path / "out" / "sst2" / "random" / "seed-1" / "failed.log").read_text()
+
+
+def test_names_stay_inside_the_folder_and_print_as_they_are(
+    given: Path, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import gzip
+
+    text = gzip.decompress((data_dir / "sst2" / "train.jsonl.gz").read_bytes())
+    (tmp_path / "own.jsonl").write_bytes(text)
+    plain = yaml.safe_load(given.read_text())
+    plain.pop("data_dir")
+    plain |= {"tasks": {"../../climbed": {"train_file": str(tmp_path / "own.jsonl"), "text": "sentence"}}}
+    plain |= {"methods": {"[/b] dense": {"method": "dense"}}, "seeds": [1]}
+    given.write_text(yaml.safe_dump(plain))
+    assert run("compare", "--config", given, "--output", tmp_path / "a" / "b") == 0
+    assert (tmp_path / "a" / "b" / "climbed" / "b-dense" / "seed-1" / "metrics.json").exists()
+    assert not (tmp_path / "climbed").exists()
+    assert "[/b] dense" in capsys.readouterr().out
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
+    from earlybert.anatomy import Refused
+
+    first, second = grid.locked(tmp_path / "run"), grid.locked(tmp_path / "run")
+    with first, pytest.raises(Refused, match="another process is at work"), second:
+        pass
+    with grid.locked(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_path: Path) -> None:
+    """One of two workers is killed for real; every finished run has each of its steps once."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    out = tmp_path / "out"
+    plain = {**yaml.safe_load(given.read_text()), "dense_epochs": 30, "epochs": 30, "jobs": 2, "seeds": [1]}
+    plain["methods"] = ["dense", "ticket", "random", "magnitude"]
+    given.write_text(yaml.safe_dump(plain))
+    command = [sys.executable, "-m", "earlybert.cli", "compare", "--config", str(given), "--output", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    ends = time.monotonic() + 120
+    while len(list(out.rglob("steps.jsonl"))) < 2 and time.monotonic() < ends:
+        time.sleep(0.2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()[-2000:]
+    failed = [row for row, by in read(out)["verdicts"].items() if by["sst2"]["failures"]]
+    assert len(failed) <= 2  # the one that was hit, or its innocent neighbour; not those that came after
+    for file in out.rglob("steps.jsonl"):
+        lines = [(line["stage"], line["step"]) for line in map(json.loads, file.read_text().splitlines())]
+        assert len(lines) == len(set(lines)), file
+    assert run("compare", "--config", given, "--output", out) == 0
+    assert not [row for row, by in read(out)["verdicts"].items() if by["sst2"]["failures"]]

@@ -82,7 +82,8 @@ class LayerDrop:
 
     def _of(self, stack: nn.ModuleList) -> Iterator[nn.Module]:
         modules = list(stack._modules.values())
-        return iter([modules[layer] for layer in self.present])
+        # an evaluation between two steps is of the whole model
+        return iter([modules[layer] for layer in self.present] if stack.training else modules)
 
 
 def _stack(model: nn.Module) -> nn.ModuleList:

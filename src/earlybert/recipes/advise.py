@@ -111,16 +111,10 @@ def estimated(bench: Bench, lengths: Plan, times: Mapping[str, list[float]], den
     shapes = [stream.shapes(step, padded=bench.config.engine == "eager") for step in range(SAMPLED_STEPS)]
     flops = [sum(cost.step(shape) for shape in shapes) for cost in (dense, small)]
     search = 0 if bench.config.method != "ticket" else lengths.search
+    train = lengths.train - (search if bench.config.weights == "keep" else 0)  # with keep the search is part of it
     seconds = {name: statistics.median(passes) for name, passes in times.items()}
-    return Estimate(
-        lengths.dense,
-        search,
-        lengths.train,
-        seconds["dense"],
-        seconds["search"],
-        seconds["ticket"],
-        flops[1] / flops[0],
-    )
+    each = (seconds["dense"], seconds["search"], seconds["ticket"])
+    return Estimate(lengths.dense, search, train, *each, flops[1] / flops[0])
 
 
 def table(bench: Bench, found: Estimate, inference: Mapping[str, float], parameters: float) -> Sheet:

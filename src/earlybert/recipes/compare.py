@@ -23,7 +23,7 @@ from .run import Run
 from .sheets import sheets
 from .timing import inference_seconds
 from .tuning import tuned
-from .verdict import Verdicts, judge, mean_over_tasks
+from .verdict import Verdicts, judge, mean_over_tasks, reference_row
 
 GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "compare.svg"
 INFERENCE = "inference.json"
@@ -39,41 +39,66 @@ def compare(comparison: Comparison, folder: Path) -> Verdicts:
     Raises:
         Refused: The folder holds something else, or a run in it was made with other settings.
     """
-    if folder.exists() and any(folder.iterdir()) and not (folder / GIVEN).exists():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / GIVEN).exists():
         raise Refused(f"{folder} exists and is not a comparison; choose another --output.")
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"{folder} is a file; choose another --output.")
     text = yaml.safe_dump(comparison.to_dict(), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / GIVEN, text.encode())
+    if not (folder / GIVEN).exists():
+        write_atomically(folder / GIVEN, text.encode())
     say(
         f"{len(comparison.methods)} methods x {len(comparison.tasks)} tasks x {len(comparison.seeds)} seeds: "
         f"{len(comparison.cells())} runs in {folder}; not inferior means at most {comparison.margin:g} points worse"
     )
     comparison = tuned(comparison, folder)
     outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
-    inference = _inference(comparison, folder, outcomes)
+    write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
     verdicts = judge(comparison, folder, outcomes)
+    try:
+        inference = _inference(comparison, folder, outcomes)
+    except Refused as error:
+        say(f"no inference times: {error}")
+        inference = {}
     _write(comparison, folder, outcomes, verdicts, inference)
     return verdicts
 
 
 def _inference(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:
-    """Milliseconds a row of the first seed's models, by task and method; measured once for a set of rows."""
-    seed = comparison.seeds[0]
-    rows = {
-        task: [row for row in comparison.methods if outcomes[cell_name(task, row, seed)].metrics is not None]
-        for task in comparison.tasks
-    }
+    """Milliseconds a row of the first seed's models, by task and method; measured once for the runs that there are.
+
+    Rows of another model, length or precision than the reference read other tokens and are left out.
+    """
+    seed, reference = comparison.seeds[0], reference_row(comparison)
     file = folder / INFERENCE
-    known: dict[str, dict[str, float]] = json.loads(file.read_bytes()) if file.exists() else {}
-    for task, names in rows.items():
-        if not names or set(known.get(task, {})) == set(names):
+    known: dict[str, dict[str, Any]] = json.loads(file.read_bytes()) if file.exists() else {}
+    for task in comparison.tasks:
+        like = _reads(comparison, task, reference)
+        names = [
+            row
+            for row in comparison.methods
+            if outcomes[cell_name(task, row, seed)].metrics is not None and _reads(comparison, task, row) == like
+        ]
+        newest = max((_date(outcomes[cell_name(task, row, seed)]) for row in names), default="")
+        if not names or (set(known.get(task, {})) == set(names) and newest <= known.get("dates", {}).get(task, "")):
             continue
         say(f"{task}: timing inference of {len(names)} models in turns")
         paths = {name: folder / cell_name(task, name, seed) for name in names}
         bench = Bench.set_up(Run.open(next(iter(paths.values()))).config, reuse=True)
         models = {name: load(path / "model").to(bench.device) for name, path in paths.items()}
         known[task] = {name: 1e3 * seconds for name, seconds in inference_seconds(bench, models).items()}
+        known.setdefault("dates", {})[task] = newest
     write_atomically(file, json.dumps(known, indent=1).encode() + b"\n")
-    return known
+    return {task: known[task] for task in comparison.tasks if task in known}
+
+
+def _reads(comparison: Comparison, task: str, row: str) -> list[Any]:
+    settings = comparison.settings_of(task, row, comparison.seeds[0])
+    return [settings.get(name) for name in ("model", "max_length", "precision")]
+
+
+def _date(outcome: Outcome) -> str:
+    assert outcome.metrics is not None
+    return outcome.metrics["environment"]["date"]
 
 
 def _write(
@@ -89,6 +114,9 @@ def _write(
     for table in tables:
         console.print(table.rich())
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
+    machines = {(each["environment"]["device"], str(each["environment"]["versions"])) for each in done}
+    if len(machines) > 1:
+        say(f"note: the runs were made on {len(machines)} different machines or versions; do not compare their times")
     about = f"{where.get('date', '')[:10]}, {where.get('device', '')}, {where.get('precision', '')}; {versions}."
     model = comparison.settings.get("model", Finetune.model)
     head = f"# Comparison\n\n{about} Model {model}.\n\n![score against cost]({PLOT})\n\n"

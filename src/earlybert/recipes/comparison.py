@@ -15,6 +15,10 @@ from .grid import Cell
 
 MARGIN = 0.3
 """Points of the headline metric by which a method may be worse and still count as not inferior."""
+OF_A_TICKET = ("weights", "rewarm", "refit", "joint")
+"""Settings that a dense run has no use for."""
+OF_ALL = ("task", "train_file", "validation_file", "validation_rows", "data_seed", "tuning", "seed", "offline")
+"""Settings that decide which rows are scored, and so are no row's own."""
 TUNE = "tune"
 """In a row: settings with lists of values to try."""
 SETTINGS = tuple(f.name for f in fields(Finetune))
@@ -80,14 +84,18 @@ class Comparison:
             raise BadSetting(f"seeds are repeated ({', '.join(map(str, repeated))}); every seed counts once.")
         if self.jobs < 0:
             raise BadSetting(f"jobs must be at least 0, got {self.jobs}.")
-        if not self.margin >= 0:
+        if not 0 <= self.margin < float("inf"):
             raise BadSetting(f"margin must be at least 0 points, got {self.margin!r}.")
         if self.models not in ("first", "all"):
             raise BadSetting(f"models must be first or all, got {self.models!r}.")
-        slugs = [slug(row) for row in self.methods]
-        if len(set(slugs)) < len(slugs):
-            raise BadSetting("two rows of methods have names that make the same folder; name them apart.")
+        for what, names in (("methods", self.methods), ("tasks", self.tasks)):
+            if len({slug(name) for name in names}) < len(names):
+                raise BadSetting(f"two of the {what} have names that make the same folder; name them apart.")
         for row, settings in self.methods.items():
+            for name in {*settings, *(settings.get(TUNE) or {})} & {*OF_ALL}:
+                raise BadSetting(f"{name} is one for all rows of a comparison, {row} cannot have its own.")
+            if isinstance(settings.get(TUNE), Mapping) and {"method", "like"} & {*settings[TUNE]}:
+                raise BadSetting(f"tune of {row} lists settings of one method; make another row for another method.")
             self.method_of(row)
             self.needs(row)
             lists = settings.get(TUNE) or {}
@@ -100,8 +108,9 @@ class Comparison:
         for task in self.tasks:
             for row in self.methods:
                 like = {"like": "the ticket's run"} if self.needs(row) else {}
-                for trial in ({}, *self.trials(row)):
-                    Finetune(**typed({**self.settings_of(task, row, self.seeds[0]), **like, **trial}))
+                for seed in self.seeds:
+                    for trial in ({}, *self.trials(row)):
+                        Finetune(**{**self.settings_of(task, row, seed), **like, **trial})
 
     def method_of(self, row: str) -> str:
         """The method that a row is of."""
@@ -127,11 +136,23 @@ class Comparison:
 
     def settings_of(self, task: str, row: str, seed: int) -> dict[str, Any]:
         """Settings of one run; the row's win over the task's, and those over the shared ones."""
-        merged = {**self.settings, **self.tasks[task], **self.methods[row], **self.chosen.get(row, {}).get(task, {})}
+        merged = {**self.settings, **self.tasks[task], **self._row(task, row)}
+        if self.is_dense(row):
+            for name in OF_A_TICKET:
+                merged.pop(name, None)
+        if self.method_of(row) in RIVALS:
+            merged.pop("dense_steps", None)  # its length is the ticket's cost
         for name in ("like", TUNE):
             merged.pop(name, None)
         name = {} if self._own_file(task) else {"task": task}
         return typed({**merged, **name, "method": self.method_of(row), "seed": seed})
+
+    def _row(self, task: str, row: str) -> dict[str, Any]:
+        """Settings of the row itself; a rival begins with those of the ticket it stands against."""
+        mine = {**self.methods[row], **self.chosen.get(row, {}).get(task, {})}
+        if self.method_of(row) not in RIVALS or (like := self.needs(row)) is None:
+            return mine
+        return {**self._row(task, like), **mine}
 
     def _own_file(self, task: str) -> bool:
         """Whether a task is a person's own file, and its name here only a name."""
@@ -140,7 +161,7 @@ class Comparison:
     def trials(self, row: str) -> list[dict[str, Any]]:
         """Every combination of the values that a row's `tune` lists."""
         lists: Mapping[str, Sequence[Any]] = self.methods[row].get(TUNE) or {}
-        return [dict(zip(lists, values, strict=True)) for values in product(*lists.values())] if lists else []
+        return [typed(dict(zip(lists, values, strict=True))) for values in product(*lists.values())] if lists else []
 
     def cells(self) -> list[Cell]:
         """All runs: seed by seed, so that a comparison that is stopped has whole seeds."""
@@ -166,7 +187,7 @@ class Comparison:
 
 def cell_name(task: str, row: str, seed: int) -> str:
     """Where a run is below the folder of its comparison."""
-    return f"{task}/{slug(row)}/seed-{seed}"
+    return f"{slug(task)}/{slug(row)}/seed-{seed}"
 
 
 def slug(row: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import METHODS, Finetune, changed
+from ..config import METHODS, RIVALS, Finetune, changed
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import disk_errors
 from .bench import Bench
@@ -67,12 +67,39 @@ def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
     Raises:
         Refused: One of these is another.
     """
-    different = changed(run.config, replace(run.config, **settings))
+    given = dict(settings)
+    if _same_place(given.get("like"), run.config.like):
+        given["like"] = run.config.like
+    different = changed(run.config, replace(run.config, **given))
     if different:
         raise Refused(
             f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
             "or choose another --output."
         )
+
+
+def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
+    """A finished run counts for these settings only if it would be made the same way again, defaults included.
+
+    Raises:
+        Refused: A setting is another, or was given then and is not now.
+    """
+    wanted = Finetune(**settings)
+    same: dict[str, Any] = {"offline": run.config.offline}  # changes no result
+    if wanted.method in RIVALS:
+        same["dense_steps"] = run.config.dense_steps  # read off the ticket
+    if _same_place(wanted.like, run.config.like):
+        same["like"] = run.config.like
+    different = changed(run.config, replace(wanted, **same))
+    if different:
+        raise Refused(
+            f"run folder {run.path} was made with other settings ({', '.join(different)}); choose another --output, or "
+            "remove it to do that run again."
+        )
+
+
+def _same_place(ours: str | None, theirs: str | None) -> bool:
+    return ours is not None and theirs is not None and Path(ours).resolve() == Path(theirs).resolve()
 
 
 def finetune(start: Start, *, compare: bool) -> Run:

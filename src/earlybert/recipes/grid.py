@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import shutil
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -26,6 +32,7 @@ from . import finetune
 from .progress import console, say
 from .run import Run
 
+TRACEBACK = "failed.log"
 FAILED = "failed.json"
 """In the folder of a cell that failed: why. It is tried again when the grid is run again."""
 
@@ -74,6 +81,9 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
     Raises:
         KeyboardInterrupt: As it was asked for; cells in hand have written a checkpoint.
     """
+    for cell in cells:
+        if stale(folder, cell):
+            shutil.rmtree(folder / cell.name)
     outcomes = {cell.name: found for cell in cells if (found := outcome(folder, cell)) is not None}
     if outcomes:
         say(f"{len(outcomes)} of {len(cells)} runs are done already")
@@ -118,31 +128,71 @@ def outcome(folder: Path, cell: Cell) -> Outcome | None:
     path = folder / cell.name
     if not (path / "metrics.json").exists():
         return None
-    finetune.refuse_changes(Run.open(path), cell.settings)
-    return Outcome(Run.open(path).read_metrics())
+    run = Run.open(path)
+    finetune.refuse_other(run, _settings(folder, cell))
+    return Outcome(run.read_metrics())
+
+
+def stale(folder: Path, cell: Cell) -> bool:
+    """Whether a finished run took something from a run that has been done again since."""
+    if cell.needs is None:
+        return False
+    mine, its = folder / cell.name / "metrics.json", folder / cell.needs / "metrics.json"
+    if not (mine.exists() and its.exists()):
+        return mine.exists()  # what it was taken from is gone
+    dates = [json.loads(file.read_bytes())["environment"]["date"] for file in (mine, its)]
+    return dates[0] < dates[1]
+
+
+def _settings(folder: Path, cell: Cell) -> dict[str, Any]:
+    like = {} if cell.needs is None else {"like": str(folder / cell.needs)}
+    return {**cell.settings, **like}
 
 
 def run_cell(folder: Path, cell: Cell) -> Outcome:
     """Run one cell, or go on with it. What is wrong with it becomes its outcome, and `failed.json`."""
     path = folder / cell.name
-    settings = dict(cell.settings)
-    if cell.needs is not None:
-        settings["like"] = str(folder / cell.needs)
+    settings = _settings(folder, cell)
     quiet, console.quiet = console.quiet, True
     (path / FAILED).unlink(missing_ok=True)
     try:
-        start = finetune.start(settings, output=str(path), resume=(path / "config.yaml").exists(), reuse=True)
-        finetune.finetune(start, compare=False)
-        if not cell.keep_model:
-            for weights in (path / "model").glob("*.safetensors"):
-                weights.unlink()
-        return Outcome(Run.open(path).read_metrics())
+        with locked(path):
+            return _run_cell(path, cell, settings)
     except (Refused, BadSetting, Diverged, CutMismatch) as error:
         return _failed(path, str(error))
     except torch.OutOfMemoryError:
         return _failed(path, "the device ran out of memory; run fewer jobs at once, or lower batch_size.")
+    except Exception as error:  # one broken run must not end a night of others
+        write_atomically(path / TRACEBACK, traceback.format_exc().encode())
+        said = str(error).strip().splitlines()
+        return _failed(path, f"{type(error).__name__}: {said[0][:200] if said else 'no message'} (see {TRACEBACK}).")
     finally:
         console.quiet = quiet
+
+
+def _run_cell(path: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
+    start = finetune.start(settings, output=str(path), resume=(path / "config.yaml").exists(), reuse=True)
+    finetune.finetune(start, compare=False)
+    if not cell.keep_model:
+        for weights in (path / "model").glob("*.safetensors"):
+            weights.unlink()
+    return Outcome(Run.open(path).read_metrics())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time works on a run folder; the lock goes with the process, however it ends.
+
+    Raises:
+        Refused: Another one is at it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(f"another process is at work on {path}; wait for it, or end it.") from None
+        yield
 
 
 def _failed(path: Path, sentence: str) -> Outcome:
@@ -175,13 +225,15 @@ def _side_by_side(
     try:
         while left or running:
             ready = [cell for cell in left if cell.needs is None or cell.needs in outcomes]
-            for cell in ready[: 2 * jobs - len(running)]:  # a few in reserve, so that no process waits
+            for cell in ready[: jobs - len(running)]:  # none in reserve: it would start after a Ctrl-C
                 left.remove(cell)
                 lost = _without(cell, outcomes)
                 if lost is not None:
                     yield cell, lost
                 else:
                     running[pool.submit(run_cell, folder, cell)] = cell
+            if not running:
+                continue
             show(", ".join(cell.name for cell in list(running.values())[:jobs]))
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -191,7 +243,7 @@ def _side_by_side(
                 except BrokenProcessPool:
                     # One process was killed and took the pool along: its neighbours go on from their checkpoints.
                     yield cell, _failed(folder / cell.name, "a process of the grid was killed (out of memory?).")
-                    pool.shutdown(wait=False, cancel_futures=True)
+                    _end(pool)
                     left = [*running.values(), *left]
                     running.clear()
                     pool = _pool(jobs, threads)
@@ -204,8 +256,29 @@ def _pool(jobs: int, threads: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads,))
 
 
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Kill what is left of a broken pool before another one works on the same folders.
+
+    Its own way of ending them is a signal that a run takes for "write a checkpoint and stop", and then goes on.
+    """
+    processes = list((pool._processes or {}).values())
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
 def _worker(threads: int) -> None:
     torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A worker whose grid was killed must not go on writing where the next one will."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 def _next(left: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Cell:

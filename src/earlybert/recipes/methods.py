@@ -19,6 +19,7 @@ from ..config import METHODS, RIVALS
 from ..cost import count
 from ..tasks.batches import shape_of
 from ..ticket import Scores, Ticket
+from ..train.clock import Clock
 from ..train.step import to_device
 from ..train.steplog import add_line, totals, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
@@ -31,6 +32,11 @@ from .timing import contenders, in_turns, some_batches
 SCORING_BATCHES = 100
 """Micro-batches that Taylor and Fisher scores are taken from."""
 
+SAME = (
+    *("model", "task", "train_file", "train_rows", "validation_rows", "data_seed", "tuning", "max_length", "seed"),
+    *("batch_size", "accumulate", "warmup", "weight_decay", "max_grad_norm", "precision", "engine"),
+)
+"""Settings that a run shares with the ticket it takes something from."""
 Prepare = Callable[[Bench, Run], object]
 
 
@@ -90,7 +96,7 @@ def _like(bench: Bench) -> Run:
     run = Run.open(bench.config.like)
     if not run.metrics.exists() or not run.ticket.exists():
         raise Refused(f"--like {run.path} is not the run of a ticket that is finished.")
-    for name in ("model", "task", "train_file", "train_rows", "data_seed", "tuning", "seed"):
+    for name in SAME:
         mine, its = getattr(bench.config, name), getattr(run.config, name)
         if mine != its:
             raise Refused(f"--like {run.path} has {name} {its!r} and this run {mine!r}; they cannot be compared.")
@@ -139,8 +145,9 @@ def _from_another(make: Callable[[Bench, Run, Scores], None]) -> Prepare:
 
 def _same_widths(bench: Bench, run: Run, scores: Scores) -> None:
     began = time.perf_counter()
-    random_ticket.like(Ticket.load(_like(bench).ticket), bench.config.seed).save(run.ticket)
+    ticket = random_ticket.like(Ticket.load(_like(bench).ticket), bench.config.seed)
     add_line(run.steps, "draw", 1, time.perf_counter() - began)
+    ticket.save(run.ticket)  # last: its presence says that the stage is done
 
 
 def _inverted(bench: Bench, run: Run, scores: Scores) -> None:
@@ -148,7 +155,14 @@ def _inverted(bench: Bench, run: Run, scores: Scores) -> None:
 
 
 def _uniform(bench: Bench, run: Run, scores: Scores) -> None:
-    draw_stage(Run(run.path, replace(run.config, heads_scope="layer", neurons_scope="layer")), scores)
+    config, layers = run.config, len(scores.heads)
+    heads, neurons = (
+        # a count of all layers together is the same count spread over them
+        round(remove / layers) if scope == "global" and isinstance(remove, int) else remove
+        for remove, scope in ((config.heads, config.heads_scope), (config.neurons, config.neurons_scope))
+    )
+    even = replace(config, heads=heads, neurons=neurons, heads_scope="layer", neurons_scope="layer", joint=None)
+    draw_stage(Run(run.path, even), scores)
 
 
 def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare:
@@ -179,18 +193,17 @@ def _sensitivity(
     """Scores, and the seconds and FLOPs of each batch they were taken from."""
     scorer = Surgeon(model, bench.precision) if kind == "surgeon" else Sensitivity(model, kind, bench.precision)
     cost = count(model)
-    lines: list[tuple[float, int]] = []
+    clock, flops = Clock(bench.device), list[int]()
     batches = (batch for step in bench.stream(order).starting_at(first) for batch in step)
     enough = min(SCORING_BATCHES, bench.stream(order).steps_per_epoch * bench.config.accumulate)
     for batch in batches:
         prepared = to_device(batch, bench.device)
-        began = time.perf_counter()
-        scorer.add(prepared)
-        tokens = int(batch["attention_mask"].sum())
-        lines.append((time.perf_counter() - began, scorer.flops(cost, shape_of(batch), tokens)))
-        if len(lines) >= enough:
+        with clock:
+            scorer.add(prepared)
+        flops.append(scorer.flops(cost, shape_of(batch), int(batch["attention_mask"].sum())))
+        if len(flops) >= enough:
             break
-    return scorer.scores(bench.config.seed), lines
+    return scorer.scores(bench.config.seed), list(zip(clock.read(), flops, strict=True))
 
 
 def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwrite: bool = True) -> None:
@@ -199,8 +212,7 @@ def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwri
         scores.save(run.scores)
     else:
         scores.save(run.path / "sensitivity.safetensors")
-    draw_stage(run, scores)
-    add_line(run.steps, "draw", 1, sum(seconds for seconds, _ in lines), sum(flops for _, flops in lines))
+    draw_stage(run, scores, seconds=sum(seconds for seconds, _ in lines), flops=sum(flops for _, flops in lines))
 
 
 def _begin_layerdrop(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:

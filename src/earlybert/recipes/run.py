@@ -58,7 +58,7 @@ class Run:
             Refused: It exists and holds something.
         """
         folder = Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(not file.name.startswith(".") for file in folder.iterdir())):
             raise Refused(f"{folder} exists; go on with it by --resume, or choose another --output.")
         return cls(folder, config)
 

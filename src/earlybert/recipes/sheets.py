@@ -32,7 +32,13 @@ def _scores(comparison: Comparison, verdicts: Verdicts) -> Sheet:
         for seed, why in verdict.failures.items()
     ]
     seeds = len(comparison.seeds)
-    notes = [*failures, *_trials(comparison)]
+    collapsed = [
+        f"one answer for every row: {task}, {row}, seeds {', '.join(map(str, verdict.collapsed))}"
+        for row, by_task in verdicts.items()
+        for task, verdict in by_task.items()
+        if verdict.collapsed
+    ]
+    notes = [*failures, *collapsed, *_trials(comparison)]
     title = f"Score in points, mean over {seeds} seed{'s' if seeds > 1 else ''}"
     return Sheet(title + (" ± standard deviation" if seeds > 1 else ""), ("method", *tasks, "mean"), rows, notes)
 
@@ -103,15 +109,22 @@ def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
         if any(verdict.difference is not None for verdict in by_task.values())
     ]
     detectable = {
-        task: min((v.difference.detectable for by in verdicts.values() if (v := by[task]).difference), default=None)
+        task: max(
+            (
+                found.detectable
+                for by_task in verdicts.values()
+                if (found := by_task[task].difference) is not None and found.detectable is not None
+            ),
+            default=None,
+        )
         for task in tasks
     }
     seeds = len(comparison.seeds)
     notes = [
-        "Points, with 95 % interval over seeds and examples. Not inferior: worse by less than "
-        f"{comparison.margin:g} points, one-sided p < {LEVEL} after Holm over the tasks; worse, better: the interval "
-        "leaves out 0; open: neither is shown.",
-        "The smallest difference that could have been detected (four times in five): "
+        "Points, with 95 % interval over seeds and examples. After Holm over the tasks: better, worse: two-sided "
+        f"p < {LEVEL}; not inferior: worse by less than {comparison.margin:g} points, one-sided p < {LEVEL}; open: "
+        "none of these is shown. (other cost): no dense run is within 5 % of this method's FLOPs.",
+        "The smallest difference that every row would have shown (four times in five, before Holm): "
         + ", ".join(f"{task} {100 * value:.2f}" for task, value in detectable.items() if value is not None)
         + " points.",
     ]
@@ -125,7 +138,7 @@ def _rival(by_task: Mapping[str, Verdict]) -> str:
     names = list(dict.fromkeys(str(verdict.rival) for verdict in found))
     costs = [verdict.rival_cost for verdict in found if verdict.rival_cost is not None]
     if costs and not all(1 / NEAR <= cost <= NEAR for cost in costs):
-        return f"{', '.join(names)} ({statistics.fmean(costs):.2f} x its FLOPs)"
+        return f"{', '.join(names)} ({min(costs):.2f}-{max(costs):.2f} x its FLOPs)"
     return ", ".join(names)
 
 
@@ -138,14 +151,17 @@ def _difference(comparison: Comparison, verdict: Verdict) -> str:
 
 
 def judgement(verdict: Verdict) -> str:
-    """A difference in a word or two."""
+    """A difference in a word or two, after Holm's correction; nothing where the costs differ."""
     found = verdict.difference
     assert found is not None
-    if found.low > 0:
-        return "better"
-    if verdict.inferior is not None and verdict.inferior < LEVEL:
-        return "not inferior"
-    return "worse" if found.high < 0 else "open"
+    if verdict.rival_cost is None or not 1 / NEAR <= verdict.rival_cost <= NEAR:
+        return "(other cost)"
+    said: list[str] = []
+    if verdict.different is not None and verdict.different < LEVEL:
+        said.append("better" if found.mean > 0 else "worse")
+    if verdict.inferior is not None and verdict.inferior < LEVEL and "better" not in said:
+        said.append("not inferior")
+    return ", ".join(said) or "open"
 
 
 def _share(value: float | None) -> str:

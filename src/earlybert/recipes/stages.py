@@ -133,13 +133,20 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
     return scores
 
 
-def draw_stage(run: Run, scores: Scores) -> Ticket:
-    """Stage 2. Writes `ticket.json`."""
+def draw_stage(run: Run, scores: Scores, *, seconds: float = 0.0, flops: int = 0) -> Ticket:
+    """Stage 2. Writes `ticket.json`.
+
+    Args:
+        run: The folder.
+        scores: To draw from.
+        seconds: What scoring took beside any search.
+        flops: The same in FLOPs.
+    """
     began = time.perf_counter()
     ticket = draw_ticket(run.config, scores)
-    ticket.save(run.ticket)
     truncate(run.steps, "search", scores.steps)
-    add_line(run.steps, "draw", 1, time.perf_counter() - began)
+    add_line(run.steps, "draw", 1, seconds + time.perf_counter() - began, flops)
+    ticket.save(run.ticket)  # last: its presence says that the stage is done
     return ticket
 
 

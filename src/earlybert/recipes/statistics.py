@@ -41,8 +41,9 @@ class Difference:
     """One-sided p value of "worse by the margin or more": small means not inferior."""
     different: float
     """Two-sided p value of "no difference"."""
-    detectable: float
-    """The smallest true difference that these seeds and rows would have shown four times in five."""
+    detectable: float | None
+    """The smallest true difference that these seeds and rows would have shown four times in five; None where all
+    runs agree on every row, and nothing is known."""
     seeds: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,8 +102,8 @@ def difference(
 
 def _judge(mean: float, variance: float, of_seeds: float, seeds: int, margin: float) -> Difference:
     error = max(variance, of_seeds) ** 0.5
-    if error == 0:
-        return Difference(mean, mean, mean, float(mean <= -margin), float(mean == 0), 0.0, seeds)
+    if error == 0:  # no run differs from any other: nothing is known of what another would do
+        return Difference(mean, mean, mean, 1.0, 1.0, None, seeds)
     freedom = (error**4 / of_seeds**2) * (seeds - 1) if of_seeds > 0 else np.inf
     wide = float(student.ppf(1 - LEVEL / 2, freedom))
     return Difference(

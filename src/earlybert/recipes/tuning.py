@@ -33,7 +33,7 @@ def tuned(comparison: Comparison, folder: Path) -> Comparison:
     if not any(comparison.trials(row) for row in comparison.methods):
         return comparison
     say("tuning on a part of train")
-    winners: dict[tuple[str, str], str] = {}
+    winners: dict[tuple[str, str], Cell] = {}
     for rows in (first, after):
         wanted = [row for row in rows if comparison.trials(row) or row in _needed(comparison)]
         comparison = _choose(comparison, folder, wanted, winners)
@@ -46,21 +46,20 @@ def _needed(comparison: Comparison) -> set[str | None]:
 
 
 def _choose(
-    comparison: Comparison, folder: Path, rows: Sequence[str], winners: dict[tuple[str, str], str]
+    comparison: Comparison, folder: Path, rows: Sequence[str], winners: dict[tuple[str, str], Cell]
 ) -> Comparison:
     cells: dict[str, tuple[str, str, dict[str, Any]]] = {}
     grid: list[Cell] = []
     for task in comparison.tasks:
         for row in rows:
             for number, trial in enumerate(comparison.trials(row) or [{}], start=1):
-                name = f"{task}/{slug(row)}/trial-{number}"
+                name = f"{slug(task)}/{slug(row)}/trial-{number}"
                 settings = {**comparison.settings_of(task, row, SEED), **trial, "tuning": True}
                 like = comparison.needs(row)
-                needs = None if like is None else winners[task, like]
+                needs = None if like is None else winners[task, like].name
                 cells[name] = (task, row, trial)
                 grid.append(Cell(name, settings, needs=needs, keep_model=False))
-    done = [Cell(name, {}) for name in winners.values()]
-    outcomes = run_grid([*done, *grid], folder, jobs=comparison.jobs)
+    outcomes = run_grid([*winners.values(), *grid], folder, jobs=comparison.jobs)
     chosen = {row: dict(by_task) for row, by_task in comparison.chosen.items()}
     for task in comparison.tasks:
         for row in rows:
@@ -72,7 +71,7 @@ def _choose(
             if not scores:
                 raise Refused(f"{task}: all trials of {row} failed; see {folder / task / slug(row)}.")
             best = max(scores, key=lambda name: scores[name])
-            winners[task, row] = best
+            winners[task, row] = next(cell for cell in grid if cell.name == best)
             chosen.setdefault(row, {})[task] = cells[best][2]
             if cells[best][2]:
                 say(f"{task}, {row}: {cells[best][2]} of {len(scores)} trials")

@@ -20,7 +20,7 @@ from .statistics import Difference, difference, holm
 from .versus import saved
 
 NEAR = 1.05
-"""A rival whose cost is within this factor is "at the same cost"."""
+"""A rival whose cost is within this factor is "at the same cost": one optimizer step of a short run is 3 %."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Verdict:
     """To that row."""
     inferior: float | None = None
     """Its p value after Holm's correction over the tasks."""
+    different: float | None = None
+    """The same for "no difference"."""
+    collapsed: tuple[int, ...] = ()
+    """Seeds whose model gives one answer for every row."""
 
     @property
     def mean(self) -> float | None:
@@ -71,7 +75,13 @@ def judge(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome])
     """
     reference = reference_row(comparison)
     verdicts: Verdicts = {
-        row: {task: _costs(comparison, outcomes, task, row, reference) for task in comparison.tasks}
+        row: {
+            task: replace(
+                _costs(comparison, outcomes, task, row, reference),
+                collapsed=_collapsed(comparison, folder, outcomes, task, row),
+            )
+            for task in comparison.tasks
+        }
         for row in comparison.methods
     }
     for row in comparison.methods:
@@ -80,9 +90,10 @@ def judge(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome])
             if rival is not None:
                 verdicts[row][task] = _compared(comparison, folder, verdicts, task, row, rival)
         tested = [task for task in comparison.tasks if verdicts[row][task].difference is not None]
-        adjusted = holm([found.inferior for task in tested if (found := verdicts[row][task].difference) is not None])
-        for task, p in zip(tested, adjusted, strict=True):
-            verdicts[row][task] = replace(verdicts[row][task], inferior=p)
+        found = [difference for task in tested if (difference := verdicts[row][task].difference) is not None]
+        inferior, different = holm([each.inferior for each in found]), holm([each.different for each in found])
+        for task, worse, other in zip(tested, inferior, different, strict=True):
+            verdicts[row][task] = replace(verdicts[row][task], inferior=worse, different=other)
     return verdicts
 
 
@@ -104,15 +115,31 @@ def _costs(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, r
     ]
     if not pairs:
         return Verdict(scores, failures, None, None, None, None)
-    splits = [saved(dense, metrics, _same_engine(comparison, outcomes, task, row)) for metrics, dense in pairs]
+    alike = _same_engine(comparison, outcomes, task, row)
+    apart = any(_ran(metrics) != _ran(dense) for metrics, dense in pairs) and alike is None
+    splits = [saved(dense, metrics, alike) for metrics, dense in pairs]
     return Verdict(
         scores,
         failures,
         statistics.fmean(metrics["flops"] / dense["flops"] for metrics, dense in pairs),
         statistics.fmean(metrics["seconds"] / dense["seconds"] for metrics, dense in pairs),
-        {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
+        # on another engine or precision, and no dense run there: what the ticket saved cannot be told from it
+        None if apart else {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
         statistics.fmean(metrics["parameters"]["after"] / dense["parameters"]["after"] for metrics, dense in pairs),
     )
+
+
+def _collapsed(
+    comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome], task: str, row: str
+) -> tuple[int, ...]:
+    """Seeds whose model names one class for all rows: two such models look alike, and neither has learned."""
+    done = [seed for seed in comparison.seeds if outcomes[cell_name(task, row, seed)].metrics is not None]
+    found = {seed: _predictions(folder, task, row, seed) for seed in done}
+    return tuple(seed for seed, each in found.items() if each.classes > 1 and len(np.unique(each.values)) == 1)
+
+
+def _ran(metrics: Mapping[str, Any]) -> tuple[str, str]:
+    return metrics["engine"], metrics["environment"]["precision"]
 
 
 def _same_engine(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, row: str) -> dict[str, Any] | None:
@@ -139,12 +166,19 @@ def _rival(comparison: Comparison, verdicts: Verdicts, task: str, row: str) -> s
         for other in comparison.methods
         if other != row and comparison.is_dense(other) and verdicts[other][task].flops
     ]
-    own = [other for other in rows if comparison.needs(other) == row and comparison.method_of(other) == RIVALS[0]]
-    if own:
-        return own[0]
     if comparison.method_of(row) in RIVALS:
         rows = [other for other in rows if comparison.method_of(other) == "dense"]
-    return min(rows, key=lambda other: abs(math.log(verdicts[other][task].flops / mine.flops)), default=None)  # pyright: ignore
+
+    def apart(other: str) -> float:
+        cost = verdicts[other][task].flops
+        assert cost is not None
+        assert mine.flops is not None
+        return abs(math.log(cost / mine.flops))
+
+    near = [other for other in rows if apart(other) <= math.log(NEAR)]
+    if near:  # the strongest of those at this cost
+        return max(near, key=lambda other: verdicts[other][task].mean or 0.0)
+    return min(rows, key=apart, default=None)
 
 
 def _compared(comparison: Comparison, folder: Path, verdicts: Verdicts, task: str, row: str, rival: str) -> Verdict:

@@ -130,10 +130,13 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
 
 def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:
     """A dense run in a folder below the ticket's, or the result of the one that is there."""
-    inner = Run(run.path / method, replace(bench.config, method=method, like=str(run.path)))
+    plain: dict[str, Any] = {"weights": "reset", "rewarm": 0, "refit": 0, "joint": None}
+    if method in RIVALS:
+        plain["dense_steps"] = None  # its length is the ticket's cost, whatever the dense run's
+    inner = Run(run.path / method, replace(bench.config, method=method, like=str(run.path), **plain))
     if inner.metrics.exists():
         return inner.read_metrics()
-    if inner.path.exists():
+    if (inner.path / "config.yaml").exists():
         inner = Run.open(inner.path)
     bench = settled(replace(bench, config=inner.config))
     inner = Run(inner.path, bench.config)
