@@ -18,6 +18,7 @@ from .bench import Bench
 from .methods import of_method, settled
 from .plan import advice, check_drawing, draw_ticket, plan
 from .progress import say
+from .report import write_card, write_report
 from .run import Run, copy_search, default_output
 from .stages import draw_stage, search_stage, train_stage
 from .versus import versus
@@ -93,8 +94,10 @@ def finetune(start: Start, *, compare: bool) -> Run:
         metrics = _all_stages(bench, run)
         if compare:
             versus(bench, run, metrics)
+            write_card(run)  # now with its rivals
         else:
             report(run, metrics)
+        write_report(run)
     return run
 
 
@@ -180,6 +183,7 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
     with _resumable(f"earlybert train {run.path}"):
         _, metrics = train_stage(bench, Run(run.path, config), of_method(config.method).begin)
     report(run, metrics)
+    write_report(run)
     return run
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from ..ticket import History
@@ -31,7 +32,7 @@ def stage_curves(run: RunFolder, stage: str) -> Drawing:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     x, y = thinned(steps, losses)
     above.plot(x, y, color=GRID, linewidth=0.8)
-    width = max(1, len(y) // 20)
+    width = max(1, len(y) // 12)
     smooth = np.convolve(y, np.ones(width) / width, mode="valid")
     above.plot(x[width - 1 :], smooth, color=FIRST, linewidth=1.6)
     above.set_ylabel("loss")
@@ -80,7 +81,7 @@ def coefficient_histograms(history: History, kind: Kind) -> Drawing:
         origin="lower",
         extent=(1 - half, last + half, edges[0], edges[-1]),
         cmap="viridis_r",
-        norm=matplotlib.colors.LogNorm(vmin=1 / values.shape[1], vmax=1),
+        norm=LogNorm(vmin=1 / values.shape[1], vmax=1),
         interpolation="none",
     )
     axis.plot(steps, np.median(values, axis=1), color=SECOND, linewidth=1.4, label="median")
@@ -88,7 +89,7 @@ def coefficient_histograms(history: History, kind: Kind) -> Drawing:
     axis.ticklabel_format(axis="y", useOffset=False)
     axis.set_xlabel("number of training steps finished")
     axis.set_ylabel("coefficient")
-    figure.colorbar(picture, ax=axis, label=f"share of the {kind}")
+    figure.colorbar(picture, ax=axis, label=f"share of the {kind}", format=PercentFormatter(1.0))
     about = (
         f"Every step's histogram of the coefficients of the {kind}, which start at 1; after {last} steps they lie "
         f"between {values[-1].min():.5f} and {values[-1].max():.5f}, median {np.median(values[-1]):.5f}."
@@ -110,7 +111,7 @@ def neurons_bars(run: RunFolder) -> Drawing:
     for layer, (bar, kept) in enumerate(zip(axis.barh(places, counts, color=FIRST), counts, strict=True)):
         bar.set_gid(f"neurons-{layer}")
         tips[f"neurons-{layer}"] = f"layer {layer + 1}: {kept:,} of {ticket.num_neurons:,} neurons kept"
-        axis.text(kept, layer + 1, f" {kept:,}", va="center", fontsize=8)
+        _beside(axis, kept, layer + 1, f"{kept:,}")
     axis.set_ylim(ticket.layers + 0.6, 0.4)
     axis.set_yticks(list(places))
     axis.set_xlim(0, ticket.num_neurons * 1.02)
@@ -136,7 +137,7 @@ def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
             axis.barh(place, stages[stage], left=left, color=colours[stage], height=0.6, label=stage)[0].set_gid(gid)
             tips[gid] = f"{name}: {stage} {stages[stage]:.3g} s, {stages[stage] / sum(stages.values()):.0%}"
             left += stages[stage]
-        axis.text(left, place, f" {left:.3g} s", va="center", fontsize=8)
+        _beside(axis, left, place, f"{left:.3g} s")
     axis.set_yticks(range(len(runs)), [name for name, _ in runs])
     axis.set_ylim(len(runs) - 0.4, -0.6)
     axis.set_xlim(0, whole * 1.18)
@@ -162,11 +163,11 @@ def size_bars(after: dict[str, float]) -> Drawing:
     ):
         bar.set_gid(f"size-{place}")
         tips[f"size-{place}"] = f"{name}: {share:.1%} of the dense model"
-        axis.text(share, place, f" {share:.0%}", va="center", fontsize=8)
+        _beside(axis, share, place, f"{share:.0%}")
     axis.set_yticks(list(places), list(after))
     axis.set_ylim(len(after) - 0.4, -0.6)
     axis.set_xlim(0, max(1.0, *after.values()) * 1.12)
-    axis.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    axis.xaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_xlabel("of the dense model")
     about = "Of the dense model: " + ", ".join(f"{name} {share:.1%}" for name, share in after.items()) + "."
     return Drawing("size", "Before and after", about, figure, tips)
@@ -177,3 +178,8 @@ def seconds_by_stage(of: dict[str, Any] | None, run: RunFolder) -> dict[str, flo
     if of is None:
         return {stage: sums.seconds for stage, sums in run.stages.items()}
     return {stage: float(of["stages"][stage]["seconds"]) for stage in STAGES if stage in of["stages"]}
+
+
+def _beside(axis: Axes, x: float, y: float, text: str) -> None:
+    """What a bar that ends at `x` says at its end."""
+    axis.annotate(text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)

@@ -81,7 +81,9 @@ class Drawing:
         root.set("role", "img")
         root.set("aria-labelledby", f"{place}-title {place}-about")
         for text, tag in ((self.about, "desc"), (self.title, "title")):
-            element = ElementTree.Element(f"{{{SVG}}}{tag}", {"id": f"{place}-{'title' if tag == 'title' else 'about'}"})
+            element = ElementTree.Element(
+                f"{{{SVG}}}{tag}", {"id": f"{place}-{'title' if tag == 'title' else 'about'}"}
+            )
             element.text = text
             root.insert(0, element)
         svg = ElementTree.tostring(root, encoding="unicode")

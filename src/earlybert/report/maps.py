@@ -97,7 +97,9 @@ def mask_distance_map(of: DistanceMap, scores: Importance | None, *, layer: int 
     )
     reach = last + half + 0.04 * last
     axis.plot([last, last, 1 - half], [1 - half, last, last], color=SECOND, linestyle="--", linewidth=1, gid="stop")
-    axis.plot(last, last, marker="*", markersize=11, color=SECOND, markeredgecolor=INK, markeredgewidth=0.5)
+    axis.plot(
+        last, last, marker="*", markersize=11, color=SECOND, markeredgecolor=INK, markeredgewidth=0.5, clip_on=False
+    )
     axis.set_xlim(1 - half, reach)
     axis.set_ylim(1 - half, reach)
     axis.set_xlabel("number of training steps finished")
@@ -148,8 +150,8 @@ def heads_map(run: RunFolder) -> Drawing:
     axis.set_xlabel("head")
     axis.set_ylabel("layer")
     about = (
-        f"{ticket.heads_kept} of {ticket.layers * ticket.num_heads} heads stay, filled squares; the table below it "
-        "has the scores."
+        f"{ticket.heads_kept} of {ticket.layers * ticket.num_heads} heads stay: the filled squares. Hover for "
+        "the score; the table below has them all."
     )
     return Drawing("heads-kept", "Heads kept", about, figure, tips)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -211,8 +209,3 @@ def _samples(runs: Sequence[RunFolder]) -> int:
 def _title(runs: Sequence[RunFolder]) -> str:
     names = [f"{run.task} ({run.name})" for run in runs]
     return f"{len(runs)} runs: {', '.join(names)}" if len(runs) > 1 else names[0]
-
-
-def relative(path: Path) -> str:
-    """A path as a person would type it here."""
-    return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
