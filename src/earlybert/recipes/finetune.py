@@ -76,12 +76,13 @@ def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
         )
 
 
-def finetune(start: Start, *, compare: bool) -> Run:
+def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
     """Search, draw and train (or train dense), in one run folder.
 
     Args:
         start: What to run.
         compare: Also train the dense model, and the dense model stopped at the ticket's cost.
+        page: Write `report.html` at the end, about two seconds on a core.
 
     Raises:
         Refused: There is no ticket to compare.
@@ -97,7 +98,8 @@ def finetune(start: Start, *, compare: bool) -> Run:
             write_card(run)  # now with its rivals
         else:
             report(run, metrics)
-        write_report(run)
+        if page:
+            write_report(run)
     return run
 
 

@@ -104,7 +104,7 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
     (path / FAILED).unlink(missing_ok=True)
     try:
         start = finetune.start(settings, output=str(path), resume=(path / "config.yaml").exists(), reuse=True)
-        finetune.finetune(start, compare=False)
+        finetune.finetune(start, compare=False, page=False)  # earlybert report makes one of any of them
         if not cell.keep_model:
             for weights in (path / "model").glob("*.safetensors"):
                 weights.unlink()

@@ -32,7 +32,7 @@ def report(paths: Sequence[Path], *, output: Path | None = None, figures: Path |
     Raises:
         Refused: There is no run, a folder is none, or so many do not fit.
     """
-    from ..report.page import drawings, page
+    from ..report.page import distance_maps, drawings, page
 
     if not paths:
         raise Refused("report which run? Say one run folder or more: earlybert report RUN [RUN ...].")
@@ -53,7 +53,8 @@ def report(paths: Sequence[Path], *, output: Path | None = None, figures: Path |
         for number, (run, name) in enumerate(zip(runs, names, strict=True), 1):
             unique = name if names.count(name) == 1 else f"{number}-{name}"
             folder = figures if len(runs) == 1 else figures / unique
-            written = [file for drawing in drawings(run, every_layer=True) for file in drawing.save(folder)]
+            every = drawings(run, distance_maps(run), every_layer=True)
+            written = [file for drawing in every for file in drawing.save(folder)]
             say(f"figures: {len(written)} files in {folder}")
     return target
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm, to_rgb
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -21,6 +21,8 @@ from .maps import MOST_STEPS
 MOST_POINTS = 300
 """Points of a curve; longer ones are means over neighbouring steps."""
 BINS = 48
+DENSITY = ListedColormap([(*to_rgb(FIRST), 0.15 + 0.85 * share) for share in np.linspace(0, 1, 64)])
+"""Rare values are pale on a light page and on a dark one."""
 
 
 @drawn
@@ -80,7 +82,7 @@ def coefficient_histograms(history: History, kind: Kind) -> Drawing:
         aspect="auto",
         origin="lower",
         extent=(1 - half, last + half, edges[0], edges[-1]),
-        cmap="viridis_r",
+        cmap=DENSITY,
         norm=LogNorm(vmin=1 / values.shape[1], vmax=1),
         interpolation="none",
     )
@@ -89,7 +91,7 @@ def coefficient_histograms(history: History, kind: Kind) -> Drawing:
     axis.ticklabel_format(axis="y", useOffset=False)
     axis.set_xlabel("number of training steps finished")
     axis.set_ylabel("coefficient")
-    figure.colorbar(picture, ax=axis, label=f"share of the {kind}", format=PercentFormatter(1.0))
+    figure.colorbar(picture, ax=axis, label=f"share of the {kind}", format=lambda share, _: f"{100 * share:g}%")
     about = (
         f"Every step's histogram of the coefficients of the {kind}, which start at 1; after {last} steps they lie "
         f"between {values[-1].min():.5f} and {values[-1].max():.5f}, median {np.median(values[-1]):.5f}."
@@ -129,7 +131,7 @@ def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
     axis = figure.add_subplot()
     tips: dict[str, str] = {}
     whole = max(sum(stages.values()) for _, stages in runs) or 1.0
-    colours = dict(zip(STAGES, (SECOND, INK, FIRST), strict=True))
+    colours: dict[str, str] = dict(zip(STAGES, (SECOND, INK, FIRST), strict=True))
     for place, (name, stages) in enumerate(runs):
         left = 0.0
         for stage in (stage for stage in STAGES if stage in stages):

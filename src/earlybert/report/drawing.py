@@ -19,9 +19,9 @@ INK, FAINT, GRID = "#1b1c1e", "#6b6c70", "#d3d4d8"
 FIRST, SECOND, THIRD = "#1f6fb2", "#c85a12", "#3f7f4d"
 VARIABLES = {INK: "--ink", FAINT: "--faint", GRID: "--grid", FIRST: "--first", SECOND: "--second", THIRD: "--third"}
 """Colours of a figure, and the property of the page that stands for each."""
-WIDTH = 4.4
+WIDTH = 4.0
 """Of a figure in inches: narrow enough that its letters can be read on a phone, and a column of a paper."""
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": FAINT,

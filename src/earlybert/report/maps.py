@@ -87,7 +87,7 @@ def ending(scores: Importance | None, steps: int) -> str:
 def mask_distance_map(of: DistanceMap, scores: Importance | None, *, layer: int | None = None) -> Drawing:
     """Fig. 1 for all layers together, or for one of them (counted from 0); the end of the search is marked."""
     shown = of.overall if layer is None else of.per_layer[layer]
-    figure = empty(3.9)
+    figure = empty(3.6)
     axis = figure.add_subplot()
     last = int(of.steps[-1])
     half = (last - 1) / max(1, len(of.steps) - 1) / 2
@@ -104,8 +104,8 @@ def mask_distance_map(of: DistanceMap, scores: Importance | None, *, layer: int 
     axis.set_ylim(1 - half, reach)
     axis.set_xlabel("number of training steps finished")
     axis.set_ylabel("number of training steps finished")
-    axis.set_title(f"★ {ending(scores, last)}", fontsize=8.5, color=FAINT, loc="left")
-    figure.colorbar(picture, ax=axis, label="mask distance (darker is closer)", shrink=0.85)
+    figure.suptitle(f"★ {ending(scores, last)}", fontsize=8.5, color=FAINT)
+    figure.colorbar(picture, ax=axis, label="mask distance (darker is closer)", shrink=0.8)
     place = "" if layer is None else f"-layer-{layer + 1}"
     middle = len(of.steps) // 2
     about = (

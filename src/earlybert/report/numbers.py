@@ -66,7 +66,7 @@ def overview(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> Table:
         ("training rows", [_of(m, "train_rows", whole) for m in finished]),
         ("seed", [Cell("seed", seed, str(seed)) for seed in (run.config.get("seed", "–") for run in runs)]),
     ]
-    return Table("Side by side", [run.name for run in runs], rows)
+    return Table("What each run came to", [run.name for run in runs], rows)
 
 
 def rivals(compare: Mapping[str, Any]) -> Table:

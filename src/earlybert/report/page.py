@@ -95,15 +95,15 @@ def page(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> bytes:
     return content
 
 
-def drawings(run: RunFolder, *, most: int = maps.MOST_STEPS, every_layer: bool = False) -> Iterator[Drawing]:
+def drawings(run: RunFolder, distances: Sequence[DistanceMap], *, every_layer: bool = False) -> Iterator[Drawing]:
     """Every figure that the run has the data for, in the order of the page.
 
     Args:
         run: The run.
-        most: Steps along a side of a mask-distance map.
+        distances: Its `distance_maps`.
         every_layer: Mask-distance maps of single layers, too; on the page the selector shows them.
     """
-    for distance in distance_maps(run, most):
+    for distance in distances:
         yield maps.mask_distance_map(distance, run.scores)
         for layer in range(len(distance.per_layer)) if every_layer else ():
             yield maps.mask_distance_map(distance, run.scores, layer=layer)
@@ -140,7 +140,7 @@ def _section(place: str, run: RunFolder, judged: Judged, most: int) -> Section:
     if run.history is not None and not distances:
         missing.append("config.yaml does not fit history.bin: there are no mask distances.")
     shown: list[Shown] = []
-    for drawing in drawings(run, most=most):
+    for drawing in drawings(run, list(distances.values())):
         kind = drawing.name.removeprefix("mask-distance-")
         distance = distances.get(kind) if kind != drawing.name else None  # pyright: ignore[reportArgumentType]
         svg = Markup(drawing.inline(f"{place}-{drawing.name}"))
