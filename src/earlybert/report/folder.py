@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from ..anatomy import Refused
-from ..config import METHODS
+from ..config import METHODS, RIVALS
 from ..ticket import History, Ticket
 from ..train.steplog import STAGES, Totals, read_steps, totals
 
@@ -73,7 +73,7 @@ class RunFolder:
     @property
     def cuts(self) -> bool:
         """Whether a ticket is part of its method."""
-        return not (self.method in METHODS and METHODS[self.method].dense)
+        return self.method not in RIVALS and not (self.method in METHODS and METHODS[self.method].dense)
 
 
 def read(path: Path) -> RunFolder:
