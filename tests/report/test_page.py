@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,7 +22,7 @@ from earlybert.cli.parser import parser_of, underscored
 from earlybert.config import Finetune
 from earlybert.report.curves import thinned
 from earlybert.report.folder import read
-from earlybert.report.numbers import command
+from earlybert.report.numbers import Judged, command
 
 from .conftest import Page, read_json, read_page, run, write_history
 
@@ -219,6 +220,35 @@ def test_what_is_broken_is_said(copied: Path, content: bytes) -> None:
     assert page.figures["run-1"] == []
     for name in LACKING:
         assert f"{name} is broken: " in page.text or (name == "steps.jsonl" and b"{" not in content)
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [path] * bool(path) + [place for key, value in pairs for place in leaves(value, (*path, key))]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "compare.json"])
+def test_no_broken_value_breaks_the_page(copied: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from earlybert.report import page
+
+    def numbers_alone(run: Any, distances: Any) -> Iterator[Any]:
+        page._spent(run)
+        yield from ()
+
+    monkeypatch.setattr(page, "drawings", numbers_alone)
+    for file in ("history.bin", "steps.jsonl", "ticket.json", "scores.safetensors"):
+        (copied / file).unlink()
+    whole = (copied / name).read_text()
+    for path in leaves(json.loads(whole)):
+        for value in (None, "x", {}, float("nan")):
+            tree = json.loads(whole)
+            place = tree
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = value
+            (copied / name).write_text(json.dumps(tree))
+            run_folder = read(copied)
+            assert page.page([run_folder], [Judged()]), (path, value)
 
 
 def test_a_run_that_has_just_begun(copied: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _sections(run: RunFolder, judged: Judged) -> list[str]:
     if run.compare is not None:
         # The card is written when training ends, and again when its rivals are trained.
         costs += [_sheet(numbers.rivals(run.compare)), one_line(f"{said.line}. {' '.join(said.sentences)}")]
-    again = f"## Training it again\n\n```sh\n{numbers.command(run)}\n```"
+    again = f"## Training it again\n\n```sh\n{numbers.command(run, public=True)}\n```"
     return ["\n".join(lines), "\n\n".join(costs), again]
 
 

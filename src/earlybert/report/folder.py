@@ -101,6 +101,11 @@ def read(path: Path) -> RunFolder:
     draft = RunFolder(path, config)
     searched = draft.cuts and draft.method in ("ticket", "mlm_search")
     metrics = part("metrics.json", _metrics, "the run is not finished, so it has no score and no size")
+    ticket = part("ticket.json", Ticket.load, "no heads and neurons were chosen yet", wanted=draft.cuts)
+    scores = part("scores.safetensors", _scores, "the search has not finished", wanted=draft.cuts)
+    if ticket is not None and scores is not None and scores.heads.shape != (ticket.layers, ticket.num_heads):
+        missing.append("scores.safetensors is of another model than ticket.json: heads are shown without scores.")
+        scores = None
     stages = part("steps.jsonl", _stages, "there are no curves and no times") or ({}, ())
     return RunFolder(
         path=path,
@@ -113,8 +118,8 @@ def read(path: Path) -> RunFolder:
             "(earlybert finetune --compare trains both)",
             wanted=draft.method == "ticket",
         ),
-        ticket=part("ticket.json", Ticket.load, "no heads and neurons were chosen yet", wanted=draft.cuts),
-        scores=part("scores.safetensors", _scores, "the search has not finished", wanted=draft.cuts),
+        ticket=ticket,
+        scores=scores,
         history=part("history.bin", _history, "there are no mask distances and no coefficients", wanted=searched),
         stages=stages[0],
         steps=stages[1],
@@ -149,15 +154,26 @@ def _whole(metrics: Any) -> dict[str, Any]:
         metrics["train_rows"],
         *(metrics["parameters"][when] for when in ("before", "after")),
     ]
+    for sums in metrics["stages"].values():
+        numbers += [sums[key] for key in ("steps", "seconds", "flops", "mean_step_seconds")]
+    numbers += [metrics[key] for key in ("inference_ms_per_row",) if key in metrics]
     if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
         raise ValueError
-    return {**metrics, "environment": dict(metrics["environment"])}
+    if not all(metrics[key] > 0 for key in ("seconds", "flops")) or min(metrics["parameters"].values()) <= 0:
+        raise ValueError
+    environment = dict(metrics["environment"])
+    return {**metrics, "environment": {**environment, "versions": dict(environment.get("versions", {}))}}
 
 
 def _compare(file: Path) -> dict[str, Any]:
     result = json.loads(file.read_bytes())
     rows = {name: _whole(result["rows"][name]) for name in ("dense", "dense_same_flops", "ticket")}
-    return {"rows": rows, "saved": {name: float(value) for name, value in result["saved"].items()}}
+    saved = {name: float(value) for name, value in result["saved"].items()}
+    if not all(math.isfinite(saved[name]) for name in ("time", "fewer_epochs", "smaller_network", "search")):
+        raise ValueError
+    if any(row["headline"] != rows["ticket"]["headline"] for row in rows.values()):
+        raise ValueError
+    return {"rows": rows, "saved": saved}
 
 
 def _scores(file: Path) -> Importance:
@@ -171,12 +187,17 @@ def _history(file: Path) -> History:
     history = History(file)
     if len(history) < 2:
         raise ValueError
+    # Once a coefficient is not finite it stays so: the last step tells of all.
+    if not all(np.isfinite(history.coefficients(len(history), kind)).all() for kind in ("heads", "neurons")):
+        raise ValueError
     return history
 
 
 def _stages(file: Path) -> tuple[dict[str, Totals], tuple[dict[str, Any], ...]]:
     lines = tuple(read_steps(file))
     for line in lines:
-        if line["stage"] not in STAGES or not all(math.isfinite(line[key]) for key in ("step", "seconds", "flops")):
+        numbers = [line[key] for key in ("step", "seconds", "flops", "rows")]
+        numbers += [line[key] for key in ("loss", "lr", "tokens") if key in line]
+        if line["stage"] not in STAGES or not all(map(math.isfinite, numbers)):
             raise ValueError
     return totals(file), lines

@@ -68,10 +68,10 @@ def _verdict(run: RunFolder, judged: Judged) -> str:
 
 def _score(run: RunFolder, judged: Judged) -> str:
     assert run.metrics is not None
-    name = run.metrics["headline"]
+    name = str(run.metrics["headline"])
     around = judged.intervals.get(name)
     interval = f" (95 % interval {around[0]:.3f} to {around[1]:.3f})" if around else ""
-    return f"{name} {run.metrics['score'][name]:.3f}{interval}"
+    return f"{name[:1].upper()}{name[1:]} {run.metrics['score'][name]:.3f}{interval}"
 
 
 def _smaller(run: RunFolder) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from ..config import Finetune
@@ -34,6 +35,8 @@ class Cell:
     text: str
 
 
+PATHS = ("data_dir", "train_file", "validation_file", "model", "like")
+"""Settings that may be paths."""
 NOTHING = Cell("", None, "–")
 
 
@@ -152,7 +155,7 @@ def before_and_after(run: RunFolder) -> Table:
         cells = [
             Cell(f"flops_a_token.{stage}", value, f"{(value or 0) / 1e6:.1f} MFLOP") for stage, value in a_token.items()
         ]
-        rows.append(("a training token", cells))
+        rows.append(("FLOPs a token", cells))
     if metrics is not None:
         for key, name, show in (("flops", "training TFLOP", tera), ("disk_bytes", "size on disk", megabytes)):
             first = Cell(f"dense.{key}", dense[key], show(dense[key])) if dense else NOTHING
@@ -186,13 +189,20 @@ def settings(run: RunFolder) -> list[tuple[str, str, bool]]:
     ]
 
 
-def command(run: RunFolder) -> str:
-    """The command line that makes this run again: every setting that is not the default."""
+def command(run: RunFolder, *, public: bool = False) -> str:
+    """The command line that makes this run again: every setting that is not the default.
+
+    Args:
+        run: With its config.
+        public: Of paths show the last part alone; where somebody's files lie is nobody else's business.
+    """
     words = ["earlybert", "finetune"]
     for item in fields(Finetune):
         value = run.config.get(item.name)
         if value is not None and not _is_default(item.name, value):
             text = str(value).lower() if isinstance(value, bool) else str(value)
+            if public and item.name in PATHS and Path(text).is_absolute():
+                text = Path(text).name
             words += [f"--{item.name.replace('_', '-')}", text]
     if run.compare is not None:
         words.append("--compare")

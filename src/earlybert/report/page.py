@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import matplotlib
@@ -71,13 +72,7 @@ def page(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> bytes:
     most = _samples(runs)
     sections = [_section(f"run-{number}", run, about, most) for number, (run, about) in enumerate(zip(runs, judged), 1)]
     colours = (matplotlib.colormaps[maps.COLOURS](np.arange(maps.LEVELS + 1))[:, :3] * 255).round().astype(np.uint8)
-    environment = Environment(
-        loader=PackageLoader("earlybert.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = _templates()
     text = environment.get_template("report.html.jinja").render(
         title=_title(runs),
         sections=sections,
@@ -93,6 +88,17 @@ def page(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> bytes:
             f"a report of {len(runs)} runs would have {len(content) / 1e6:.1f} MB, over 2 MB; report fewer at once."
         )
     return content
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(
+        loader=PackageLoader("earlybert.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def drawings(run: RunFolder, distances: Sequence[DistanceMap], *, every_layer: bool = False) -> Iterator[Drawing]:
@@ -130,7 +136,7 @@ def distance_maps(run: RunFolder, most: int = maps.MOST_STEPS) -> list[DistanceM
         return []
     try:
         return [DistanceMap.of(run.history, kind, run.config, most) for kind in ("heads", "neurons")]
-    except (Refused, KeyError, TypeError):
+    except (Refused, KeyError, TypeError, ValueError):
         return []
 
 

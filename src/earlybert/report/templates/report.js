@@ -20,6 +20,10 @@
     shape.addEventListener("pointerleave", hush);
   }
 
+  addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details")) details.open = true;
+  });
+
   for (const figure of document.querySelectorAll("figure[data-map]")) {
     const data = JSON.parse(document.getElementById(figure.dataset.run + "-maps").textContent)[figure.dataset.map];
     const image = figure.querySelector("svg image");  // the map; the colour bar's comes after it
