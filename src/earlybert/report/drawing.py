@@ -69,7 +69,9 @@ class Drawing:
         Args:
             place: What its ids begin with.
         """
-        root = ElementTree.fromstring(self._bytes("svg", {"Date": None, "Creator": None, "Format": None, "Type": None}))
+        root = ElementTree.fromstring(
+            self._bytes("svg", {"Date": None, "Creator": None, "Format": None, "Type": None}, transparent=True)
+        )
         for parent in list(root.iter()):
             for child in list(parent):
                 if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style"):
@@ -89,10 +91,10 @@ class Drawing:
         svg = ElementTree.tostring(root, encoding="unicode")
         return re.sub("|".join(VARIABLES), lambda found: f"var({VARIABLES[found[0]]})", svg)
 
-    def _bytes(self, format: str, metadata: Mapping[str, str | None]) -> bytes:
+    def _bytes(self, format: str, metadata: Mapping[str, str | None], *, transparent: bool = False) -> bytes:
         content = io.BytesIO()
         with matplotlib.rc_context({**STYLE, "svg.hashsalt": self.name}):
-            self.figure.savefig(content, format=format, metadata=dict(metadata), transparent=True)
+            self.figure.savefig(content, format=format, metadata=dict(metadata), transparent=transparent)
         return content.getvalue()
 
 

@@ -79,7 +79,7 @@ def ending(scores: Importance | None, steps: int) -> str:
     """Why a search ended, in words."""
     if scores is None:
         return f"step {steps}, the last one so far"
-    why = {"settled": "the mask had settled", "cap": "it was as long as asked for", "data": "the data was used up"}
+    why = {"settled": "the mask had settled", "cap": "it was as long as asked for", "data": "there was no more data"}
     return f"stopped after {steps} steps: {why.get(str(scores.info.get('ended')), 'no reason was noted')}"
 
 
