@@ -21,6 +21,11 @@ from ..train.steplog import STAGES, Totals, read_steps, totals
 
 Part = TypeVar("Part")
 CONFIG = "config.yaml"
+BROKEN = (
+    *(Refused, SafetensorError, OSError, yaml.YAMLError, RecursionError),
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+)
+"""What reading a file that is not what its name says may raise."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ def read(path: Path) -> RunFolder:
             return None
         try:
             return load(path / name)
-        except (Refused, SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        except BROKEN:
             missing.append(f"{name} is broken: {without}.")
             return None
 

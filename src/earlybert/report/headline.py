@@ -24,7 +24,9 @@ def headline(run: RunFolder, judged: Judged) -> Headline:
         return _compared(run, judged)
     score = _score(run, judged)
     if run.method != "ticket":
-        return Headline(f"{score}, {duration(run.metrics['seconds'])} of training", (f"Method: {run.method}.",))
+        return Headline(
+            f"{score}, {duration(run.metrics['seconds'])} of training", (f"Method: {run.method}.", _smaller(run))
+        )
     return Headline(
         f"{score}, {duration(run.metrics['seconds'])} of training",
         (
