@@ -113,9 +113,9 @@ def test_it_goes_on_where_it_stopped_and_may_grow(
     started: list[str] = []
     real = recipe.finetune
 
-    def counted(start: recipe.Start, *, compare: bool) -> Any:
+    def counted(start: recipe.Start, *, compare: bool, page: bool) -> Any:
         started.append(str(start.run.path.relative_to(done)))
-        return real(start, compare=compare)
+        return real(start, compare=compare, page=page)
 
     monkeypatch.setattr(recipe, "finetune", counted)
     before = read(done)
@@ -140,10 +140,10 @@ def test_a_failure_is_shown_and_tried_again(
     out = tmp_path / "out"
     real = recipe.finetune
 
-    def failing(start: recipe.Start, *, compare: bool) -> Any:
+    def failing(start: recipe.Start, *, compare: bool, page: bool) -> Any:
         if start.run.config.method == "ticket" and start.run.config.seed == 2:
             raise grid.Diverged("the loss is nan at step 3; lower the learning rate.")
-        return real(start, compare=compare)
+        return real(start, compare=compare, page=page)
 
     monkeypatch.setattr(recipe, "finetune", failing)
     assert run("compare", "--config", given, "--output", out) == 0
@@ -318,10 +318,10 @@ def test_an_unforeseen_error_ends_one_run_and_not_the_grid(
 ) -> None:
     real = recipe.finetune
 
-    def failing(start: recipe.Start, *, compare: bool) -> Any:
+    def failing(start: recipe.Start, **options: Any) -> Any:
         if start.run.config.method == "random":
             raise RuntimeError("CUDA error: an illegal memory access\nmore")
-        return real(start, compare=compare)
+        return real(start, **options)
 
     monkeypatch.setattr(recipe, "finetune", failing)
     assert run("compare", "--config", given, "--seeds", "[1]", "--output", tmp_path / "out") == 0

@@ -38,6 +38,7 @@ def test_a_whole_run_learns_and_leaves_its_folder(flags: list[str], tmp_path: Pa
         "metrics.json",
         "model",
         "predictions.safetensors",
+        "report.html",
     }
     assert names == {*expected, "evaluations.jsonl"}
     metrics = json.loads((out / "metrics.json").read_text())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlybert.recipes.statistics import METRICS, difference, holm
+from earlybert.recipes.statistics import METRICS, difference, holm, interval
 from earlybert.tasks.metrics import compute
 
 
@@ -86,6 +86,22 @@ def test_one_seed_speaks_of_the_examples_alone() -> None:
     found = difference([ours], [theirs], np.ones(400), "accuracy", margin=0.003)
     error = np.std(ours - theirs, ddof=1) / 20  # of a mean of 400 paired differences
     assert found.high - found.mean == pytest.approx(1.96 * error, rel=0.08)
+
+
+def test_an_interval_is_the_binomial_one_and_that_of_repeated_rows() -> None:
+    random = np.random.default_rng(3)
+    labels = random.integers(2, size=300).astype(float)
+    values = np.where(random.random(300) < 0.85, labels, 1 - labels)
+    low, high = interval(values, labels, "accuracy")
+    share = (values == labels).mean()
+    wide = 1.96 * (share * (1 - share) / 300) ** 0.5
+    assert (low, high) == pytest.approx((share - wide, share + wide), abs=0.006)
+    found = [
+        compute(["f1"], values[rows].astype(int), labels[rows].astype(int), classes=2)["f1"]
+        for rows in random.integers(300, size=(2000, 300))
+    ]
+    assert interval(values, labels, "f1") == pytest.approx(tuple(np.quantile(found, (0.025, 0.975))), abs=0.006)
+    assert interval(labels, labels, "accuracy") == (1.0, 1.0)
 
 
 def test_unpaired_seeds_are_an_error() -> None:

@@ -97,6 +97,17 @@ def _predict(given: Given) -> None:
     predict(given["run"], split=given.get("split", "test"), output=given.get("output"))
 
 
+def _report(given: Given) -> None:
+    from ..recipes.report import report
+
+    figures = given.get("figures")
+    report(
+        [Path(run) for run in given.get("runs") or []],
+        output=Path(given["output"]) if "output" in given else None,
+        figures=Path(figures) if figures else None,
+    )
+
+
 def _compare(given: Given) -> None:
     if given.get("list"):
         width = max(map(len, METHODS))
@@ -167,6 +178,16 @@ COMMANDS = {
             Option("output", "folder for the files [submission in the run folder]"),
         ),
         on_run=True,
+        yaml=False,
+    ),
+    "report": Command(
+        "one HTML page for a run, or for several side by side",
+        _report,
+        (
+            Option("runs", "RUN...: run folders, finished or not", positional=True, count="*"),
+            Option("output", "the page [report.html in the first run folder; ./report.html for several]"),
+            Option("figures", "folder for every figure as SVG and PDF, fit for a paper"),
+        ),
         yaml=False,
     ),
     "compare": Command(

@@ -18,6 +18,7 @@ from .bench import Bench
 from .methods import of_method, settled
 from .plan import advice, check_drawing, draw_ticket, plan
 from .progress import say
+from .report import write_card, write_report
 from .run import Run, copy_search, default_output
 from .stages import draw_stage, search_stage, train_stage
 from .versus import versus
@@ -102,12 +103,13 @@ def _same_place(ours: str | None, theirs: str | None) -> bool:
     return ours is not None and theirs is not None and Path(ours).resolve() == Path(theirs).resolve()
 
 
-def finetune(start: Start, *, compare: bool) -> Run:
+def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
     """Search, draw and train (or train dense), in one run folder.
 
     Args:
         start: What to run.
         compare: Also train the dense model, and the dense model stopped at the ticket's cost.
+        page: Write `report.html` at the end, about two seconds on a core.
 
     Raises:
         Refused: There is no ticket to compare.
@@ -120,8 +122,11 @@ def finetune(start: Start, *, compare: bool) -> Run:
         metrics = _all_stages(bench, run)
         if compare:
             versus(bench, run, metrics)
+            write_card(run)  # now with its rivals
         else:
             report(run, metrics)
+        if page:
+            write_report(run)
     return run
 
 
@@ -207,6 +212,7 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
     with _resumable(f"earlybert train {run.path}"):
         _, metrics = train_stage(bench, Run(run.path, config), of_method(config.method).begin)
     report(run, metrics)
+    write_report(run)
     return run
 
 

@@ -172,7 +172,7 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
 
 def _run_cell(path: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
     start = finetune.start(settings, output=str(path), resume=(path / "config.yaml").exists(), reuse=True)
-    finetune.finetune(start, compare=False)
+    finetune.finetune(start, compare=False, page=False)  # earlybert report makes one of any of them
     if not cell.keep_model:
         for weights in (path / "model").glob("*.safetensors"):
             weights.unlink()

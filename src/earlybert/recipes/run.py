@@ -28,8 +28,8 @@ class Run:
     """Paths inside a run folder, and the settings it was made with.
 
     Files: `config.yaml`, `scores.safetensors`, `history.bin`, `ticket.json`, `steps.jsonl`,
-    `predictions.safetensors`, `metrics.json`, `model/`; while a stage runs also `checkpoint.safetensors`, and with
-    `weights: keep` the end of the search in `searched.safetensors`.
+    `predictions.safetensors`, `metrics.json`, `model/`, `report.html`; while a stage runs also
+    `checkpoint.safetensors`, and with `weights: keep` the end of the search in `searched.safetensors`.
     """
 
     def __init__(self, path: str | os.PathLike[str], config: Finetune) -> None:
@@ -42,6 +42,7 @@ class Run:
         self.metrics = self.path / "metrics.json"
         self.model = self.path / "model"
         self.predictions = self.path / "predictions.safetensors"
+        self.report = self.path / "report.html"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.searched = self.path / "searched.safetensors"
 

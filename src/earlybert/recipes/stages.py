@@ -31,6 +31,7 @@ from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .drive import Batches, drive, resume
 from .plan import Plan, draw_ticket, plan
 from .progress import say
+from .report import write_card
 from .result import Evaluations, summary
 from .run import Run
 
@@ -210,6 +211,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     save(model, run.model, tokenizer=bench.tokenizer)
     metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__)
     run.write_metrics(metrics)
+    write_card(run)
     for leftover in (run.checkpoint, run.searched):
         leftover.unlink(missing_ok=True)
     return model, metrics

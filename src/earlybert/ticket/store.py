@@ -19,13 +19,14 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 
 from ..anatomy import Refused, family_of
+from . import card
 from .files import is_disk_error
 from .surgery import cut
 from .ticket import Ticket
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = None) -> None:
-    """Write a model folder in Hugging Face layout; the ticket is inside `config.json`.
+    """Write a model folder in Hugging Face layout; the ticket is inside `config.json`, a model card in `README.md`.
 
     Args:
         model: A cut (or whole) Hugging Face model.
@@ -44,6 +45,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
             model.save_pretrained(fresh)  # pyright: ignore[reportCallIssue]
             if tokenizer is not None:
                 tokenizer.save_pretrained(fresh)
+        if card.is_ours(target / card.NAME):  # somebody's own card stays
+            (fresh / card.NAME).write_text(card.card_of(model, ticket_of(model)), encoding="utf-8")
         _move(fresh, target)
     except Exception as error:
         if is_disk_error(error):
