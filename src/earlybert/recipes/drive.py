@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ..cost import count
+from ..tasks.batches import Batch
 from ..train import checkpoint
 from ..train.clock import Clock
 from ..train.interrupt import Interrupt
@@ -14,7 +16,7 @@ from ..train.step import EagerStep
 from ..train.steplog import Counts, StepLog, truncate
 from .bench import Bench
 from .progress import Bar
-from .run import Run
+from .run import Run, RunFolder
 
 
 def drive(
@@ -51,7 +53,59 @@ def drive(
     Returns:
         Optimizer steps done in all.
     """
-    config = bench.config
+    return take(
+        run,
+        stage,
+        step,
+        bench.stream(order).starting_at(first),
+        title=stage if stage == "search" else f"train {bench.config.method}",
+        first=first,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        observers=observers,
+        before_checkpoint=before_checkpoint,
+        cost=cost,
+    )
+
+
+def take(
+    run: RunFolder[Any],
+    stage: str,
+    step: EagerStep,
+    batches: Iterable[Sequence[Batch]],
+    *,
+    title: str,
+    first: int,
+    steps: int,
+    lr: float,
+    schedule: Schedule,
+    observers: Sequence[Observer],
+    before_checkpoint: Sequence[Callable[[], None]] = (),
+    cost: Counts | None = None,
+    state: Callable[[], dict[str, Any]] = dict,
+) -> int:
+    """Take optimizer steps on any batches, as `drive`.
+
+    Args:
+        run: The folder, whose settings say how often to log and to write checkpoints.
+        stage: As in `drive`.
+        step: As in `drive`.
+        batches: Micro-batches of each optimizer step, from step `first` on.
+        title: Of the bar.
+        first: As in `drive`.
+        steps: As in `drive`.
+        lr: As in `drive`.
+        schedule: As in `drive`.
+        observers: As in `drive`.
+        before_checkpoint: As in `drive`.
+        cost: As in `drive`.
+        state: What a checkpoint has to remember besides stage and step. JSON values only.
+
+    Returns:
+        Optimizer steps done in all.
+    """
+    config = run.config
     clock = Clock(step.device)
     log = StepLog(
         run.steps,
@@ -72,17 +126,16 @@ def drive(
             for flush in (log.flush, *before_checkpoint):
                 flush()
             refuse_infinite(step.model, done.step)
-            state = {"stage": stage, "step": done.step}
-            checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
+            known = {"stage": stage, "step": done.step, **state()}
+            checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=known)
         if interrupt.asked:
             raise KeyboardInterrupt
         return False
 
-    title = stage if stage == "search" else f"train {config.method}"
     with Interrupt() as interrupt, Bar(title, first, steps, log) as bar:
         done = loop(
             step,
-            bench.stream(order).starting_at(first),
+            batches,
             first=first,
             steps=steps,
             schedule=schedule,
@@ -94,7 +147,7 @@ def drive(
     return done
 
 
-def resume(run: Run, stage: str, step: EagerStep, *, begins: int = 0) -> int:
+def resume(run: RunFolder[Any], stage: str, step: EagerStep, *, begins: int = 0) -> int:
     """Put the stage's last checkpoint back, if there is one; optimizer steps done.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..train.loop import Done
 from ..train.steplog import append, read_steps, totals
 from .bench import Bench
 from .progress import say
-from .run import Run, environment
+from .run import Run, RunFolder, environment
 
 
 def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int, engine: str) -> dict[str, Any]:
@@ -69,17 +70,17 @@ def disk_bytes(folder: Path) -> int:
 class Evaluations:
     """Observer that scores the model on the way, into `evaluations.jsonl`. The last checkpoint counts all the same."""
 
-    def __init__(self, bench: Bench, run: Run, model: nn.Module, first: int) -> None:
-        self._bench = bench
+    def __init__(self, run: RunFolder[Any], score: Callable[[], dict[str, float]], first: int) -> None:
+        self._every = run.config.eval_every
+        self._score = score
         self._file = run.path / "evaluations.jsonl"
         kept = [line for line in read_steps(self._file) if line["step"] <= first]
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._model = model
 
     def __call__(self, done: Done) -> bool:
         """Score the model when it is time."""
-        if done.step % self._bench.config.eval_every == 0:
-            line = {"step": done.step, **self._bench.score(self._model)}
+        if done.step % self._every == 0:
+            line = {"step": done.step, **self._score()}
             append(self._file, [line])
             say(
                 f"step {done.step}: "

@@ -32,7 +32,7 @@ from .drive import drive, resume
 from .plan import Plan, draw_ticket, plan
 from .progress import say
 from .result import Evaluations, summary
-from .run import Run
+from .run import Run, RunFolder
 
 
 @dataclass
@@ -118,7 +118,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False) -> Score
     return scores
 
 
-def draw_stage(run: Run, scores: Scores) -> Ticket:
+def draw_stage(run: RunFolder[Any], scores: Scores) -> Ticket:
     """Stage 2. Writes `ticket.json`."""
     began = time.perf_counter()
     ticket = draw_ticket(run.config, scores)
@@ -165,7 +165,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting, begun.flops)
     first = max(begun.first, resumed)
-    observers: list[Observer] = [Evaluations(bench, run, model, first)] if config.eval_every else []
+    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
     watched = begun.watch(first)
     run.write_config()  # not before: a start that is refused changes nothing
     drive(

@@ -1,0 +1,101 @@
+"""What all stages of a pre-training run share: corpus, device, theta_0 and streams on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+from ...anatomy import Refused
+from ...config_pretrain import Pretrain
+from ...data import shards
+from ...data.corpus import Corpus
+from ...data.masking import most
+from ...data.stream import Layout, Stream
+from ...tasks.batches import Batch
+from ...train.masked import held_out
+from ...train.precision import resolve
+from .plan import Leg, Plan, bert_config, check_drawing, plan
+
+SHARED_ORDER, TICKET_ORDER = 0, 1
+"""Data orders: search and dense runs share one; a ticket trained from theta_0 has its own."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a stage needs, checked before any compute."""
+
+    config: Pretrain
+    corpus: Corpus
+    model: BertConfig
+    plan: Plan
+    device: torch.device
+    precision: Literal["bf16", "no"]
+
+    @classmethod
+    def set_up(cls, config: Pretrain) -> Bench:
+        """Open the corpus and check the settings against it and the machine.
+
+        Raises:
+            Refused: Any of them cannot be used.
+        """
+        if config.corpus is None:
+            raise Refused("which text? give --corpus with a folder that earlybert prepare wrote.")
+        accelerator = Accelerator(cpu=config.device == "cpu")
+        if accelerator.num_processes > 1:
+            raise Refused("pre-training runs on one process for now; start it without a launcher.")
+        if config.device == "cuda" and accelerator.device.type != "cuda":
+            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
+        lengths = plan(config)
+        corpus = Corpus(config.corpus)
+        model = bert_config(config, len(corpus.tokenizer), corpus.words.pad)
+        if config.method != "dense":
+            check_drawing(config, model)
+        device = accelerator.device
+        bench = cls(config, corpus, model, lengths, device, resolve(config.precision, device))
+        for leg in lengths.dense:
+            bench.stream(leg, SHARED_ORDER)  # a length that holds no example is refused
+            bench.held_out(leg)
+        return bench
+
+    @property
+    def text(self) -> str:
+        """SHA-256 of the corpus's manifest, and so of every shard: a run goes on with the text it began with."""
+        return hashlib.sha256((Path(self.corpus.folder) / shards.MANIFEST).read_bytes()).hexdigest()
+
+    def theta_0(self) -> nn.Module:
+        """The model with random weights, the same each time, on the device."""
+        torch.manual_seed(self.config.seed)
+        kind = BertForPreTraining if self.config.pairs else BertForMaskedLM
+        return kind(self.model).to(self.device)  # pyright: ignore[reportArgumentType]
+
+    def stream(self, leg: Leg, order: int) -> Stream:
+        """Training batches of a phase, in one of the two data orders."""
+        # Each phase and order has draws of its own; the run's seed is below 2 ** 31.
+        seed = self.config.seed + (order << 32) + (leg.number << 33)
+        return Stream(self.corpus, self._layout(leg), rows=leg.rows, accumulate=leg.accumulate, seed=seed)
+
+    def held_out(self, leg: Leg) -> Iterator[Batch]:
+        """Rows of held-out documents at the length of a phase, always the same."""
+        stream = Stream(self.corpus, self._layout(leg), rows=leg.rows, seed=0, split="validation")
+        return islice(stream.once(), -(-self.config.eval_rows // leg.rows))
+
+    def score(self, model: nn.Module, leg: Leg) -> dict[str, float]:
+        """Held-out loss and masked accuracy at the length of a phase."""
+        return held_out(model, self.held_out(leg), precision=self.precision)
+
+    def predictions(self, leg: Leg) -> int:
+        """Places predicted in an optimizer step of this process."""
+        return leg.accumulate * leg.rows * most(leg.phase.length)
+
+    def _layout(self, leg: Leg) -> Layout:
+        config = self.config
+        return Layout(length=leg.phase.length, pairs=config.pairs, across=config.across, whole_words=config.whole_words)

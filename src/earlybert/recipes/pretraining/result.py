@@ -1,0 +1,85 @@
+"""What a finished pre-training run says of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from ...cost import PEAK, count
+from ...ticket import Scores, ticket_of
+from ...train.steplog import read_steps, totals
+from ..result import disk_bytes
+from ..run import RunFolder, environment
+from .bench import Bench
+
+
+def summary(
+    bench: Bench, run: RunFolder[Any], model: nn.Module, *, parameters_before: int, engine: str, elapsed: float
+) -> dict[str, Any]:
+    """Score, cost, speed and size of a trained model: the content of `metrics.json`.
+
+    Args:
+        bench: With the held-out documents.
+        run: With the step log of all stages, and the model folder.
+        model: Trained.
+        parameters_before: Parameters of the dense model.
+        engine: Name of the step that ran.
+        elapsed: Seconds of wall-clock time that training took, search included.
+    """
+    config, legs = bench.config, bench.plan.train
+    environs = environment(bench.device, bench.precision)
+    stages = totals(run.steps)
+    ticket = ticket_of(model)
+    metrics: dict[str, Any] = {
+        "corpus": bench.text,
+        "method": config.method,
+        "score": bench.score(model, legs[0]),
+        "engine": engine,
+        "stages": {name: sums.to_dict() for name, sums in stages.items()},
+        "speed": speeds(run, PEAK.get(environs["device"]) if bench.precision == "bf16" else None),
+        "seconds": sum(sums.seconds for sums in stages.values()),
+        "elapsed": elapsed,
+        "flops": sum(sums.flops for sums in stages.values()),
+        "parameters": {"before": parameters_before, "after": count(model).parameters},
+        "disk_bytes": disk_bytes(run.model),
+    }
+    if len(legs) > 1:
+        metrics["score_at_second_length"] = bench.score(model, legs[1])
+    if ticket is not None:
+        metrics["ticket"] = {
+            "heads_kept": [len(kept) for kept in ticket.heads],
+            "neurons_kept": [len(kept) for kept in ticket.neurons],
+            "margin": dict(ticket.drawn)["margin"],
+            "source": Scores.load(run.scores).source,
+        }
+    return {**metrics, "environment": environs}
+
+
+def speeds(run: RunFolder[Any], peak: float | None) -> dict[str, dict[str, float | None]]:
+    """Tokens and FLOPs a second of search and training, over step times alone.
+
+    Tokens are those computed on: the fast step computes no padding, the eager one does.
+
+    Args:
+        run: With the step log.
+        peak: FLOP/s that the device could do; None when it is not known.
+
+    Returns:
+        For each stage `tokens_per_second`, `flops_per_second`, and `mfu`, the share of the peak.
+    """
+    sums: dict[str, Counter[str]] = {}
+    for line in read_steps(run.steps):
+        if line["tokens"]:
+            part = sums.setdefault(line["stage"], Counter())
+            for name in ("tokens", "flops", "seconds"):
+                part[name] += line[name]
+    return {
+        stage: {
+            "tokens_per_second": part["tokens"] / part["seconds"],
+            "flops_per_second": part["flops"] / part["seconds"],
+            "mfu": part["flops"] / part["seconds"] / peak if peak else None,
+        }
+        for stage, part in sums.items()
+    }
