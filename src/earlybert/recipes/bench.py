@@ -62,7 +62,8 @@ class Bench:
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
         data = Data(**{f.name: getattr(config, f.name) for f in fields(Data)})
         task = _task(data)
-        model_config = load_config(config.model, offline=config.offline)
+        # A model that was pre-trained cut is fine-tuned as it is; everything else begins with the full model.
+        model_config = load_config(config.model, offline=config.offline, cut=config.method == "dense")
         longest = getattr(model_config, "max_position_embeddings", None)
         # RoBERTa's positions start behind the padding id.
         offset = (model_config.pad_token_id or 0) + 1 if "roberta" in model_config.model_type else 0

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..cost import count
-from ..ticket import Scores, ticket_of
+from ..ticket import Scores, Ticket, ticket_of
 from ..ticket.files import write_atomically
 from ..train.loop import Done
 from ..train.steplog import append, read_steps, totals
@@ -52,14 +52,22 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int,
         "disk_bytes": disk_bytes(run.model),
     }
     if ticket is not None:
-        metrics["ticket"] = {
+        metrics["ticket"] = widths(ticket)
+    if ticket is not None and run.ticket.exists():  # else the model came cut
+        metrics["ticket"] |= {
             "weights": config.weights,
-            "heads_kept": [len(kept) for kept in ticket.heads],
-            "neurons_kept": [len(kept) for kept in ticket.neurons],
-            "margin": dict(ticket.drawn)["margin"],
             "search_ended": Scores.load(run.scores).info.get("ended"),
         }
     return {**metrics, "environment": environment(bench.device, bench.precision)}
+
+
+def widths(ticket: Ticket) -> dict[str, Any]:
+    """What a ticket keeps in each layer, and by what margin."""
+    return {
+        "heads_kept": [len(kept) for kept in ticket.heads],
+        "neurons_kept": [len(kept) for kept in ticket.neurons],
+        "margin": dict(ticket.drawn).get("margin"),
+    }
 
 
 def disk_bytes(folder: Path) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from ...cost import PEAK, count
 from ...ticket import Scores, ticket_of
 from ...train.steplog import read_steps, totals
-from ..result import disk_bytes
+from ..result import disk_bytes, widths
 from ..run import RunFolder, environment
 from .bench import Bench
 
@@ -48,12 +48,7 @@ def summary(
     if len(legs) > 1:
         metrics["score_at_second_length"] = bench.score(model, legs[1])
     if ticket is not None:
-        metrics["ticket"] = {
-            "heads_kept": [len(kept) for kept in ticket.heads],
-            "neurons_kept": [len(kept) for kept in ticket.neurons],
-            "margin": dict(ticket.drawn)["margin"],
-            "source": Scores.load(run.scores).source,
-        }
+        metrics["ticket"] = {**widths(ticket), "source": Scores.load(run.scores).source}
     return {**metrics, "environment": environs}
 
 
