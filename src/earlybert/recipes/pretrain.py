@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
 from ..config import changed
 from ..config_pretrain import Pretrain
 from .finetune import describe, resumable
-from .pretraining.bench import Bench
+from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
 from .pretraining.stages import ticket_stage, train_stage
 from .progress import say
@@ -40,8 +39,9 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
     """
     if not resume:
         config = Pretrain(**settings)
-        default = Path("runs") / f"pretrain-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-        run = PretrainRun.create(output or default, config)
+        machine = Machine.found(config)
+        path = machine.ranks.said(output or f"runs/pretrain-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+        run = PretrainRun.create(path, config) if machine.ranks.main else PretrainRun(path, config)
     elif output is None:
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
@@ -53,7 +53,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
                 f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
                 "or choose another --output."
             )
-    bench = Bench.set_up(run.config)
+        machine = Machine.found(run.config)
+    bench = Bench.set_up(run.config, machine)
     run.refuse_other_text(bench)
     return Start(bench, run)
 
@@ -61,16 +62,20 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
 def pretrain(start: Start) -> PretrainRun:
     """Search, draw and train, in one run folder; what is finished already is left as it is."""
     bench, run = start.bench, start.run
-    run.write_config()
-    announce(bench, run)
+    ranks = bench.ranks
+    if ranks.main:
+        run.write_config()
+        announce(bench, run)
     with resumable(f"earlybert pretrain --output {run.path} --resume"):
-        if run.metrics.exists():
+        if ranks.said(run.metrics.exists()):
             metrics = run.read_metrics()
         else:
-            if run.config.method != "dense":
-                describe(ticket_stage(bench, run))
-            metrics = train_stage(bench, run)
-    report(run, metrics)
+            ticket = ticket_stage(bench, run) if run.config.method != "dense" else None
+            if ticket is not None and ranks.main:
+                describe(ticket)
+            metrics = train_stage(bench, run, ticket)
+    if ranks.main:
+        report(run, metrics)
     return run
 
 
@@ -83,6 +88,7 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{config.attention_heads} heads, {config.intermediate:,} neurons, {bench.model.vocab_size:,} tokens, "
         f"{'with' if config.pairs else 'without'} next-sentence prediction; on {bench.device.type}, "
         f"{'bf16' if bench.precision == 'bf16' else 'fp32'}, {config.engine} engine"
+        f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
     )
     if bench.plan.search:
         say(f"search {bench.plan.search} steps of phase 1")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from .loop import Done
+from .ranks import ALONE, Ranks
 from .schedule import fallen
 
 
@@ -53,15 +54,20 @@ class Budget:
         begin: Seconds on the watch when the schedule begins.
         end: Seconds on the watch when it has fallen to zero, and the last step is taken.
         warmup: Share of that time over which the rate rises.
+        ranks: The processes of the job; the first one's watch counts.
     """
 
-    def __init__(self, watch: Stopwatch, begin: float, end: float, warmup: float) -> None:
+    def __init__(self, watch: Stopwatch, begin: float, end: float, warmup: float, ranks: Ranks = ALONE) -> None:
         self._watch, self._begin, self._end, self._warmup = watch, begin, end, warmup
+        self._ranks = ranks
 
     def factor(self, _: int) -> float:
         """A schedule: what the learning rate is multiplied by now."""
-        return fallen(max(0.0, self._watch.elapsed - self._begin) / (self._end - self._begin), self._warmup)
+        return fallen(max(0.0, self._now() - self._begin) / (self._end - self._begin), self._warmup)
 
     def over(self, _: Done) -> bool:
         """Observer that ends the loop when the time has gone."""
-        return self._watch.elapsed >= self._end
+        return self._now() >= self._end
+
+    def _now(self) -> float:
+        return self._ranks.said(self._watch.elapsed)

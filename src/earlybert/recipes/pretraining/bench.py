@@ -23,10 +23,33 @@ from ...data.stream import Layout, Stream
 from ...tasks.batches import Batch
 from ...train.masked import held_out
 from ...train.precision import resolve
+from ...train.ranks import Ranks
 from .plan import Leg, Plan, bert_config, check_drawing, plan
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
 """Data orders: search and dense runs share one; a ticket trained from theta_0 has its own."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes."""
+
+    device: torch.device
+    precision: Literal["bf16", "no"]
+    ranks: Ranks
+
+    @classmethod
+    def found(cls, config: Pretrain) -> Machine:
+        """This process's device, and its place in the job that a launcher began.
+
+        Raises:
+            Refused: The device that was asked for is not there.
+        """
+        accelerator = Accelerator(cpu=config.device == "cpu")
+        if config.device == "cuda" and accelerator.device.type != "cuda":
+            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
+        device = accelerator.device
+        return cls(device, resolve(config.precision, device), Ranks.of_job())
 
 
 @dataclass(frozen=True)
@@ -39,28 +62,28 @@ class Bench:
     plan: Plan
     device: torch.device
     precision: Literal["bf16", "no"]
+    ranks: Ranks
 
     @classmethod
-    def set_up(cls, config: Pretrain) -> Bench:
+    def set_up(cls, config: Pretrain, machine: Machine | None = None) -> Bench:
         """Open the corpus and check the settings against it and the machine.
+
+        Args:
+            config: The settings.
+            machine: Where to run, if that is known already.
 
         Raises:
             Refused: Any of them cannot be used.
         """
         if config.corpus is None:
             raise Refused("which text? give --corpus with a folder that earlybert prepare wrote.")
-        accelerator = Accelerator(cpu=config.device == "cpu")
-        if accelerator.num_processes > 1:
-            raise Refused("pre-training runs on one process for now; start it without a launcher.")
-        if config.device == "cuda" and accelerator.device.type != "cuda":
-            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
-        lengths = plan(config)
-        corpus = Corpus(config.corpus)
+        machine = machine or Machine.found(config)
+        lengths = plan(config, machine.ranks.world)
+        corpus = Corpus(config.corpus, checksum=machine.ranks.main)
         model = bert_config(config, len(corpus.tokenizer), corpus.words.pad)
         if config.method != "dense":
             check_drawing(config, model)
-        device = accelerator.device
-        bench = cls(config, corpus, model, lengths, device, resolve(config.precision, device))
+        bench = cls(config, corpus, model, lengths, machine.device, machine.precision, machine.ranks)
         for leg in lengths.dense:
             bench.stream(leg, SHARED_ORDER)  # a length that holds no example is refused
             bench.held_out(leg)
@@ -81,7 +104,15 @@ class Bench:
         """Training batches of a phase, in one of the two data orders."""
         # Each phase and order has draws of its own; the run's seed is below 2 ** 31.
         seed = self.config.seed + (order << 32) + (leg.number << 33)
-        return Stream(self.corpus, self._layout(leg), rows=leg.rows, accumulate=leg.accumulate, seed=seed)
+        return Stream(
+            self.corpus,
+            self._layout(leg),
+            rows=leg.rows,
+            accumulate=leg.accumulate,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            seed=seed,
+        )
 
     def held_out(self, leg: Leg) -> Iterator[Batch]:
         """Rows of held-out documents at the length of a phase, always the same."""

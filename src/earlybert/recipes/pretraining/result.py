@@ -29,6 +29,7 @@ def summary(
         elapsed: Seconds of wall-clock time that training took, search included.
     """
     config, legs = bench.config, bench.plan.train
+    world = bench.ranks.world
     environs = environment(bench.device, bench.precision)
     stages = totals(run.steps)
     ticket = ticket_of(model)
@@ -37,11 +38,12 @@ def summary(
         "method": config.method,
         "score": bench.score(model, legs[0]),
         "engine": engine,
+        "processes": world,
         "stages": {name: sums.to_dict() for name, sums in stages.items()},
-        "speed": speeds(run, PEAK.get(environs["device"]) if bench.precision == "bf16" else None),
+        "speed": speeds(run, PEAK.get(environs["device"]) if bench.precision == "bf16" else None, world),
         "seconds": sum(sums.seconds for sums in stages.values()),
         "elapsed": elapsed,
-        "flops": sum(sums.flops for sums in stages.values()),
+        "flops": world * sum(sums.flops for sums in stages.values()),
         "parameters": {"before": parameters_before, "after": count(model).parameters},
         "disk_bytes": disk_bytes(run.model),
     }
@@ -52,14 +54,15 @@ def summary(
     return {**metrics, "environment": environs}
 
 
-def speeds(run: RunFolder[Any], peak: float | None) -> dict[str, dict[str, float | None]]:
+def speeds(run: RunFolder[Any], peak: float | None, world: int = 1) -> dict[str, dict[str, float | None]]:
     """Tokens and FLOPs a second of search and training, over step times alone.
 
     Tokens are those computed on: the fast step computes no padding, the eager one does.
 
     Args:
         run: With the step log.
-        peak: FLOP/s that the device could do; None when it is not known.
+        peak: FLOP/s that one device could do; None when it is not known.
+        world: Processes; the step log is that of one, and all do as much.
 
     Returns:
         For each stage `tokens_per_second`, `flops_per_second`, and `mfu`, the share of the peak.
@@ -72,8 +75,8 @@ def speeds(run: RunFolder[Any], peak: float | None) -> dict[str, dict[str, float
                 part[name] += line[name]
     return {
         stage: {
-            "tokens_per_second": part["tokens"] / part["seconds"],
-            "flops_per_second": part["flops"] / part["seconds"],
+            "tokens_per_second": world * part["tokens"] / part["seconds"],
+            "flops_per_second": world * part["flops"] / part["seconds"],
             "mfu": part["flops"] / part["seconds"] / peak if peak else None,
         }
         for stage, part in sums.items()

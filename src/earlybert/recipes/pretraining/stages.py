@@ -37,7 +37,8 @@ from .run import PretrainRun
 
 def search_stage(bench: Bench, run: PretrainRun) -> Scores:
     """Stage 1, a prefix of the dense run's phase 1. Writes `history.bin` and at its end `scores.safetensors`."""
-    if run.scores.exists():
+    ranks = bench.ranks
+    if ranks.said(run.scores.exists()):
         return Scores.load(run.scores)
     config, leg, cap = bench.config, bench.plan.dense[0], bench.plan.search
     model = bench.theta_0()
@@ -55,11 +56,12 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         exact=config.exact,
         optimizer=lamb,
         masked=True,
+        ranks=ranks,
     ) as step:
         gates = step.gates
         assert gates is not None
-        first = resume(run, "search", step)
-        writer = HistoryWriter(run.history, gates, rows=first)
+        first = resume(run, "search", step, ranks=ranks)
+        writer = HistoryWriter(run.history, gates, rows=first) if ranks.main else None
         watch = Stopwatch(bench.device, _saved(run, first).get("elapsed", 0.0))
         done = _go(
             bench,
@@ -73,10 +75,11 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
             title="search",
             first=first,
             steps=cap,
-            observers=[Recorder(writer)],
-            before_checkpoint=[writer.flush],
+            observers=[Recorder(writer)] if writer else [],
+            before_checkpoint=[writer.flush] if writer else [],
         )
-        writer.close()
+        if writer:
+            writer.close()
         if done < cap:
             raise Refused(
                 f"the budget of {config.minutes:g} minutes ended in the search, after {done} of {cap} steps; give more "
@@ -85,37 +88,48 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         scores = collect(step, done, cap=cap, watch=None, seed=config.seed)
     about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
     scores = replace(scores, info={**scores.info, **about})
-    scores.save(run.scores)  # last: its presence says that the stage is done
-    run.checkpoint.unlink(missing_ok=True)
+    if ranks.main:
+        scores.save(run.scores)  # last: its presence says that the stage is done
+        run.checkpoint.unlink(missing_ok=True)
     return scores
 
 
 def ticket_stage(bench: Bench, run: PretrainRun) -> Ticket:
-    """Stages 1 and 2, resumable. Writes `ticket.json`."""
-    if run.ticket.exists():
-        return Ticket.load(run.ticket)
-    if bench.config.method == "random":
-        scores = random_ticket.scores(of(bench.theta_0()), bench.config.seed)
-        scores.save(run.scores)
-    else:
-        scores = search_stage(bench, run)
-    return draw_stage(run, scores)
+    """Stages 1 and 2, resumable. The first process draws for all, and writes `ticket.json`."""
+    ranks, drawn = bench.ranks, None
+    if not ranks.said(run.ticket.exists()):
+        if bench.config.method == "ticket":
+            scores = search_stage(bench, run)
+        else:
+            scores = random_ticket.scores(of(bench.theta_0()), bench.config.seed)
+            if ranks.main:
+                scores.save(run.scores)
+        drawn = draw_stage(run, scores) if ranks.main else None
+    elif ranks.main:
+        drawn = Ticket.load(run.ticket)
+    return Ticket.from_dict(ranks.said(drawn.to_dict() if drawn else None))
 
 
-def train_stage(bench: Bench, run: PretrainRun) -> dict[str, Any]:
+def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[str, Any]:
     """Stage 3, or a dense run: all phases. Writes `model/`, `evaluations.jsonl` and `metrics.json`.
 
+    Args:
+        bench: With the data and the settings.
+        run: The folder.
+        ticket: What to train; the full model when None.
+
     Returns:
-        The metrics.
+        The metrics; nothing in a process that is not the first.
     """
+    ranks = bench.ranks
     config, legs = bench.config, bench.plan.train
     model = bench.theta_0()
     before = count(model).parameters
     watch = Stopwatch(bench.device, _searched(run))
     began = time.perf_counter()
-    if config.method != "dense":
+    if ticket is not None:
         _refuse_other_start(run, model)
-        model = apply(model, Ticket.load(run.ticket), inplace=True)
+        model = apply(model, ticket, inplace=True)
     cutting = time.perf_counter() - began
     torch.manual_seed(config.seed)
     step = build(
@@ -124,11 +138,12 @@ def train_stage(bench: Bench, run: PretrainRun) -> dict[str, Any]:
         lamb(model, lr=legs[0].phase.lr, weight_decay=config.weight_decay),
         exact=config.exact,
         masked=True,
+        ranks=ranks,
         precision=bench.precision,
         max_grad_norm=config.max_grad_norm,
     )
-    first = resume(run, "train", step)
-    if config.method != "dense" and not first:
+    first = resume(run, "train", step, ranks=ranks)
+    if ticket is not None and not first and ranks.main:
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting)
     saved = _saved(run, first)
@@ -136,7 +151,7 @@ def train_stage(bench: Bench, run: PretrainRun) -> dict[str, Any]:
         watch.set(saved["elapsed"])
     number, begun = _place(bench, saved, first)
     evaluations: list[Observer] = []
-    if config.eval_every:
+    if config.eval_every and ranks.main:
         evaluations = [Evaluations(run, lambda: _score(bench, model, watch), first)]
     while number < len(legs):
         leg = legs[number]
@@ -156,6 +171,8 @@ def train_stage(bench: Bench, run: PretrainRun) -> dict[str, Any]:
             observers=evaluations,
         )
         number, begun = number + 1, first
+    if not ranks.main:
+        return {}
     elapsed = watch.elapsed
     model.eval()
     save(model, run.model, tokenizer=bench.corpus.tokenizer)
@@ -189,7 +206,7 @@ def _go(
             group["base_lr"] = phase.lr
     schedule, observers = (lambda done: phase.schedule(done - begun)), [*observers]
     if bench.config.minutes is not None:
-        budget = Budget(watch, *_window(bench, leg, searched), phase.warmup)
+        budget = Budget(watch, *_window(bench, leg, searched), phase.warmup, bench.ranks)
         schedule, observers = budget.factor, [*observers, budget.over]
         steps = steps if stage == "search" else LAST
     with closing(ahead(bench.stream(leg, order).starting_at(first - begun), depth=2)) as batches:
@@ -207,6 +224,7 @@ def _go(
             before_checkpoint=before_checkpoint,
             cost=masked(step.model, bench.predictions(leg)),
             state=lambda: {"phase": leg.number, "begun": begun, "elapsed": watch.elapsed, "text": bench.text},
+            ranks=bench.ranks,
         )
 
 
