@@ -83,6 +83,7 @@ def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(flags: list[str], 
     assert abs(ticket.neurons_kept - 0.7 * 128) < 8
     bench = Bench.set_up(config_of(out))
     assert bench.score(model, bench.plan.train[0]) == pytest.approx(metrics["score"], abs=1e-6)
+    assert bench.flops() == metrics["flops"]  # as was said before it began
     assert AutoTokenizer.from_pretrained(out / "model").mask_token == "[MASK]"
 
 

@@ -10,11 +10,15 @@ from typing import Any
 from ..anatomy import Refused
 from ..config import changed
 from ..config_pretrain import Pretrain
+from ..cost import PEAK
 from .finetune import describe, resumable
 from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
 from .pretraining.stages import ticket_stage, train_stage
 from .progress import say
+
+ASSUMED_MFU = 0.4
+"""Share of a device's peak that hours are told for, before anything was measured."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,10 @@ def announce(bench: Bench, run: PretrainRun) -> None:
             f"phase {leg.number + 1}: {long}, {phase.batch:,} rows ({leg.accumulate} x {leg.rows}) of {phase.length} "
             f"tokens a step, learning rate {phase.lr:g}"
         )
+    if config.minutes is None:
+        flops = bench.flops()
+        hours = flops / (PEAK["NVIDIA H100 80GB HBM3"] * ASSUMED_MFU) / 3600
+        say(f"cost: at most {flops / 1e15:,.3g} PFLOP, {hours:,.2g} hours of one H100 at {ASSUMED_MFU:.0%} of its peak")
     say(f"run folder: {run.path}")
 
 

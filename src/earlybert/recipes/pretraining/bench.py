@@ -16,11 +16,13 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from ...anatomy import Refused
 from ...config_pretrain import Pretrain
+from ...cost import masked
 from ...data import shards
 from ...data.corpus import Corpus
 from ...data.masking import most
 from ...data.stream import Layout, Stream
 from ...tasks.batches import Batch
+from ...ticket.surgery import cut
 from ...train.masked import held_out
 from ...train.precision import resolve
 from ...train.ranks import Ranks
@@ -122,6 +124,21 @@ class Bench:
     def score(self, model: nn.Module, leg: Leg) -> dict[str, float]:
         """Held-out loss and masked accuracy at the length of a phase."""
         return held_out(model, self.held_out(leg), precision=self.precision)
+
+    def flops(self) -> int:
+        """What the whole run will compute, search included, over all processes, if every row is full.
+
+        Only for a run of so many steps; not for one with a budget of time.
+        """
+        model = self.theta_0()
+        total = self.plan.search * self._step_flops(model, self.plan.dense[0])
+        if self.config.method != "dense":
+            cut(model, check_drawing(self.config, self.model))
+        total += sum(leg.phase.steps * self._step_flops(model, leg) for leg in self.plan.train)
+        return total * self.ranks.world
+
+    def _step_flops(self, model: nn.Module, leg: Leg) -> int:
+        return masked(model, self.predictions(leg)).step([(leg.rows * leg.accumulate, leg.phase.length)])
 
     def predictions(self, leg: Leg) -> int:
         """Places predicted in an optimizer step of this process."""

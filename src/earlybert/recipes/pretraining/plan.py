@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 
 from ...anatomy import Refused, of
 from ...config_pretrain import Pretrain
-from ...ticket import Scores
+from ...ticket import Scores, Ticket
 from ...train.schedule import Phase, shortened, split
 from ..plan import draw_ticket
 
@@ -132,8 +132,11 @@ def bert_config(config: Pretrain, vocabulary: int, pad: int = 0) -> BertConfig:
     )
 
 
-def check_drawing(config: Pretrain, model: BertConfig) -> None:
+def check_drawing(config: Pretrain, model: BertConfig) -> Ticket:
     """Draw from made-up scores, so that an impossible budget is refused before the search.
+
+    Returns:
+        A ticket that costs what the run's own will: heads and neurons count alike wherever they are.
 
     Raises:
         Refused: As `draw`.
@@ -143,4 +146,4 @@ def check_drawing(config: Pretrain, model: BertConfig) -> None:
     layers = len(anatomy.layers)
     shapes = (layers, anatomy.num_heads), (layers, anatomy.num_neurons)
     heads, neurons = (tuple(torch.ones(shape)) for shape in shapes)
-    draw_ticket(config, Scores(heads, neurons, anatomy.model_type))
+    return draw_ticket(config, Scores(heads, neurons, anatomy.model_type))
