@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -100,7 +101,8 @@ class Bench:
         """The model with random weights, the same each time, on the device."""
         torch.manual_seed(self.config.seed)
         kind = BertForPreTraining if self.config.pairs else BertForMaskedLM
-        return kind(self.model).to(self.device)  # pyright: ignore[reportArgumentType]
+        config: Any = deepcopy(self.model)  # a model keeps the one it is given, and a cut writes into it
+        return kind(config).to(self.device)
 
     def stream(self, leg: Leg, order: int) -> Stream:
         """Training batches of a phase, in one of the two data orders."""
