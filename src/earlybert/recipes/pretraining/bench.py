@@ -100,9 +100,9 @@ class Bench:
     def theta_0(self) -> nn.Module:
         """The model with random weights, the same each time, on the device."""
         torch.manual_seed(self.config.seed)
-        kind = BertForPreTraining if self.config.pairs else BertForMaskedLM
-        config: Any = deepcopy(self.model)  # a model keeps the one it is given, and a cut writes into it
-        return kind(config).to(self.device)
+        kind: Any = BertForPreTraining if self.config.pairs else BertForMaskedLM
+        # A model keeps the configuration it is given, and a cut writes into it.
+        return kind(deepcopy(self.model)).to(self.device)
 
     def stream(self, leg: Leg, order: int) -> Stream:
         """Training batches of a phase, in one of the two data orders."""
