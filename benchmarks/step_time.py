@@ -24,7 +24,7 @@ import torch
 from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 from earlybert import Gates, Ticket
-from earlybert.cost import count
+from earlybert.cost import PEAK, count
 from earlybert.recipes.run import environment
 from earlybert.tasks.batches import Batch
 from earlybert.ticket.surgery import cut
@@ -40,10 +40,6 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
 REMOVED_HEADS = {"minilm": 4, "base": 4, "large": 6}
-PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
-"""Dense bf16 FLOP/s on the datasheet."""
-
-
 KERNELS = {
     "nvjet": "matrix products",
     "gemm": "matrix products",

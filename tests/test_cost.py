@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
 from earlybert import Ticket, apply
-from earlybert.cost import count
+from earlybert.cost import count, masked
+from earlybert.tasks.mlm import Objective
 from earlybert.ticket.surgery import cut
-from tests.conftest import tiny_batch, tiny_model
+from tests.conftest import tiny_batch, tiny_config, tiny_model
 from tests.ticket.test_surgery import uneven
 
 
@@ -38,3 +41,25 @@ def test_ratio_of_the_paper_ticket_on_bert_base_shapes() -> None:
     ticket = Ticket(((*range(8),),) * 2, ((*range(1843),),) * 2, "bert", 12, 3072)
     cut(model, ticket)
     assert count(model).step([(32, 128)]) / dense == pytest.approx(0.624, abs=0.01)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_a_masked_step_costs_its_encoder_and_the_head_on_masked_places_only(pairs: bool) -> None:
+    """Against the FLOP counter of torch, over a real forward and backward."""
+    config = tiny_config("bert", attn_implementation="eager")
+    model = (AutoModelForPreTraining if pairs else AutoModelForMaskedLM).from_config(config)
+    rows, length, predictions = 4, 12, 7
+    ids = torch.randint(5, 100, (rows, length))
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "masked_positions": torch.arange(predictions),
+        "masked_labels": torch.arange(predictions) + 5,
+    }
+    if pairs:
+        batch["next_sentence_label"] = torch.zeros(rows, dtype=torch.long)
+    objective = Objective(model)
+    with FlopCounterMode(display=False) as counter:
+        objective(batch).loss.backward()
+    # The first linears' inputs need gradients, too: the embeddings are trained.
+    assert masked(model, predictions).step([(rows, length)]) == counter.get_total_flops()

@@ -71,5 +71,7 @@ def test_configs_are_valid(file: Path) -> None:
     import yaml
 
     from earlybert.config import Finetune
+    from earlybert.config_pretrain import Pretrain
 
-    Finetune(**yaml.safe_load(file.read_text()))
+    kind = Pretrain if file.name.startswith("pretrain") else Finetune
+    kind(**yaml.safe_load(file.read_text()))

@@ -346,14 +346,14 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     raise BadSetting(f"{name} must be {words}, got {value!r}.")
 
 
-def changed(before: Finetune, after: Finetune) -> list[str]:
+def changed(before: Any, after: Any) -> list[str]:
     """Names of the settings that differ, for a refusal to mix two runs."""
-    return [f.name for f in fields(Finetune) if getattr(before, f.name) != getattr(after, f.name)]
+    return [f.name for f in fields(before) if getattr(before, f.name) != getattr(after, f.name)]
 
 
-def to_dict(config: Finetune) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """Plain values, for YAML."""
-    return {f.name: getattr(config, f.name) for f in fields(Finetune)}
+    return {f.name: getattr(config, f.name) for f in fields(config)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ PRODUCTS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
 """Layers whose FLOPs are two a weight for every vector that they put out."""
 LENGTH = 7
 """Tokens a row of the batch that a model is tried on."""
+PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
+"""Dense bf16 FLOP/s on the datasheet, by the name that the device gives itself."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +120,43 @@ def _calls(model: nn.Module, anatomy: Anatomy, rows: int) -> list[_Call]:
         for module, training in modes.items():
             module.training = training
     return calls
+
+
+@dataclass(frozen=True)
+class MaskedCost:
+    """What a step of pre-training costs: the encoder on every token, the vocabulary projection on masked places."""
+
+    encoder: Cost
+    """With what else sees one vector a row: the head of next-sentence prediction."""
+    per_prediction: int
+    """FLOPs of the linear layers of the masked-language head, for each place that is predicted."""
+    predictions: int
+    """Places of a step, those that only fill up included: they are computed all the same."""
+
+    def step(self, shapes: Iterable[tuple[int, int]]) -> int:
+        """FLOPs of a training step, forward and backward."""
+        return self.encoder.step(shapes) + (1 + BACKWARD) * self.predictions * self.per_prediction
+
+
+def masked(model: nn.Module, predictions: int) -> MaskedCost:
+    """Read a masked-language model's cost off its live shapes.
+
+    Args:
+        model: With a head for masked-language modelling, and one for next-sentence prediction or none.
+        predictions: Places predicted in an optimizer step, all micro-batches together.
+
+    Raises:
+        Refused: The model is not supported.
+    """
+    encoder = model.get_submodule(str(model.base_model_prefix))
+    inside = {id(module) for module in encoder.modules()}
+    per_row = per_prediction = 0
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and id(module) not in inside:
+            flops = 2 * module.in_features * module.out_features
+            if name.endswith("seq_relationship"):
+                per_row += flops
+            else:
+                per_prediction += flops
+    cost = count(encoder)
+    return MaskedCost(replace(cost, per_row=cost.per_row + per_row), per_prediction, predictions)

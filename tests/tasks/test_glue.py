@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_task_loads_scores_and_is_handed_in(name: str, folder: Path) -> None:
     columns, classes, metrics, file = OFFICIAL[name]
     data = Data(task=name, data_dir=str(folder))
-    task = load(data, seed=0)
+    task = load(data)
     assert set(task.metrics) == metrics
     assert len(task.labels) == classes
     assert (task.train.pairs is None) == (len(columns.split()) == 1)
@@ -79,11 +79,11 @@ def test_mnli_is_scored_on_both_sets_and_handed_in_three_times(folder: Path) -> 
     write_jsonl(folder / "mnli" / "test_mismatched.jsonl.gz", rows_of("mnli", 5, label=False))
     write_jsonl(folder / "ax" / "test.jsonl.gz", rows_of("mnli", 6, label=False))
     data = Data(task="mnli", data_dir=str(folder), validation_rows=6)
-    task = load(data, seed=0)
+    task = load(data)
     assert {name: len(examples) for name, examples in task.others.items()} == {"mismatched": 6}
     assert {name: len(examples) for name, examples in validation(task, data).items()} == {"MNLI-m": 6, "MNLI-mm": 6}
     assert {name: len(rows) for name, rows in load_test(data).items()} == {"MNLI-m": 4, "MNLI-mm": 5, "AX": 6}
-    assert "mismatched" not in load(Data(task="rte", data_dir=str(folder)), seed=0).others
+    assert "mismatched" not in load(Data(task="rte", data_dir=str(folder))).others
 
 
 def test_the_names_the_hub_uses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_the_names_the_hub_uses(monkeypatch: pytest.MonkeyPatch) -> None:
         return rows_of("mnli", 6)
 
     monkeypatch.setattr(hub, "split", split)
-    task = load(Data(task="mnli", offline=True), seed=0)
+    task = load(Data(task="mnli", offline=True))
     assert list(task.others) == ["mismatched"]
     assert list(load_test(Data(task="mnli"))) == ["MNLI-m", "MNLI-mm", "AX"]
     assert asked == [
@@ -121,7 +121,7 @@ def test_rows_that_do_not_fit_are_refused(change: dict[str, Any], sentence: str,
     rows[2] |= change
     write_jsonl(folder / "mnli" / "train.jsonl.gz", rows)
     with pytest.raises(Refused, match=re.escape(sentence)):
-        load(Data(task="mnli", data_dir=str(folder)), seed=0)
+        load(Data(task="mnli", data_dir=str(folder)))
 
 
 def test_a_missing_column_names_those_there_are(folder: Path) -> None:
@@ -129,27 +129,27 @@ def test_a_missing_column_names_those_there_are(folder: Path) -> None:
     with pytest.raises(
         Refused, match="row 1 has no column 'sentence1'; its columns are question, sentence, label, idx"
     ):
-        load(Data(task="rte", data_dir=str(folder)), seed=0)
+        load(Data(task="rte", data_dir=str(folder)))
 
 
 def test_one_class_is_refused(folder: Path) -> None:
     write_jsonl(folder / "rte" / "train.jsonl.gz", [{**row, "label": 1} for row in rows_of("rte", 9)])
     with pytest.raises(Refused, match="all training rows have the same label"):
-        load(Data(task="rte", data_dir=str(folder)), seed=0)
+        load(Data(task="rte", data_dir=str(folder)))
 
 
 def test_a_value_that_is_no_number_is_refused(folder: Path) -> None:
     write_jsonl(folder / "stsb" / "validation.jsonl.gz", [*rows_of("stsb", 3), {**rows_of("stsb", 1)[0], "label": "2"}])
     with pytest.raises(Refused, match="row 4 has label '2', which is not a number"):
-        load(Data(task="stsb", data_dir=str(folder)), seed=0)
+        load(Data(task="stsb", data_dir=str(folder)))
 
 
 def test_the_nearest_names_are_offered() -> None:
     for wrong, meant in (("sst-2", "sst2"), ("SQuAD", "squad"), ("mnl", "mnli"), ("stsB", "stsb")):
         with pytest.raises(Refused, match=f"unknown task '{wrong}'; did you mean .*{meant}"):
-            load(Data(task=wrong), seed=0)
+            load(Data(task=wrong))
     with pytest.raises(Refused, match="unknown task 'xyzzy'; there are cola, sst2"):
-        load(Data(task="xyzzy"), seed=0)
+        load(Data(task="xyzzy"))
 
 
 def test_no_test_rows_where_there_are_none(folder: Path, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence_at_once(unreachable: list[
     began = time.monotonic()
     for task in ("rte", "squad"):
         with pytest.raises(Refused, match="cannot be reached, and it is not in the cache; with local files") as error:
-            load(Data(task=task), seed=0)
+            load(Data(task=task))
         assert "\n" not in str(error.value)
     with pytest.raises(Refused, match="was not found"):
         head.load_config("nobody/has-this-model")
@@ -204,7 +204,7 @@ def test_offline_never_asks_and_leaves_the_flag_as_it_was(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     for task in ("rte", "squad"):
         with pytest.raises(Refused, match="not in the cache, and --offline forbids the hub"):
-            load(Data(task=task, offline=True), seed=0)
+            load(Data(task=task, offline=True))
     with pytest.raises(Refused, match="--offline forbids the hub"):
         head.load_config("nobody/has-this-model", offline=True)
     with pytest.raises(Refused, match="no usable tokenizer"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..config import METHODS, PARTS, Drawing, Finetune, Preparation, Ticketing
+from ..config_pretrain import PRETRAIN_PARTS, Pretrain
 
 Given = dict[str, Any]
 """What was said on the command line and in its YAML file, by name with underscores."""
@@ -134,6 +135,13 @@ def _prepare(given: Given) -> None:
     prepare(config, **{name: value for name, value in given.items() if name not in names})
 
 
+def _pretrain(given: Given) -> None:
+    from ..recipes import pretrain as recipe
+
+    settings = _settings(given, "output", "resume")
+    recipe.pretrain(recipe.start(settings, output=given.get("output"), resume=given.get("resume", False)))
+
+
 def _advised(given: Given) -> Given:
     """`MODEL DATA` as settings: data is the name of a task, or a file."""
     settings = _settings(given, "seconds", "of_model", "of_data")
@@ -229,5 +237,12 @@ COMMANDS = {
             Option("resume", "go on with an unfinished corpus in --output", flag=True),
         ),
         (Preparation,),
+    ),
+    "pretrain": Command(
+        "train a BERT from random weights on a prepared corpus",
+        _pretrain,
+        (OUTPUT, RESUME),
+        PRETRAIN_PARTS,
+        check=lambda given: Pretrain(**_settings(given, "output", "resume")),
     ),
 }

@@ -97,9 +97,10 @@ def one_line(message: str) -> str:
 
 
 def _helps(part: type) -> dict[str, str]:
-    """The docstring under each field."""
-    source = inspect.getsource(part)
-    return dict(re.findall(r'^    (\w+): [^\n]*\n    """(.*?)"""', source, flags=re.MULTILINE | re.DOTALL))
+    """The docstring under each field, inherited ones included."""
+    sources = [inspect.getsource(base) for base in reversed(part.__mro__) if base is not object]
+    pattern = re.compile(r'^    (\w+): [^\n]*\n    """(.*?)"""', flags=re.MULTILINE | re.DOTALL)
+    return dict(found for source in sources for found in pattern.findall(source))
 
 
 def _with_dashes(text: str) -> str:

@@ -62,7 +62,8 @@ class Bench:
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
         data = Data(**{f.name: getattr(config, f.name) for f in fields(Data)})
         task = _task(data)
-        model_config = load_config(config.model, offline=config.offline)
+        # A model that was pre-trained cut is fine-tuned as it is; everything else begins with the full model.
+        model_config = load_config(config.model, offline=config.offline, cut=config.method == "dense")
         longest = getattr(model_config, "max_position_embeddings", None)
         offset = family_of(model_config.model_type).first_position(model_config)
         if longest is not None and config.max_length > longest - offset:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 from ..cost import count
 from ..tasks.batches import Batch
 from ..train import checkpoint
 from ..train.clock import Clock
 from ..train.interrupt import Interrupt
-from ..train.loop import Done, Observer, loop, refuse_infinite
+from ..train.loop import Done, LossWatch, Observer, loop, refuse_infinite
+from ..train.ranks import ALONE, Ranks
 from ..train.schedule import Schedule
 from ..train.step import EagerStep
 from ..train.steplog import Counts, StepLog, truncate
 from .bench import Bench
 from .progress import Bar
-from .run import Run
+from .run import Run, RunFolder
 
 Batches = Callable[[int], Iterable[Sequence[Batch]]]
 """Optimizer steps done to the micro-batches of each step from there on."""
@@ -57,9 +60,89 @@ def drive(
     Returns:
         Optimizer steps done in all.
     """
-    config = bench.config
+    return take(
+        run,
+        stage,
+        step,
+        (batches or bench.stream(order).starting_at)(first),
+        title=stage if stage == "search" else f"train {bench.config.method}",
+        first=first,
+        steps=steps,
+        lr=lr,
+        schedule=schedule,
+        observers=observers,
+        before_checkpoint=before_checkpoint,
+        cost=cost,
+    )
+
+
+def take(
+    run: RunFolder[Any],
+    stage: str,
+    step: EagerStep,
+    batches: Iterable[Sequence[Batch]],
+    *,
+    title: str,
+    first: int,
+    steps: int,
+    lr: float,
+    schedule: Schedule,
+    observers: Sequence[Observer],
+    before_checkpoint: Sequence[Callable[[], None]] = (),
+    cost: Counts | None = None,
+    state: Callable[[], dict[str, Any]] = dict,
+    ranks: Ranks = ALONE,
+) -> int:
+    """Take optimizer steps on any batches, as `drive`.
+
+    Args:
+        run: The folder, whose settings say how often to log and to write checkpoints.
+        stage: As in `drive`.
+        step: As in `drive`.
+        batches: Micro-batches of each optimizer step, from step `first` on.
+        title: Of the bar.
+        first: As in `drive`.
+        steps: As in `drive`.
+        lr: As in `drive`.
+        schedule: As in `drive`.
+        observers: As in `drive`.
+        before_checkpoint: As in `drive`.
+        cost: As in `drive`.
+        state: What a checkpoint has to remember besides stage and step. JSON values only.
+        ranks: The processes of the job; only the first writes and shows anything.
+
+    Returns:
+        Optimizer steps done in all.
+    """
     clock = Clock(step.device)
-    log = StepLog(
+    step.model.train()
+    with Interrupt() as interrupt, ExitStack() as shown:
+        if ranks.main:
+            log = _log(run, stage, step, clock, first=first, lr=lr, cost=cost)
+            flushed = (log.flush, *before_checkpoint)
+            last: list[Observer] = [shown.enter_context(Bar(title, first, steps, log))]
+        else:
+            log, flushed, last = LossWatch(first, every=run.config.log_every), (), []
+        checkpoints = Checkpoints(run, stage, step, steps, interrupt, before=flushed, state=state, ranks=ranks)
+        done = loop(
+            step,
+            batches,
+            first=first,
+            steps=steps,
+            schedule=schedule,
+            clock=clock,
+            observers=[log, *observers, checkpoints, *last],
+        )
+        if isinstance(log, StepLog):
+            log.flush()
+    refuse_infinite(step.model, done)
+    return done
+
+
+def _log(
+    run: RunFolder[Any], stage: str, step: EagerStep, clock: Clock, *, first: int, lr: float, cost: Counts | None
+) -> StepLog:
+    return StepLog(
         run.steps,
         stage,
         cost=cost or count(step.model),
@@ -67,40 +150,65 @@ def drive(
         clock=clock,
         first=first,
         lr=lr,
-        every=config.log_every,
+        every=run.config.log_every,
     )
-    step.model.train()
 
-    def write_checkpoint(done: Done) -> bool:
-        due = config.checkpoint_every and done.step % config.checkpoint_every == 0 and done.step < steps
-        if due or interrupt.asked:
+
+class Checkpoints:
+    """Observer that writes a checkpoint when it is time, and when the person asks to stop.
+
+    Args:
+        run: The folder.
+        stage: Name in the checkpoint.
+        step: Whose model and optimizer are saved.
+        steps: The last step of the stage, after which its result is saved anyway.
+        interrupt: Knows whether somebody asked to stop.
+        before: Called before a checkpoint is written.
+        state: What it has to remember besides stage and step.
+        ranks: The processes of the job; the first writes, and all stop when one is asked to.
+
+    Raises:
+        KeyboardInterrupt: The person asked to stop; the checkpoint is written.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder[Any],
+        stage: str,
+        step: EagerStep,
+        steps: int,
+        interrupt: Interrupt,
+        *,
+        before: Sequence[Callable[[], None]],
+        state: Callable[[], dict[str, Any]],
+        ranks: Ranks,
+    ) -> None:
+        self._run, self._stage, self._step, self._steps = run, stage, step, steps
+        self._interrupt, self._before, self._state, self._ranks = interrupt, before, state, ranks
+
+    def __call__(self, done: Done) -> bool:
+        """Write one, if it is time."""
+        every = self._run.config.checkpoint_every
+        due = every and done.step % every == 0 and done.step < self._steps
+        asked = self._ranks.totals([self._interrupt.asked])[0] > 0
+        if due or asked:
             # What is not finite stops the run here, before a good checkpoint is replaced.
-            for flush in (log.flush, *before_checkpoint):
+            for flush in self._before:
                 flush()
-            refuse_infinite(step.model, done.step)
-            state = {"stage": stage, "step": done.step}
-            checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
-        if interrupt.asked:
+            refuse_infinite(self._step.model, done.step)
+            if self._ranks.main:
+                self._write(done.step)
+            self._ranks.reseed(self._run.config.seed, done.step)
+        if asked:
             raise KeyboardInterrupt
         return False
 
-    title = stage if stage == "search" else f"train {config.method}"
-    with Interrupt() as interrupt, Bar(title, first, steps, log) as bar:
-        done = loop(
-            step,
-            (batches or bench.stream(order).starting_at)(first),
-            first=first,
-            steps=steps,
-            schedule=schedule,
-            clock=clock,
-            observers=[log, *observers, write_checkpoint, bar],
-        )
-        log.flush()
-    refuse_infinite(step.model, done)
-    return done
+    def _write(self, number: int) -> None:
+        step, state = self._step, {"stage": self._stage, "step": number, **self._state()}
+        checkpoint.save(self._run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
 
 
-def resume(run: Run, stage: str, step: EagerStep, *, begins: int = 0) -> int:
+def resume(run: RunFolder[Any], stage: str, step: EagerStep, *, begins: int = 0, ranks: Ranks = ALONE) -> int:
     """Put the stage's last checkpoint back, if there is one; optimizer steps done.
 
     Args:
@@ -108,11 +216,14 @@ def resume(run: Run, stage: str, step: EagerStep, *, begins: int = 0) -> int:
         stage: As in `drive`.
         step: What takes the weights and the optimizer's state.
         begins: Steps that were done before; a checkpoint from before is of another round.
+        ranks: The processes of the job, all of which read the checkpoint.
     """
     first = begins
     state = checkpoint.peek(run.checkpoint) if run.checkpoint.exists() else {}
     if state.get("stage") == stage and state["step"] > begins:
         first = checkpoint.load(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates)["step"]
         step.refresh()
-    truncate(run.steps, stage, first)
+    ranks.reseed(run.config.seed, first)
+    if ranks.main:
+        truncate(run.steps, stage, first)
     return first

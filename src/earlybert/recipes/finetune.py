@@ -118,7 +118,7 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
     if compare and run.config.method != "ticket":
         raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
     announce(bench, run)
-    with _resumable(f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"):
+    with resumable(f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"):
         metrics = _all_stages(bench, run)
         if compare:
             versus(bench, run, metrics)
@@ -134,7 +134,7 @@ def search(start: Start) -> Run:
     """Stage 1 alone."""
     run = start.run
     announce(start.bench, run)
-    with _resumable(f"earlybert search --output {run.path} --resume"):
+    with resumable(f"earlybert search --output {run.path} --resume"):
         scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
     say(f"next: earlybert draw {run.path}")
@@ -209,7 +209,7 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
     if config.method == "ticket" and not run.ticket.exists():
         raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
     bench = Bench.set_up(config)
-    with _resumable(f"earlybert train {run.path}"):
+    with resumable(f"earlybert train {run.path}"):
         _, metrics = train_stage(bench, Run(run.path, config), of_method(config.method).begin)
     report(run, metrics)
     write_report(run)
@@ -229,7 +229,7 @@ def evaluate(path: str) -> dict[str, float]:
 
 
 @contextmanager
-def _resumable(command: str) -> Iterator[None]:
+def resumable(command: str) -> Iterator[None]:
     """Whoever stops the run is told the command that goes on with it."""
     try:
         yield

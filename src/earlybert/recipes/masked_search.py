@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from ..anatomy import Refused
-from ..cost import BACKWARD, Cost, count
+from ..cost import MaskedCost
+from ..cost import masked as masked_cost
 from ..data.corpus import Words, words_of
 from ..data.masking import SHARE, choose, hide
 from ..data.noise import bits
@@ -45,22 +46,19 @@ def masked_objective(bench: Bench) -> Objective:
                 for number, batch in enumerate(micro_batches)
             ]
 
-    return Objective(model, batches, MaskedCost(count(model), count(bench.theta_0())))
+    return Objective(model, batches, TextCost(masked_cost(model, 0)))
 
 
 @dataclass(frozen=True)
-class MaskedCost:
-    """FLOPs of a step whose vocabulary projection is computed on masked places only."""
+class TextCost:
+    """FLOPs of a step whose vocabulary projection is computed on the masked places of rows of any length."""
 
-    model: Cost
-    encoder: Cost
-    """The same encoder without that projection."""
+    cost: MaskedCost
 
     def step(self, shapes: Sequence[tuple[int, int]]) -> int:
         """As `Cost.step`."""
         tokens = sum(rows * length for rows, length in shapes)
-        head = (self.model.per_token - self.encoder.per_token) * tokens
-        return self.model.step(shapes) - int((1 + BACKWARD) * (1 - SHARE) * head)
+        return replace(self.cost, predictions=round(SHARE * tokens)).step(shapes)
 
 
 def masked(batch: Batch, words: Words, special: Any, *where: int) -> Batch:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModel
 
 from ..anatomy import Anatomy, Refused, of
-from ..config import METHODS, RIVALS, Finetune
+from ..config import METHODS, RIVALS, Drawing, Finetune
 from ..tasks.head import load_config
 from ..ticket import Scores, Ticket, draw
 from ..ticket.joint import draw_jointly
@@ -122,9 +122,9 @@ def _anatomy(config: Finetune) -> Anatomy:
         return of(AutoModel.from_config(load_config(config.model, offline=config.offline)))
 
 
-def draw_ticket(config: Finetune, scores: Scores) -> Ticket:
+def draw_ticket(config: Drawing, scores: Scores) -> Ticket:
     """`draw`, or `draw_jointly`, with a configuration's settings."""
-    if config.joint is not None:
+    if config.joint is not None and isinstance(config, Finetune):
         return draw_jointly(scores, remove=config.joint, head_size=_anatomy(config).head_size, align=config.align)
     return draw(
         scores,

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..train.loop import Done
-from ..train.steplog import StepLog
+from ..train.steplog import LAST, StepLog
 
 console = Console(highlight=False)
 """Where everything for a person is printed."""
@@ -32,7 +32,9 @@ class Bar:
             TimeRemainingColumn(),
             console=console,
         )
-        self._task = self._progress.add_task(title, total=steps, completed=first, loss="", speed="")
+        self._task = self._progress.add_task(
+            title, total=steps if steps < LAST else None, completed=first, loss="", speed=""
+        )
 
     def __enter__(self) -> Bar:
         self._progress.start()

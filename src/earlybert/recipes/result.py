@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import torch
 from torch import nn
 
 from ..cost import count
-from ..ticket import Scores, ticket_of
+from ..ticket import Scores, Ticket, ticket_of
 from ..ticket.files import write_atomically
 from ..train.loop import Done
 from ..train.steplog import append, read_steps, totals
 from .bench import Bench
 from .progress import say
-from .run import Run, environment
+from .run import Run, RunFolder, environment
 
 
 def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int, engine: str) -> dict[str, Any]:
@@ -53,14 +54,22 @@ def summary(bench: Bench, run: Run, model: nn.Module, *, parameters_before: int,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(bench.device) if bench.device.type == "cuda" else None,
     }
     if ticket is not None:
-        metrics["ticket"] = {
+        metrics["ticket"] = widths(ticket)
+    if ticket is not None and run.ticket.exists():  # else the model came cut
+        metrics["ticket"] |= {
             "weights": config.weights,
-            "heads_kept": [len(kept) for kept in ticket.heads],
-            "neurons_kept": [len(kept) for kept in ticket.neurons],
-            "margin": dict(ticket.drawn)["margin"],
             "search_ended": Scores.load(run.scores).info.get("ended"),
         }
     return {**metrics, "environment": environment(bench.device, bench.precision)}
+
+
+def widths(ticket: Ticket) -> dict[str, Any]:
+    """What a ticket keeps in each layer, and by what margin."""
+    return {
+        "heads_kept": [len(kept) for kept in ticket.heads],
+        "neurons_kept": [len(kept) for kept in ticket.neurons],
+        "margin": dict(ticket.drawn).get("margin"),
+    }
 
 
 def disk_bytes(folder: Path) -> int:
@@ -71,17 +80,17 @@ def disk_bytes(folder: Path) -> int:
 class Evaluations:
     """Observer that scores the model on the way, into `evaluations.jsonl`. The last checkpoint counts all the same."""
 
-    def __init__(self, bench: Bench, run: Run, model: nn.Module, first: int) -> None:
-        self._bench = bench
+    def __init__(self, run: RunFolder[Any], score: Callable[[], dict[str, float]], first: int) -> None:
+        self._every = run.config.eval_every
+        self._score = score
         self._file = run.path / "evaluations.jsonl"
         kept = [line for line in read_steps(self._file) if line["step"] <= first]
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._model = model
 
     def __call__(self, done: Done) -> bool:
         """Score the model when it is time."""
-        if done.step % self._bench.config.eval_every == 0:
-            line = {"step": done.step, **self._bench.score(self._model)}
+        if done.step % self._every == 0:
+            line = {"step": done.step, **self._score()}
             append(self._file, [line])
             say(
                 f"step {done.step}: "

@@ -11,7 +11,7 @@ from dataclasses import fields
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import yaml
@@ -23,8 +23,11 @@ from ..ticket.files import write_atomically
 from ..train import checkpoint
 from ..train.steplog import LAST, truncate
 
+Settings = TypeVar("Settings")
+Folder = TypeVar("Folder", bound="RunFolder[Any]")
 
-class Run:
+
+class RunFolder(Generic[Settings]):
     """Paths inside a run folder, and the settings it was made with.
 
     Files: `config.yaml`, `scores.safetensors`, `history.bin`, `ticket.json`, `steps.jsonl`,
@@ -32,7 +35,10 @@ class Run:
     `checkpoint.safetensors`, and with `weights: keep` the end of the search in `searched.safetensors`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], config: Finetune) -> None:
+    kind: ClassVar[Any]
+    """The dataclass of its settings."""
+
+    def __init__(self, path: str | os.PathLike[str], config: Settings) -> None:
         self.path = Path(path)
         self.config = config
         self.scores = self.path / "scores.safetensors"
@@ -52,7 +58,7 @@ class Run:
         return self.checkpoint.exists() and checkpoint.peek(self.checkpoint).get("stage") == "train"
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: Finetune) -> Run:
+    def create(cls: type[Folder], path: str | os.PathLike[str], config: Any) -> Folder:
         """A folder for a new run. Nothing is written yet.
 
         Raises:
@@ -64,7 +70,7 @@ class Run:
         return cls(folder, config)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Run:
+    def open(cls: type[Folder], path: str | os.PathLike[str]) -> Folder:
         """An existing run.
 
         Raises:
@@ -80,11 +86,11 @@ class Run:
             values = None
         if not isinstance(values, dict):
             raise Refused(f"{file} is broken; start a new run.")
-        unknown = sorted(map(str, set(values) - {f.name for f in fields(Finetune)}))
+        unknown = sorted(map(str, set(values) - {f.name for f in fields(cls.kind)}))
         if unknown:
             raise Refused(f"{file} has settings this version does not know: {', '.join(unknown)}.")
         try:
-            return cls(folder, Finetune(**values))
+            return cls(folder, cls.kind(**values))
         except (BadSetting, TypeError) as error:
             raise Refused(f"{file} is broken: {error}") from None
 
@@ -107,6 +113,12 @@ class Run:
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_atomically(self.metrics, json.dumps(metrics, indent=2).encode() + b"\n")
+
+
+class Run(RunFolder[Finetune]):
+    """The folder of a fine-tuning run."""
+
+    kind = Finetune
 
 
 def copy_search(source: Run, target: Run) -> None:

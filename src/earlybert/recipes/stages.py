@@ -33,7 +33,7 @@ from .plan import Plan, draw_ticket, plan
 from .progress import say
 from .report import write_card
 from .result import Evaluations, summary
-from .run import Run
+from .run import Run, RunFolder
 
 
 @dataclass
@@ -134,7 +134,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
     return scores
 
 
-def draw_stage(run: Run, scores: Scores, *, seconds: float = 0.0, flops: int = 0) -> Ticket:
+def draw_stage(run: RunFolder[Any], scores: Scores, *, seconds: float = 0.0, flops: int = 0) -> Ticket:
     """Stage 2. Writes `ticket.json`.
 
     Args:
@@ -190,7 +190,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting, begun.flops)
     first = max(begun.first, resumed)
-    observers: list[Observer] = [Evaluations(bench, run, model, first)] if config.eval_every else []
+    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
     watched = begun.watch(first)
     run.write_config()  # not before: a start that is refused changes nothing
     drive(

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ..anatomy import Refused, family_of
-from ..ticket.store import quiet
+from ..ticket.store import cut_class, quiet
 from . import demo
 from .hub import hub, locally
 from .task import Task
@@ -27,12 +27,13 @@ def locate(model: str) -> str:
     return str(demo.model_path()) if model == demo.MODEL else model
 
 
-def load_config(model: str, *, offline: bool = False) -> Any:
+def load_config(model: str, *, offline: bool = False, cut: bool = False) -> Any:
     """The configuration of a model to fine-tune, checked before any weight is read.
 
     Args:
         model: A folder or a name; see `locate`.
         offline: Names are looked for in the hub's cache only.
+        cut: Whether a cut model will do.
 
     Raises:
         Refused: It is not found, broken, of an unsupported family, or already cut.
@@ -57,8 +58,10 @@ def load_config(model: str, *, offline: bool = False) -> Any:
             f"model {model!r} is of type {config.model_type!r}, which does not only encode text; "
             "cut it from Python (docs/families.md says how)."
         )
-    if getattr(config, "earlybert", None):
-        raise Refused(f"model {model!r} is already cut; start from the full model.")
+    if getattr(config, "earlybert", None) and not cut:
+        raise Refused(
+            f"model {model!r} is already cut; start from the full model, or fine-tune it as it is with --method dense."
+        )
     return config
 
 
@@ -81,7 +84,7 @@ def load_tokenizer(model: str, *, offline: bool = False) -> Any:
 
 
 def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> Any:
-    """theta_0: the pre-trained encoder with a head for the task, fp32, on the CPU.
+    """theta_0: the pre-trained encoder with a head for the task, fp32, on the CPU. A cut encoder stays cut.
 
     A head that the weights hold for as many labels is kept; any other is initialised from `seed`.
 
@@ -96,10 +99,15 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
     """
     where = locate(model)
     kind, options = _head(task)
+    config = load_config(model, offline=offline, cut=True)
+    with torch.device("meta"):
+        stock = type(kind.from_config(config))
+    entry = getattr(config, "earlybert", None)
+    build = cut_class(stock, entry, f"the ticket of model {model!r}") if entry else stock
     torch.manual_seed(seed)
     try:
         with quiet(), hub(offline=offline or locally(where)):
-            found, report = kind.from_pretrained(
+            found, report = build.from_pretrained(
                 where, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -107,6 +115,7 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
             f"the weights of model {model!r} cannot be loaded as safetensors ({_first_line(error)}); "
             "pickled weights are not opened."
         ) from error
+    found.__class__ = stock
     encoder = f"{found.base_model_prefix}."
     wrong = [
         str(key) for key in (*report["mismatched_keys"], *report["missing_keys"]) if _name(key).startswith(encoder)

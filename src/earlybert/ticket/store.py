@@ -79,17 +79,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     if not any(folder.glob("*.safetensors")):
         raise Refused(f"model folder {folder} holds no safetensors file; other formats are not opened.")
     entry = config.get("earlybert")
-    if entry is None:
-        build = kind
-    else:
-        ticket = Ticket.from_dict(entry.get("ticket") if isinstance(entry, dict) else None, f"the ticket in {folder}")
-
-        def cut_after_init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-            kind.__init__(self, config, *args, **kwargs)
-            cut(self, ticket)
-
-        # The stock loader builds this subclass, cut to size, and fills it; what is handed out is the stock class.
-        build = type(kind.__name__, (kind,), {"__init__": cut_after_init, "__module__": kind.__module__})
+    build = kind if entry is None else cut_class(kind, entry, f"the ticket in {folder}")
     try:
         with quiet():
             model: Any = build.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
@@ -99,6 +89,28 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
         raise Refused(f"model folder {folder} cannot be loaded ({str(error).splitlines()[0]}).") from error
     model.__class__ = kind
     return model.eval()
+
+
+def cut_class(kind: Any, entry: Any, where: str) -> Any:
+    """A subclass of a stock class that builds the model cut to size, for the stock loader to fill.
+
+    What it loads is then made one of the stock class by setting `__class__`.
+
+    Args:
+        kind: The stock class.
+        entry: What the model's configuration holds under `earlybert`.
+        where: Names the ticket in a refusal.
+
+    Raises:
+        Refused: The entry holds no ticket.
+    """
+    ticket = Ticket.from_dict(entry.get("ticket") if isinstance(entry, dict) else None, where)
+
+    def cut_after_init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        kind.__init__(self, config, *args, **kwargs)
+        cut(self, ticket)
+
+    return type(kind.__name__, (kind,), {"__init__": cut_after_init, "__module__": kind.__module__})
 
 
 def ticket_of(model: nn.Module) -> Ticket | None:

@@ -15,6 +15,7 @@ from .fast import RaggedStep
 from .pack import Packed
 from .precision import autocast
 from .ragged import set_layout
+from .ranks import ALONE, Ranks
 from .step import EagerStep, to_device
 
 SHARES = "step_shares"
@@ -27,6 +28,7 @@ class MaskedStep(EagerStep):
     """`EagerStep` for batches of `data.stream`.
 
     Args:
+        ranks: The processes of the job; each brings its own micro-batches, all take the same step.
         *args: As `EagerStep`.
         **kwargs: As `EagerStep`.
 
@@ -34,13 +36,18 @@ class MaskedStep(EagerStep):
         Refused: The model has no head for masked-language modelling.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ranks: Ranks = ALONE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.ranks = ranks
         self.objective = Objective(self.model)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
         """Bring a step's data to the device."""
-        return super().prepare(with_shares(micro_batches))
+        return super().prepare(with_shares(micro_batches, self.ranks))
+
+    def combine(self, loss: Tensor) -> Tensor:
+        """Sum gradients and loss over all processes: each has weighed its own by the tokens of all."""
+        return combined(self, loss, self.ranks)
 
     def shares(self, prepared: Sequence[Any]) -> list[float]:
         """Nothing is left to weigh."""
@@ -58,6 +65,7 @@ class RaggedMaskedStep(RaggedStep):
     """The same without padding.
 
     Args:
+        ranks: The processes of the job; each brings its own micro-batches, all take the same step.
         *args: As `RaggedStep`.
         **kwargs: As `RaggedStep`.
 
@@ -65,13 +73,14 @@ class RaggedMaskedStep(RaggedStep):
         Refused: The model has no head for masked-language modelling, or cannot run without padding.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ranks: Ranks = ALONE, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.ranks = ranks
         self.objective = Objective(self.model)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device."""
-        return super().prepare(with_shares(micro_batches))
+        return super().prepare(with_shares(micro_batches, self.ranks))
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch without padding; masked places are counted in it."""
@@ -79,6 +88,10 @@ class RaggedMaskedStep(RaggedStep):
         apart = {name: batch[name] for name in APART}
         apart["masked_positions"] = without_padding(batch["masked_positions"], batch["attention_mask"])
         return replace(packed, inputs={**packed.inputs, **to_device(apart, self.device)})
+
+    def combine(self, loss: Tensor) -> Tensor:
+        """Sum gradients and loss over all processes: each has weighed its own by the tokens of all."""
+        return combined(self, loss, self.ranks)
 
     def shares(self, prepared: Sequence[tuple[Packed, int]]) -> list[float]:
         """Nothing is left to weigh."""
@@ -92,11 +105,25 @@ class RaggedMaskedStep(RaggedStep):
         return weighed(self.objective(inputs), shares)
 
 
-def with_shares(micro_batches: Sequence[Batch]) -> list[Batch]:
-    """Micro-batches that know what their tokens and rows are worth in the step: the gradient of one large batch."""
+def combined(step: EagerStep, loss: Tensor, ranks: Ranks) -> Tensor:
+    """The loss of all processes together; gradients of the step are summed over them in place."""
+    groups = step.optimizer.param_groups
+    gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
+    ranks.add([*gradients, loss])
+    return loss
+
+
+def with_shares(micro_batches: Sequence[Batch], ranks: Ranks = ALONE) -> list[Batch]:
+    """Micro-batches that know what their tokens and rows are worth in the step: the gradient of one large batch.
+
+    Args:
+        micro_batches: Of this process.
+        ranks: All processes, whose micro-batches make up the step.
+    """
     tokens = sum(int((batch["masked_labels"] != IGNORED).sum()) for batch in micro_batches)
     rows = sum(len(batch["input_ids"]) for batch in micro_batches)
-    shares = torch.tensor([1 / max(1, tokens), 1 / rows])
+    all_tokens, all_rows = ranks.totals([tokens, rows])
+    shares = torch.tensor([1 / max(1, all_tokens), 1 / all_rows])
     return [{**batch, SHARES: shares} for batch in micro_batches]
 
 

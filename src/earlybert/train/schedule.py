@@ -43,12 +43,13 @@ def polynomial(steps: int, warmup: float, degree: float = 0.5) -> Schedule:
         warmup: Share of them over which it rises.
         degree: Of the fall.
     """
+    return lambda done: fallen((done + 1) / steps, warmup, degree)
 
-    def factor(done: int) -> float:
-        progress = min(1.0, (done + 1) / steps)
-        return progress / warmup if progress < warmup else (1.0 - progress) ** degree
 
-    return factor
+def fallen(progress: float, warmup: float, degree: float = 0.5) -> float:
+    """Where `polynomial` stands when this share of its steps, or of its time, has gone."""
+    progress = min(1.0, progress)
+    return progress / warmup if progress < warmup else (1.0 - progress) ** degree
 
 
 @dataclass(frozen=True)

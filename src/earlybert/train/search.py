@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -127,16 +127,29 @@ def searching(
     max_grad_norm: float | None = 1.0,
     precision: Precision = "auto",
     engine: Engine = "eager",
+    optimizer: Callable[..., torch.optim.Optimizer] = adamw,
     **options: Any,
 ) -> Iterator[EagerStep]:
-    """A step with gates on the model; afterwards the model and the random state are what they were."""
+    """A step with gates on the model; afterwards the model and the random state are what they were.
+
+    Args:
+        model: As `search`.
+        lr: As `search`.
+        gate_lr: As `search`.
+        l1: lambda of Eq. 4 for heads and for neurons.
+        weight_decay: As `search`.
+        max_grad_norm: As `search`.
+        precision: As `search`.
+        engine: As `search`.
+        optimizer: Builds one as `adamw` does.
+        **options: As `engine.build`.
+    """
     gates = Gates(model)
     with _untouched(model), gates:
-        optimizer = adamw(model, lr=lr, weight_decay=weight_decay, gates=gates, gate_lr=gate_lr)
         yield build(
             engine,
             model,
-            optimizer,
+            optimizer(model, lr=lr, weight_decay=weight_decay, gates=gates, gate_lr=gate_lr),
             precision=resolve(precision, next(model.parameters()).device),
             max_grad_norm=max_grad_norm,
             gates=gates,

@@ -94,13 +94,18 @@ class EagerStep:
                 loss = loss * share
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        total = self.combine(total.float())
         if self.gates is not None:
             self.gates.add_l1(self.l1)
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self._clipped, self.max_grad_norm)
         self.optimizer.step()
-        assert total is not None
-        return total.float()
+        return total
+
+    def combine(self, loss: Tensor) -> Tensor:
+        """Make gradients, and the loss, those of all processes together; here there is one."""
+        return loss
 
 
 def by_labels(counts: Sequence[int]) -> list[float]:

@@ -1,0 +1,124 @@
+"""Pre-train with an early-bird ticket: search, draw, and train in two phases (Sec. 4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from ..anatomy import Refused
+from ..config import changed
+from ..config_pretrain import Pretrain
+from ..cost import PEAK
+from .finetune import describe, resumable
+from .pretraining.bench import Bench, Machine
+from .pretraining.run import PretrainRun
+from .pretraining.stages import ticket_stage, train_stage
+from .progress import say
+
+ASSUMED_MFU = 0.4
+"""Share of a device's peak that hours are told for, before anything was measured."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from, or goes on from: checked, nothing written yet."""
+
+    bench: Bench
+    run: PretrainRun
+
+
+def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> Start:
+    """Check everything that can be checked.
+
+    Args:
+        settings: Those that were given; a resumed run brings its own, and given ones have to agree. Only where the
+            corpus lies may change.
+        output: The run folder; `runs/pretrain-<date>` when None.
+        resume: Go on with the run in that folder.
+
+    Raises:
+        Refused: Anything about the input; before any compute.
+    """
+    if not resume:
+        config = Pretrain(**settings)
+        machine = Machine.found(config)
+        path = machine.ranks.said(output or f"runs/pretrain-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+        run = PretrainRun.create(path, config) if machine.ranks.main else PretrainRun(path, config)
+    elif output is None:
+        raise Refused("--resume needs --output, the run folder to go on with.")
+    else:
+        run = PretrainRun.open(output)
+        run.config = replace(run.config, corpus=settings.get("corpus", run.config.corpus))  # its content is compared
+        different = changed(run.config, replace(run.config, **settings))
+        if different:
+            raise Refused(
+                f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
+                "or choose another --output."
+            )
+        machine = Machine.found(run.config)
+    bench = Bench.set_up(run.config, machine)
+    run.refuse_other_text(bench)
+    return Start(bench, run)
+
+
+def pretrain(start: Start) -> PretrainRun:
+    """Search, draw and train, in one run folder; what is finished already is left as it is."""
+    bench, run = start.bench, start.run
+    ranks = bench.ranks
+    if ranks.main:
+        run.write_config()
+        announce(bench, run)
+    with resumable(f"earlybert pretrain --output {run.path} --resume"):
+        if ranks.said(run.metrics.exists()):
+            metrics = run.read_metrics()
+        else:
+            ticket = ticket_stage(bench, run) if run.config.method != "dense" else None
+            if ticket is not None and ranks.main:
+                describe(ticket)
+            metrics = train_stage(bench, run, ticket)
+    if ranks.main:
+        report(run, metrics)
+    return run
+
+
+def announce(bench: Bench, run: PretrainRun) -> None:
+    """Say what is about to happen."""
+    config, counts = bench.config, bench.corpus.manifest["counts"]
+    say(
+        f"{counts['train']['tokens']:,} tokens in {counts['train']['documents']:,} documents, "
+        f"{counts['validation']['documents']:,} held out; BERT of {config.layers} layers, {config.hidden} features, "
+        f"{config.attention_heads} heads, {config.intermediate:,} neurons, {bench.model.vocab_size:,} tokens, "
+        f"{'with' if config.pairs else 'without'} next-sentence prediction; on {bench.device.type}, "
+        f"{'bf16' if bench.precision == 'bf16' else 'fp32'}, {config.engine} engine"
+        f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
+    )
+    if bench.plan.search:
+        say(f"search {bench.plan.search} steps of phase 1")
+    for leg in bench.plan.train:
+        phase = leg.phase
+        long = f"{phase.steps:,} steps" if config.minutes is None else f"{leg.share:.0%} of {config.minutes:g} minutes"
+        say(
+            f"phase {leg.number + 1}: {long}, {phase.batch:,} rows ({leg.accumulate} x {leg.rows}) of {phase.length} "
+            f"tokens a step, learning rate {phase.lr:g}"
+        )
+    if config.minutes is None:
+        flops = bench.flops()
+        hours = flops / (PEAK["NVIDIA H100 80GB HBM3"] * ASSUMED_MFU) / 3600
+        say(f"cost: at most {flops / 1e15:,.3g} PFLOP, {hours:,.2g} hours of one H100 at {ASSUMED_MFU:.0%} of its peak")
+    say(f"run folder: {run.path}")
+
+
+def report(run: PretrainRun, metrics: dict[str, Any]) -> None:
+    """Print what a run came to."""
+    score, speed = metrics["score"], metrics["speed"]["train"]
+    mfu = f" ({speed['mfu']:.1%} of the device's peak)" if speed["mfu"] is not None else ""
+    say(
+        f"held-out documents: loss {score['mlm_loss']:.4f}, {score['masked_accuracy']:.2%} of masked tokens found; "
+        f"{speed['tokens_per_second']:,.0f} tokens/s{mfu}; {metrics['elapsed']:.0f} s, "
+        f"{metrics['flops'] / 1e12:,.1f} TFLOP, {metrics['parameters']['after'] / 1e6:.1f} M parameters"
+    )
+    cut = " --method dense" if "ticket" in metrics else ""
+    say(f"run folder: {run.path}")
+    say(f"next: earlybert finetune --model {run.model}{cut} --task TASK")

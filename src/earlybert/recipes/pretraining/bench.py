@@ -1,0 +1,151 @@
+"""What all stages of a pre-training run share: corpus, device, theta_0 and streams on demand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
+
+from ...anatomy import Refused
+from ...config_pretrain import Pretrain
+from ...cost import masked
+from ...data import shards
+from ...data.corpus import Corpus
+from ...data.masking import most
+from ...data.stream import Layout, Stream
+from ...tasks.batches import Batch
+from ...ticket.surgery import cut
+from ...train.masked import held_out
+from ...train.precision import resolve
+from ...train.ranks import Ranks
+from .plan import Leg, Plan, bert_config, check_drawing, plan
+
+SHARED_ORDER, TICKET_ORDER = 0, 1
+"""Data orders: search and dense runs share one; a ticket trained from theta_0 has its own."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes."""
+
+    device: torch.device
+    precision: Literal["bf16", "no"]
+    ranks: Ranks
+
+    @classmethod
+    def found(cls, config: Pretrain) -> Machine:
+        """This process's device, and its place in the job that a launcher began.
+
+        Raises:
+            Refused: The device that was asked for is not there.
+        """
+        accelerator = Accelerator(cpu=config.device == "cpu")
+        if config.device == "cuda" and accelerator.device.type != "cuda":
+            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
+        device = accelerator.device
+        return cls(device, resolve(config.precision, device), Ranks.of_job())
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a stage needs, checked before any compute."""
+
+    config: Pretrain
+    corpus: Corpus
+    model: BertConfig
+    plan: Plan
+    device: torch.device
+    precision: Literal["bf16", "no"]
+    ranks: Ranks
+
+    @classmethod
+    def set_up(cls, config: Pretrain, machine: Machine | None = None) -> Bench:
+        """Open the corpus and check the settings against it and the machine.
+
+        Args:
+            config: The settings.
+            machine: Where to run, if that is known already.
+
+        Raises:
+            Refused: Any of them cannot be used.
+        """
+        if config.corpus is None:
+            raise Refused("which text? give --corpus with a folder that earlybert prepare wrote.")
+        machine = machine or Machine.found(config)
+        lengths = plan(config, machine.ranks.world)
+        corpus = Corpus(config.corpus, checksum=machine.ranks.main)
+        model = bert_config(config, len(corpus.tokenizer), corpus.words.pad)
+        if config.method != "dense":
+            check_drawing(config, model)
+        bench = cls(config, corpus, model, lengths, machine.device, machine.precision, machine.ranks)
+        for leg in lengths.dense:
+            bench.stream(leg, SHARED_ORDER)  # a length that holds no example is refused
+            bench.held_out(leg)
+        return bench
+
+    @property
+    def text(self) -> str:
+        """SHA-256 of the corpus's manifest, and so of every shard: a run goes on with the text it began with."""
+        return hashlib.sha256((Path(self.corpus.folder) / shards.MANIFEST).read_bytes()).hexdigest()
+
+    def theta_0(self) -> nn.Module:
+        """The model with random weights, the same each time, on the device."""
+        torch.manual_seed(self.config.seed)
+        kind: Any = BertForPreTraining if self.config.pairs else BertForMaskedLM
+        # A model keeps the configuration it is given, and a cut writes into it.
+        return kind(deepcopy(self.model)).to(self.device)
+
+    def stream(self, leg: Leg, order: int) -> Stream:
+        """Training batches of a phase, in one of the two data orders."""
+        # Each phase and order has draws of its own; the run's seed is below 2 ** 31.
+        seed = self.config.seed + (order << 32) + (leg.number << 33)
+        return Stream(
+            self.corpus,
+            self._layout(leg),
+            rows=leg.rows,
+            accumulate=leg.accumulate,
+            rank=self.ranks.rank,
+            world=self.ranks.world,
+            seed=seed,
+        )
+
+    def held_out(self, leg: Leg) -> Iterator[Batch]:
+        """Rows of held-out documents at the length of a phase, always the same."""
+        stream = Stream(self.corpus, self._layout(leg), rows=leg.rows, seed=0, split="validation")
+        return islice(stream.once(), -(-self.config.eval_rows // leg.rows))
+
+    def score(self, model: nn.Module, leg: Leg) -> dict[str, float]:
+        """Held-out loss and masked accuracy at the length of a phase."""
+        return held_out(model, self.held_out(leg), precision=self.precision)
+
+    def flops(self) -> int:
+        """What the whole run will compute, search included, over all processes, if every row is full.
+
+        Only for a run of so many steps; not for one with a budget of time.
+        """
+        model = self.theta_0()
+        total = self.plan.search * self._step_flops(model, self.plan.dense[0])
+        if self.config.method != "dense":
+            cut(model, check_drawing(self.config, self.model))
+        total += sum(leg.phase.steps * self._step_flops(model, leg) for leg in self.plan.train)
+        return total * self.ranks.world
+
+    def _step_flops(self, model: nn.Module, leg: Leg) -> int:
+        return masked(model, self.predictions(leg)).step([(leg.rows * leg.accumulate, leg.phase.length)])
+
+    def predictions(self, leg: Leg) -> int:
+        """Places predicted in an optimizer step of this process."""
+        return leg.accumulate * leg.rows * most(leg.phase.length)
+
+    def _layout(self, leg: Leg) -> Layout:
+        config = self.config
+        return Layout(length=leg.phase.length, pairs=config.pairs, across=config.across, whole_words=config.whole_words)

@@ -1,0 +1,269 @@
+"""Search and training of a pre-training run, each resumable, each leaving its result in the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...anatomy import Refused, of
+from ...baselines import random_ticket
+from ...cost import count, masked
+from ...data.ahead import ahead
+from ...ticket import HistoryWriter, Scores, Ticket, apply, save
+from ...train import checkpoint
+from ...train.budget import Budget, Stopwatch
+from ...train.engine import build
+from ...train.lamb import lamb
+from ...train.loop import Observer
+from ...train.schedule import at
+from ...train.search import Recorder, collect, searching
+from ...train.step import EagerStep
+from ...train.steplog import LAST, add_line, truncate
+from ..bench import digest
+from ..drive import resume, take
+from ..result import Evaluations
+from ..stages import draw_stage
+from .bench import SHARED_ORDER, TICKET_ORDER, Bench
+from .plan import Leg
+from .result import summary
+from .run import PretrainRun
+
+
+def search_stage(bench: Bench, run: PretrainRun) -> Scores:
+    """Stage 1, a prefix of the dense run's phase 1. Writes `history.bin` and at its end `scores.safetensors`."""
+    ranks = bench.ranks
+    if ranks.said(run.scores.exists()):
+        return Scores.load(run.scores)
+    config, leg, cap = bench.config, bench.plan.dense[0], bench.plan.search
+    model = bench.theta_0()
+    theta_0 = digest(model)
+    torch.manual_seed(config.seed)
+    with searching(
+        model,
+        lr=leg.phase.lr,
+        gate_lr=config.gate_lr,
+        l1=(config.l1_heads, config.l1_neurons),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        precision=bench.precision,
+        engine=config.engine,
+        exact=config.exact,
+        optimizer=lamb,
+        masked=True,
+        ranks=ranks,
+    ) as step:
+        gates = step.gates
+        assert gates is not None
+        first = resume(run, "search", step, ranks=ranks)
+        writer = HistoryWriter(run.history, gates, rows=first) if ranks.main else None
+        watch = Stopwatch(bench.device, _saved(run, first).get("elapsed", 0.0))
+        done = _go(
+            bench,
+            run,
+            "search",
+            step,
+            leg,
+            watch=watch,
+            searched=0.0,
+            order=SHARED_ORDER,
+            title="search",
+            first=first,
+            steps=cap,
+            observers=[Recorder(writer)] if writer else [],
+            before_checkpoint=[writer.flush] if writer else [],
+        )
+        if writer:
+            writer.close()
+        if done < cap:
+            raise Refused(
+                f"the budget of {config.minutes:g} minutes ended in the search, after {done} of {cap} steps; give more "
+                "minutes, or lower search_steps."
+            )
+        scores = collect(step, done, cap=cap, watch=None, seed=config.seed)
+    about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
+    scores = replace(scores, info={**scores.info, **about})
+    if ranks.main:
+        scores.save(run.scores)  # last: its presence says that the stage is done
+        run.checkpoint.unlink(missing_ok=True)
+    return scores
+
+
+def ticket_stage(bench: Bench, run: PretrainRun) -> Ticket:
+    """Stages 1 and 2, resumable. The first process draws for all, and writes `ticket.json`."""
+    ranks, drawn = bench.ranks, None
+    if not ranks.said(run.ticket.exists()):
+        if bench.config.method == "ticket":
+            scores = search_stage(bench, run)
+        else:
+            scores = random_ticket.scores(of(bench.theta_0()), bench.config.seed)
+            if ranks.main:
+                scores.save(run.scores)
+        drawn = draw_stage(run, scores) if ranks.main else None
+    elif ranks.main:
+        drawn = Ticket.load(run.ticket)
+    return Ticket.from_dict(ranks.said(drawn.to_dict() if drawn else None))
+
+
+def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[str, Any]:
+    """Stage 3, or a dense run: all phases. Writes `model/`, `evaluations.jsonl` and `metrics.json`.
+
+    Args:
+        bench: With the data and the settings.
+        run: The folder.
+        ticket: What to train; the full model when None.
+
+    Returns:
+        The metrics; nothing in a process that is not the first.
+    """
+    ranks = bench.ranks
+    config, legs = bench.config, bench.plan.train
+    model = bench.theta_0()
+    before = count(model).parameters
+    watch = Stopwatch(bench.device, _searched(run))
+    began = time.perf_counter()
+    if ticket is not None:
+        _refuse_other_start(run, model)
+        model = apply(model, ticket, inplace=True)
+    cutting = time.perf_counter() - began
+    torch.manual_seed(config.seed)
+    step = build(
+        config.engine,
+        model,
+        lamb(model, lr=legs[0].phase.lr, weight_decay=config.weight_decay),
+        exact=config.exact,
+        masked=True,
+        ranks=ranks,
+        precision=bench.precision,
+        max_grad_norm=config.max_grad_norm,
+    )
+    first = resume(run, "train", step, ranks=ranks)
+    if ticket is not None and not first and ranks.main:
+        truncate(run.steps, "draw", 1)
+        add_line(run.steps, "draw", 2, cutting)
+    saved = _saved(run, first)
+    if saved:
+        watch.set(saved["elapsed"])
+    number, begun = _place(bench, saved, first)
+    evaluations: list[Observer] = []
+    if config.eval_every and ranks.main:
+        evaluations = [Evaluations(run, lambda: _score(bench, model, watch), first)]
+    while number < len(legs):
+        leg = legs[number]
+        first = _go(
+            bench,
+            run,
+            "train",
+            step,
+            leg,
+            watch=watch,
+            searched=_searched(run),
+            order=SHARED_ORDER if config.method == "dense" else TICKET_ORDER,
+            title=f"phase {number + 1}",
+            first=first,
+            begun=begun,
+            steps=begun + leg.phase.steps,
+            observers=evaluations,
+        )
+        number, begun = number + 1, first
+    if not ranks.main:
+        return {}
+    elapsed = watch.elapsed
+    model.eval()
+    save(model, run.model, tokenizer=bench.corpus.tokenizer)
+    metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__, elapsed=elapsed)
+    run.write_metrics(metrics)
+    run.checkpoint.unlink(missing_ok=True)
+    return metrics
+
+
+def _go(
+    bench: Bench,
+    run: PretrainRun,
+    stage: str,
+    step: EagerStep,
+    leg: Leg,
+    *,
+    watch: Stopwatch,
+    searched: float,
+    order: int,
+    title: str,
+    first: int,
+    steps: int,
+    observers: Sequence[Observer],
+    begun: int = 0,
+    before_checkpoint: Sequence[Callable[[], None]] = (),
+) -> int:
+    """One phase, or the search, from optimizer step `first` on; `begun` of them came before the phase."""
+    phase = leg.phase
+    for group in step.optimizer.param_groups:
+        if group["name"] != "coefficients" or bench.config.gate_lr is None:
+            group["base_lr"] = phase.lr
+    schedule, observers = (lambda done: phase.schedule(done - begun)), [*observers]
+    if bench.config.minutes is not None:
+        budget = Budget(watch, *_window(bench, leg, searched), phase.warmup, bench.ranks)
+        schedule, observers = budget.factor, [*observers, budget.over]
+        steps = steps if stage == "search" else LAST
+    with closing(ahead(bench.stream(leg, order).starting_at(first - begun), depth=2)) as batches:
+        return take(
+            run,
+            stage,
+            step,
+            batches,
+            title=title,
+            first=first,
+            steps=steps,
+            lr=phase.lr,
+            schedule=schedule,
+            observers=observers,
+            before_checkpoint=before_checkpoint,
+            cost=masked(step.model, bench.predictions(leg)),
+            state=lambda: {"phase": leg.number, "begun": begun, "elapsed": watch.elapsed, "text": bench.text},
+            ranks=bench.ranks,
+        )
+
+
+def _window(bench: Bench, leg: Leg, searched: float) -> tuple[float, float]:
+    """Seconds on the watch between which a phase lies, when a search took so many of the budget."""
+    assert bench.config.minutes is not None
+    left = 60 * bench.config.minutes - searched
+    begin = searched + left * sum(other.share for other in bench.plan.train[: leg.number])
+    return begin, begin + left * leg.share
+
+
+def _saved(run: PretrainRun, first: int) -> dict[str, Any]:
+    """What the checkpoint that was just put back remembers; nothing where a stage begins."""
+    return checkpoint.peek(run.checkpoint) if first else {}
+
+
+def _searched(run: PretrainRun) -> float:
+    """Seconds that the search took of the run's time."""
+    return Scores.load(run.scores).info.get("elapsed", 0.0) if run.scores.exists() else 0.0
+
+
+def _place(bench: Bench, saved: dict[str, Any], first: int) -> tuple[int, int]:
+    """The phase that the next step is in, and optimizer steps before the phase."""
+    if bench.config.minutes is not None:
+        return saved.get("phase", 0), saved.get("begun", 0)
+    number, done = at([leg.phase for leg in bench.plan.train], first)
+    return number, first - done
+
+
+def _score(bench: Bench, model: nn.Module, watch: Stopwatch) -> dict[str, float]:
+    """Held-out loss at the first phase's length; the run's clock stands still meanwhile."""
+    with watch.paused():
+        return {"seconds": watch.elapsed, **bench.score(model, bench.plan.train[0])}
+
+
+def _refuse_other_start(run: PretrainRun, theta_0: nn.Module) -> None:
+    expected = Scores.load(run.scores).info.get("theta_0")
+    if expected is not None and expected != digest(theta_0):
+        raise Refused(
+            f"the random weights are not those that run {run.path} searched on (another version of torch?), so the "
+            "ticket cannot be reset to its start; start a new run."
+        )

@@ -1,0 +1,114 @@
+"""The processes of a job, and the little they have to tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..anatomy import Refused
+
+BUCKET = 1 << 26
+"""Bytes of gradients that are summed in one go."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all."""
+
+    rank: int = 0
+    world: int = 1
+    control: Any = None
+    """Group for numbers on the host, so that the device is never waited for."""
+
+    @classmethod
+    def of_job(cls) -> Ranks:
+        """As the launcher has set them up; alone without one."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return ALONE
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes and speaks for all."""
+        return self.rank == 0
+
+    def totals(self, values: Sequence[float]) -> list[float]:
+        """Numbers summed over all processes."""
+        if self.world == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64)
+        with _together():
+            dist.all_reduce(summed, group=self.control)
+        return summed.tolist()
+
+    def said(self, value: Any) -> Any:
+        """What the first process holds, on all of them. JSON values only."""
+        if self.world == 1:
+            return value
+        held = [value]
+        with _together():
+            dist.broadcast_object_list(held, src=0, group=self.control)
+        return held[0]
+
+    def reseed(self, *numbers: int) -> None:
+        """Give every process but the first random numbers of its own, a function of these numbers.
+
+        A checkpoint holds the random state of the first process; the others take up theirs anew at each.
+        """
+        if not self.main:
+            torch.manual_seed(int(np.random.SeedSequence([self.rank, *numbers]).generate_state(1, np.uint64)[0]))
+
+    @torch.no_grad()
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Sum tensors of one dtype over all processes, in place; all then hold the same bits."""
+        if self.world == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            with _together():
+                dist.all_reduce(flat)
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+
+ALONE = Ranks()
+"""One process."""
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In order, so many at a time that memory for their copies stays small."""
+    bucket: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        size += tensor.numel() * tensor.element_size()
+        if size >= BUCKET:
+            yield bucket
+            bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """A partner that is gone becomes a sentence.
+
+    Raises:
+        Refused: As said.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise Refused(
+            f"another process of the job has ended or cannot be reached ({reason.rstrip('.')}); start the job again "
+            "with --resume."
+        ) from error

@@ -1,0 +1,51 @@
+"""One process of a job of `earlybert pretrain`, which also writes down what it had and what it saw.
+
+python -m tests.recipes.ranks_worker NOTES ARGUMENTS OF EARLYBERT...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from earlybert.cli import main
+from earlybert.data.stream import Stream
+from earlybert.recipes.pretraining import stages
+
+
+def run(notes: Path, arguments: list[str]) -> int:
+    torch.set_num_threads(1)
+    models: list[Any] = []
+    tickets: list[Any] = []
+    seen: list[tuple[int, list[Any]]] = []
+    real_build, real_from, real_places = stages.build, stages.Ticket.from_dict, Stream.places
+
+    def build(engine: Any, model: Any, *rest: Any, **options: Any) -> Any:
+        models.append(model)
+        return real_build(engine, model, *rest, **options)
+
+    def from_dict(entry: Any, *rest: Any) -> Any:
+        tickets.append(entry)
+        return real_from(entry, *rest)
+
+    def places(self: Stream, position: int, count: int) -> Any:
+        found = real_places(self, position, count)
+        seen.append((self.layout.length, found))
+        return found
+
+    stages.build = build  # pyright: ignore
+    stages.Ticket.from_dict = from_dict  # pyright: ignore
+    Stream.places = places  # pyright: ignore
+    code = main(arguments)
+    weights = {name: value.clone() for name, value in models[-1].named_parameters()} if models else {}
+    about = {"weights": weights, "tickets": tickets[:1], "seen": seen}
+    torch.save(about, notes / f"rank-{os.environ.get('RANK', '0')}.pt")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,405 @@
+"""Whole pre-training runs on a tiny corpus: phases, schedules, resuming bit-equal, budgets of time, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import earlybert as eb
+from earlybert.config_pretrain import Pretrain
+from earlybert.recipes.pretraining import stages
+from earlybert.recipes.pretraining.bench import Bench
+from earlybert.train import budget
+from earlybert.train.step import EagerStep
+from earlybert.train.steplog import read_steps
+from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
+
+from .conftest import equal, run, steps
+
+SEARCH, FIRST, SECOND = 6, 12, 4
+"""Steps of the search, and of a ticket in both phases: 80 % of 15 and 5."""
+
+
+@pytest.fixture
+def flags(corpus_folder: Path) -> list[str]:  # noqa: F811
+    parts = [
+        {"corpus": corpus_folder, "device": "cpu", "precision": "no"},
+        {"layers": 2, "hidden": 32, "attention-heads": 4, "intermediate": 64, "positions": 64},
+        {"steps": 20, "second": 0.25, "length": 24, "batch": 8, "rows": 4, "lr": 2e-2},
+        {"second-length": 48, "second-batch": 4, "second-rows": 4, "second-lr": 1e-2, "second-warmup": 0.3},
+        {"search-steps": SEARCH, "heads": 1, "align": 8},
+        {"eval-every": 8, "eval-rows": 16, "log-every": 4, "checkpoint-every": 4},
+    ]
+    return [word for part in parts for name, value in part.items() for word in (f"--{name}", str(value))]
+
+
+def config_of(folder: Path) -> Pretrain:
+    return Pretrain(**yaml.safe_load((folder / "config.yaml").read_text()))
+
+
+def rates(folder: Path, stage: str) -> list[float]:
+    return [line["lr"] for line in read_steps(folder / "steps.jsonl") if line["stage"] == stage]
+
+
+def nvidia(steps: int, lr: float, warmup: float) -> list[float]:
+    """`PolyWarmUpScheduler` with degree 0.5, step by step."""
+    progress = np.arange(1, steps + 1, dtype=np.float64) / steps
+    return (lr * np.where(progress < warmup, progress / warmup, (1 - progress) ** 0.5)).tolist()
+
+
+def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(flags: list[str], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, BertForPreTraining
+
+    out = tmp_path / "run"
+    assert run("pretrain", *flags, "--steps", "160", "--lr", "3e-2", "--output", out) == 0
+    assert {file.name for file in out.iterdir()} == {
+        *("config.yaml", "scores.safetensors", "history.bin", "ticket.json", "steps.jsonl"),
+        *("evaluations.jsonl", "metrics.json", "model"),
+    }
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["stages"]["search"]["steps"] == SEARCH == len(eb.History(out / "history.bin"))
+    assert metrics["stages"]["train"]["steps"] == 96 + 32
+    lines = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(8, 129, 8))
+    assert metrics["score"]["mlm_loss"] < lines[0]["mlm_loss"] - 0.02
+    assert lines[0]["seconds"] < lines[-1]["seconds"] <= metrics["elapsed"]
+    model = eb.load(out / "model")
+    assert type(model) is BertForPreTraining
+    ticket = eb.Ticket.load(out / "ticket.json")
+    assert eb.ticket_of(model) == ticket
+    assert {len(kept) for kept in ticket.heads} == {3}
+    assert abs(ticket.neurons_kept - 0.7 * 128) < 8
+    bench = Bench.set_up(config_of(out))
+    assert bench.score(model, bench.plan.train[0]) == pytest.approx(metrics["score"], abs=1e-6)
+    assert bench.flops() == metrics["flops"]  # as was said before it began
+    assert AutoTokenizer.from_pretrained(out / "model").mask_token == "[MASK]"
+
+
+def test_schedules_are_those_of_the_paper(flags: list[str], tmp_path: Path) -> None:
+    """The search is a prefix of the dense run; a ticket's phases are compressed, and phase 2 begins anew."""
+    assert run("pretrain", *flags, "--output", tmp_path / "ticket") == 0
+    assert run("pretrain", *flags, "--method", "dense", "--output", tmp_path / "dense") == 0
+    dense = [*nvidia(15, 2e-2, 0.2843), *nvidia(5, 1e-2, 0.3)]
+    assert rates(tmp_path / "dense", "train") == pytest.approx(dense)
+    assert rates(tmp_path / "ticket", "search") == pytest.approx(dense[:SEARCH])
+    compressed = [*nvidia(FIRST, 2e-2, 0.2843), *nvidia(SECOND, 1e-2, 0.3)]
+    assert rates(tmp_path / "ticket", "train") == pytest.approx(compressed)
+    rows = [line["rows"] for line in read_steps(tmp_path / "ticket" / "steps.jsonl") if line["stage"] == "train"]
+    assert rows == [8] * FIRST + [4] * SECOND
+    tokens = {line["tokens"] // line["rows"] for line in read_steps(tmp_path / "dense" / "steps.jsonl")}
+    assert tokens == {24, 48}
+    losses = {name: [loss for *_, loss in steps(tmp_path / name)] for name in ("ticket", "dense")}
+    assert losses["ticket"][0] == losses["dense"][0]  # the same model, the same batch
+
+
+def test_reset_is_the_random_start_and_phase_2_keeps_the_moments(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[dict[str, torch.Tensor]] = []
+    optimizers: list[Any] = []
+    real = stages.lamb
+
+    def spy(model: Any, **options: Any) -> Any:
+        started.append({name: value.clone() for name, value in model.state_dict().items()})
+        optimizers.append(real(model, **options))
+        return optimizers[-1]
+
+    monkeypatch.setattr(stages, "lamb", spy)
+    assert run("pretrain", *flags, "--output", tmp_path / "run") == 0
+    theta_0 = Bench.set_up(config_of(tmp_path / "run")).theta_0()
+    assert all(torch.equal(value, theta_0.state_dict()[name]) for name, value in started[0].items())
+    expected = eb.apply(theta_0, eb.Ticket.load(tmp_path / "run" / "ticket.json")).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in started[1].items())
+    searching, training = optimizers
+    coefficients = searching.param_groups[-1]
+    assert (coefficients["name"], coefficients["adapt"], coefficients["weight_decay"]) == ("coefficients", False, 0)
+    counts = {float(state["step"]) for state in training.state.values()}
+    assert counts == {FIRST + SECOND}
+    assert {group["base_lr"] for group in training.param_groups} == {1e-2}
+
+
+class Killed(BaseException):
+    """What a power cut would be."""
+
+
+def dying_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> Any:
+    """From now on the step number `fatal` ends everything; a function that undoes it."""
+    real = EagerStep.__call__
+    calls = 0
+
+    def mortal(self: EagerStep, batches: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise Killed
+        return real(self, batches)
+
+    monkeypatch.setattr(EagerStep, "__call__", mortal)
+    return lambda: monkeypatch.setattr(EagerStep, "__call__", real)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Weights, every step's loss, coefficients, ticket, and every evaluation but its time."""
+    assert equal(a, b)
+    assert steps(a) == steps(b)
+    for name in ("history.bin", "ticket.json"):
+        assert (a / name).exists() == (b / name).exists()
+        assert not (a / name).exists() or (a / name).read_bytes() == (b / name).read_bytes()
+    first, second = ([dict(line, seconds=0) for line in read_steps(x / "evaluations.jsonl")] for x in (a, b))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("method", "engine", "fatal"),
+    [
+        ("ticket", "eager", [3, SEARCH, SEARCH + 1, 12, SEARCH + FIRST, SEARCH + FIRST + 1, SEARCH + FIRST + SECOND]),
+        ("ticket", "fast", [6, 12, SEARCH + FIRST + 2]),
+        ("dense", "eager", [2, 7, 15, 16, 20]),
+    ],
+)
+def test_killed_anywhere_and_resumed_is_bit_equal(
+    method: str, engine: str, fatal: list[int], flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the search, at its end, in phase 1, at its last step, at the first of phase 2, and at the last of all."""
+    words = [*flags, "--method", method, "--engine", engine]
+    assert run("pretrain", *words, "--output", tmp_path / "whole") == 0
+    for number in fatal:
+        out = tmp_path / f"killed-{number}"
+        revive = dying_at(monkeypatch, number)
+        with pytest.raises(Killed):
+            run("pretrain", *words, "--output", out)
+        revive()
+        assert not (out / "metrics.json").exists()
+        assert run("pretrain", *words, "--output", out) == 2  # the folder exists
+        assert run("pretrain", "--output", out, "--resume", "--seed", "7") == 2  # other settings
+        assert run("pretrain", "--output", out, "--resume") == 0
+        assert_same(tmp_path / "whole", out)
+
+
+@pytest.mark.parametrize("place", ["draw_stage", "apply", "save", "summary"])
+def test_killed_between_stages(place: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("pretrain", *flags, "--output", tmp_path / "whole") == 0
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, place, killed)
+        with pytest.raises(Killed):
+            run("pretrain", *flags, "--output", tmp_path / "killed")
+    assert run("pretrain", "--output", tmp_path / "killed", "--resume") == 0
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_killed_while_a_checkpoint_is_being_written(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("pretrain", *flags, "--output", tmp_path / "whole") == 0
+    real, written = os.replace, 0
+
+    def half(source: Any, target: Any) -> None:
+        nonlocal written
+        if Path(target).name == "checkpoint.safetensors":
+            written += 1
+            if written == 3:  # in phase 1: the one before is still there
+                raise Killed
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", half)
+        with pytest.raises(Killed):
+            run("pretrain", *flags, "--output", tmp_path / "killed")
+    assert run("pretrain", "--output", tmp_path / "killed", "--resume") == 0
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_a_process_killed_for_real_resumes_bit_equal(flags: list[str], tmp_path: Path) -> None:
+    program = (
+        "import torch, sys; torch.set_num_threads(1); from earlybert.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "pretrain"]
+    words = [*flags, "--steps", "200"]
+    subprocess.run([*command, *words, "--output", tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    out = tmp_path / "killed"
+    for mark, again in (('"train", "step": 20,', words), ('"train", "step": 140,', ["--resume"])):
+        process = subprocess.Popen([*command, *again, "--output", out], stdout=subprocess.DEVNULL)
+        log, deadline = out / "steps.jsonl", time.monotonic() + 120
+        while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume", "--output", out], check=True, stdout=subprocess.DEVNULL)
+    assert_same(tmp_path / "whole", out)
+
+
+class Hours:
+    """A clock that a step moves on by one second, and nothing else does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        real = EagerStep.__call__
+
+        def slow(step: EagerStep, batches: Any) -> Any:
+            self.now += 1.0
+            return real(step, batches)
+
+        monkeypatch.setattr(EagerStep, "__call__", slow)
+        monkeypatch.setattr(budget.time, "monotonic", lambda: self.now)
+
+
+def test_with_a_budget_the_schedule_follows_the_clock_also_over_a_kill(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """36 s: 6 of search, then three quarters of the other 30 in phase 1."""
+    clock = Hours(monkeypatch)
+    real = time.monotonic
+    words = [*flags, "--minutes", "0.6", "--eval-every", "0"]
+    assert run("pretrain", *words, "--output", tmp_path / "whole") == 0
+    assert real() == clock.now  # the clock was the made-up one
+    first = [2e-2 * (p / 0.2843 if p < 0.2843 else (1 - p) ** 0.5) for p in np.arange(23) / 22.5]
+    second = [1e-2 * (p / 0.3 if p < 0.3 else (1 - p) ** 0.5) for p in (np.arange(23, 30) - 22.5) / 7.5]
+    assert rates(tmp_path / "whole", "train") == pytest.approx([*first, *second])
+    assert len(rates(tmp_path / "whole", "search")) == SEARCH
+    for fatal in (14, 33):
+        revive = dying_at(monkeypatch, fatal)
+        out = tmp_path / f"killed-{fatal}"
+        with pytest.raises(Killed):
+            run("pretrain", *words, "--output", out)
+        revive()
+        clock.now += 500  # what passes while nothing runs does not count
+        assert run("pretrain", "--output", out, "--resume") == 0
+        assert_same(tmp_path / "whole", out)
+
+
+def test_a_budget_that_ends_in_the_search_is_refused(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Hours(monkeypatch)
+    assert run("pretrain", *flags, "--minutes", "0.05", "--output", tmp_path / "run") == 2
+    assert "ended in the search, after 3 of 6 steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch", "6"], "batch of 6 rows in phase 1 cannot be made of micro-batches of 4"),
+        (["--second-batch", "2"], "phase 2 cannot be made"),
+        (["--positions", "40"], "rows of 48 tokens are longer than the model's 40 positions"),
+        (["--search-steps", "16"], "search of 16 steps is longer than the 15 steps of phase 1"),
+        (["--second-warmup", "0.1"], "phase 2 has only 4 steps, too few for a warm-up over 10.00% of them"),
+        (["--heads", "4"], "cannot remove 4 of 4 heads"),
+        (["--hidden", "30"], "hidden 30 is not a multiple of attention_heads 4"),
+        (["--length", "4"], "a row of 4 tokens is too short"),
+        (["--minutes", "1", "--second", "3"], "with minutes, second is a share"),
+        (["--corpus", "/nowhere"], "/nowhere holds no prepared corpus"),
+        (["--method", "imp"], "method"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    words: list[str], sentence: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pretrain", *flags, *words, "--output", tmp_path / "run") == 2
+    err = capsys.readouterr().err
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_corpus(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", *flags[2:], "--output", tmp_path / "run") == 2
+    assert "give --corpus" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_its_own_text_wherever_that_lies_now(
+    flags: list[str],
+    corpus_folder: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("pretrain", *flags, "--output", tmp_path / "whole") == 0
+    revive = dying_at(monkeypatch, 16)
+    with pytest.raises(Killed):
+        run("pretrain", *flags, "--output", tmp_path / "run")
+    revive()
+    moved = tmp_path / "moved"
+    shutil.copytree(corpus_folder, moved)
+    manifest = json.loads((moved / "manifest.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(corpus_folder, other)
+    (other / "manifest.json").write_text(json.dumps({**manifest, "more": 1}))
+    capsys.readouterr()
+    assert run("pretrain", "--output", tmp_path / "run", "--resume", "--corpus", other) == 2
+    assert "begun on another corpus" in capsys.readouterr().err
+    shard = other / manifest["shards"][0]["file"]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(bytes(content))
+    assert run("pretrain", "--output", tmp_path / "run", "--resume", "--corpus", other) == 2
+    assert "(checksum)" in capsys.readouterr().err
+    assert run("pretrain", "--output", tmp_path / "run", "--resume", "--corpus", moved) == 0
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_random_ticket_needs_no_search(flags: list[str], tmp_path: Path) -> None:
+    assert run("pretrain", *flags, "--method", "random", "--output", tmp_path / "run") == 0
+    assert not (tmp_path / "run" / "history.bin").exists()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["ticket"]["source"] == "random"
+    assert set(metrics["stages"]) == {"draw", "train"}
+    assert metrics["stages"]["train"]["steps"] == FIRST + SECOND
+
+
+def test_a_cut_model_is_fine_tuned_as_it_is(
+    flags: list[str], tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its encoder is the pre-trained one to the bit, its head is new, and nothing may cut it again."""
+    from earlybert.config import Finetune
+    from earlybert.recipes.bench import Bench as FinetuneBench
+
+    assert run("pretrain", *flags, "--output", tmp_path / "pre") == 0
+    where = tmp_path / "pre" / "model"
+    data = ["--task", "sst2", "--data-dir", data_dir, "--max-length", "16", "--device", "cpu", "--precision", "no"]
+    start = ["finetune", "--model", where, *data]
+    for method in ("ticket", "layerdrop", "imp", "random"):
+        assert run(*start, "--method", method, "--align", "8", "--output", tmp_path / method) == 2
+        assert "already cut" in capsys.readouterr().err
+        assert not (tmp_path / method).exists()
+    words = ["--method", "dense", "--dense-epochs", "1", "--engine", "fast"]
+    assert run(*start, *words, "--output", tmp_path / "fine") == 0
+    pretrained, tuned = eb.load(where), eb.load(tmp_path / "fine" / "model")
+    assert type(tuned).__name__ == "BertForSequenceClassification"
+    assert eb.ticket_of(tuned) == eb.ticket_of(pretrained) is not None
+    config = Finetune(**yaml.safe_load((tmp_path / "fine" / "config.yaml").read_text()))
+    theta_0 = FinetuneBench.set_up(config).theta_0()
+    kept = dict(pretrained.bert.named_parameters())
+    assert all(torch.equal(value, kept[name]) for name, value in theta_0.bert.named_parameters())  # pyright: ignore
+    metrics = json.loads((tmp_path / "fine" / "metrics.json").read_text())
+    assert metrics["parameters"]["before"] == metrics["parameters"]["after"] == tuned.num_parameters()
+    assert run("evaluate", tmp_path / "fine") == 0
+    assert run("search", "--model", where, *data, "--output", tmp_path / "search") == 2
+
+
+def test_without_next_sentences_a_plain_masked_model_comes_out(flags: list[str], tmp_path: Path) -> None:
+    from transformers import AutoModelForMaskedLM
+
+    words = ["--pairs", "false", "--whole-words", "true", "--method", "dense", "--second", "0"]
+    assert run("pretrain", *flags, *words, "--output", tmp_path / "run") == 0
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "run" / "model")  # stock: it is not cut
+    bench = Bench.set_up(config_of(tmp_path / "run"))
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert bench.score(model, bench.plan.train[0]) == pytest.approx(metrics["score"], abs=1e-6)
+    assert set(metrics["score"]) == {"mlm_loss", "masked_accuracy"}
