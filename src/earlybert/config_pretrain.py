@@ -162,7 +162,7 @@ class EarlyDrawing(Drawing):
         Drawing.__post_init__(self)
         if self.joint is not None:
             raise BadSetting(
-                "joint is for scores in units of loss; pre-training draws by coefficients, so use neurons."
+                "joint is for scores in units of loss; pre-training draws by coefficients: use neurons."
             )
 
 
