@@ -161,9 +161,7 @@ class EarlyDrawing(Drawing):
     def __post_init__(self) -> None:
         Drawing.__post_init__(self)
         if self.joint is not None:
-            raise BadSetting(
-                "joint is for scores in units of loss; pre-training draws by coefficients: use neurons."
-            )
+            raise BadSetting("joint is for scores in units of loss; pre-training draws by coefficients: use neurons.")
 
 
 PRETRAIN_PARTS = (Text, Architecture, Course, Optimising, EarlySearch, EarlyDrawing, Bookkeeping)
