@@ -64,14 +64,3 @@ def test_readme_names_only_commands_and_files_that_exist() -> None:
 
     for command in re.findall(r"^(?:    )?earlybert (\w+)", text, flags=re.MULTILINE):
         assert command in COMMANDS, command
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda file: file.name)
-def test_configs_are_valid(file: Path) -> None:
-    import yaml
-
-    from earlybert.config import Finetune
-    from earlybert.config_pretrain import Pretrain
-
-    kind = Pretrain if file.name.startswith("pretrain") else Finetune
-    kind(**yaml.safe_load(file.read_text()))
