@@ -388,3 +388,23 @@ def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_pa
         assert len(lines) == len(set(lines)), file
     assert run("compare", "--config", given, "--output", out) == 0
     assert not [row for row, by in read(out)["verdicts"].items() if by["sst2"]["failures"]]
+
+
+def test_whoever_stops_it_is_told_how_to_go_on(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = recipe.finetune
+
+    def stopped(start: recipe.Start, **options: Any) -> Any:
+        if start.run.config.method == "ticket":
+            raise KeyboardInterrupt("earlybert finetune --resume")
+        return real(start, **options)
+
+    monkeypatch.setattr(recipe, "finetune", stopped)
+    out = tmp_path / "out"
+    assert run("compare", "--config", given, "--seeds", "[1]", "--output", out) == 130
+    command = f"earlybert compare --config {out / 'compare.yaml'} --output {out}"
+    assert f"to go on: {command}" in capsys.readouterr().err
+    monkeypatch.setattr(recipe, "finetune", real)
+    assert run(*command.split()[1:]) == 0
+    assert (out / "compare.md").exists()

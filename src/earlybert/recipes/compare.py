@@ -50,8 +50,11 @@ def compare(comparison: Comparison, folder: Path) -> Verdicts:
         f"{len(comparison.methods)} methods x {len(comparison.tasks)} tasks x {len(comparison.seeds)} seeds: "
         f"{len(comparison.cells())} runs in {folder}; not inferior means at most {comparison.margin:g} points worse"
     )
-    comparison = tuned(comparison, folder)
-    outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
+    try:
+        comparison = tuned(comparison, folder)
+        outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
+    except KeyboardInterrupt:  # of one run: the whole comparison is what goes on
+        raise KeyboardInterrupt(f"earlybert compare --config {folder / GIVEN} --output {folder}") from None
     write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
     verdicts = judge(comparison, folder, outcomes)
     try:
