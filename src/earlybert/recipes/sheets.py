@@ -86,13 +86,14 @@ def _costs(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> 
         )
     notes = [
         "Training FLOPs and time count search, scoring, drawing and cutting. Saved time = fewer epochs + smaller "
-        "network + engine + search (a cost where negative), of the reference run's time. Mean over tasks.",
+        "network + engine + search (a cost where negative), of the reference run's time. Size is parameters, inference "
+        "the time of a row. Mean over tasks.",
     ]
     if comparison.jobs != 1:
         notes.append("Runs shared the machine: their times are rough; with jobs: 1 they are not.")
     title = f"Cost, of {reference_row(comparison)}"
-    parts = ("fewer epochs", "smaller network", "engine", "search")
-    return Sheet(title, ("method", "FLOPs", "time", *parts, "parameters", "inference time"), rows, notes)
+    parts = ("epochs", "network", "engine", "search")
+    return Sheet(title, ("method", "FLOPs", "time", *parts, "size", "inference"), rows, notes)
 
 
 def _inference(comparison: Comparison, inference: Inference, row: str) -> float | None:

@@ -24,7 +24,9 @@ class Sheet:
         caption = escape("\n".join(self.notes))
         table = Table(title=escape(self.title), title_justify="left", caption=caption, caption_justify="left")
         for number, column in enumerate(self.columns):
-            table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
+            table.add_column(
+                escape(column), justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0
+            )
         for row in self.rows:
             table.add_row(*map(escape, row))
         return table
