@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from earlybert.cli import main
+from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 
 
@@ -45,3 +48,23 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def equal(a: Path, b: Path) -> bool:
     first, second = weights(a), weights(b)
     return set(first) == set(second) and all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+class Killed(BaseException):
+    """What a power cut would be."""
+
+
+def dying_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> Callable[[], None]:
+    """From now on the step number `fatal` ends everything; a function that undoes it."""
+    real = EagerStep.__call__
+    calls = 0
+
+    def mortal(self: EagerStep, batches: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise Killed
+        return real(self, batches)
+
+    monkeypatch.setattr(EagerStep, "__call__", mortal)
+    return lambda: monkeypatch.setattr(EagerStep, "__call__", real)

@@ -22,7 +22,7 @@ from earlybert.recipes.plan import plan
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 
-from .conftest import equal, run, steps
+from .conftest import Killed, dying_at, equal, run, steps
 
 
 def test_a_whole_run_learns_and_leaves_its_folder(flags: list[str], tmp_path: Path, data_dir: Path) -> None:
@@ -127,10 +127,6 @@ def test_keep_with_nothing_cut_is_the_uninterrupted_run(flags: list[str], tmp_pa
     assert [(step, loss) for _, step, loss in taken] == [(step, loss) for _, step, loss in dense]
 
 
-class Killed(BaseException):
-    """What a power cut would be."""
-
-
 @pytest.mark.parametrize("method", ["reset", "keep", "dense"])
 def test_killed_anywhere_and_resumed_is_bit_equal(
     method: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,22 +135,12 @@ def test_killed_anywhere_and_resumed_is_bit_equal(
     settings += ["--method", "dense"] if method == "dense" else ["--weights", method]
     assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
     total = len([entry for entry in steps(tmp_path / "whole") if entry[0] != "draw"])
-    real = EagerStep.__call__
     for fatal in {3, 6, 12, 13, total}:
-        calls = 0
-
-        def mortal(self: EagerStep, batches: Any, fatal: int = fatal) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == fatal:
-                raise Killed
-            return real(self, batches)
-
         out = tmp_path / f"killed-{fatal}"
-        monkeypatch.setattr(EagerStep, "__call__", mortal)
+        revive = dying_at(monkeypatch, fatal)
         with pytest.raises(Killed):
             run("finetune", *settings, "--output", out)
-        monkeypatch.setattr(EagerStep, "__call__", real)
+        revive()
         assert not (out / "metrics.json").exists()
         assert run("finetune", *settings, "--output", out) == 2  # the folder exists
         assert run("finetune", *settings, "--output", out, "--seed", "7", "--resume") == 2  # other settings
@@ -379,20 +365,10 @@ def test_the_fast_engine_resumes_bit_equal_and_computes_no_padding(
 ) -> None:
     settings = [*flags, "--engine", "fast", "--search-steps", "6", "--epochs", "1", "--weights", weights_]
     assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
-    real = EagerStep.__call__
-    calls = 0
-
-    def mortal(self: EagerStep, batches: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 11:
-            raise Killed
-        return real(self, batches)
-
-    monkeypatch.setattr(EagerStep, "__call__", mortal)
+    revive = dying_at(monkeypatch, 11)
     with pytest.raises(Killed):
         run("finetune", *settings, "--output", tmp_path / "killed")
-    monkeypatch.setattr(EagerStep, "__call__", real)
+    revive()
     assert run("finetune", "--output", tmp_path / "killed", "--resume") == 0
     assert equal(tmp_path / "whole", tmp_path / "killed")
     assert run("search", *flags, "--search-steps", "6", "--output", tmp_path / "eager") == 0

@@ -26,7 +26,7 @@ from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
-from .conftest import equal, run, steps
+from .conftest import Killed, dying_at, equal, run, steps
 
 SEARCH, FIRST, SECOND = 6, 12, 4
 """Steps of the search, and of a ticket in both phases: 80 % of 15 and 5."""
@@ -128,26 +128,6 @@ def test_reset_is_the_random_start_and_phase_2_keeps_the_moments(
     counts = {float(state["step"]) for state in training.state.values()}
     assert counts == {FIRST + SECOND}
     assert {group["base_lr"] for group in training.param_groups} == {1e-2}
-
-
-class Killed(BaseException):
-    """What a power cut would be."""
-
-
-def dying_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> Any:
-    """From now on the step number `fatal` ends everything; a function that undoes it."""
-    real = EagerStep.__call__
-    calls = 0
-
-    def mortal(self: EagerStep, batches: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == fatal:
-            raise Killed
-        return real(self, batches)
-
-    monkeypatch.setattr(EagerStep, "__call__", mortal)
-    return lambda: monkeypatch.setattr(EagerStep, "__call__", real)
 
 
 def assert_same(a: Path, b: Path) -> None:

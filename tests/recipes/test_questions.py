@@ -14,10 +14,10 @@ from transformers import AutoTokenizer, BertForQuestionAnswering
 import earlybert as eb
 from earlybert.cli import main
 from earlybert.tasks import Predictions
-from earlybert.train.step import EagerStep
 from tests.conftest import question_rows, sentiment_rows, write_jsonl
-from tests.recipes.test_finetune import Killed, equal, steps
 from tests.tasks.test_squad import official_f1, reference_span
+
+from .conftest import Killed, dying_at, equal, steps
 
 
 @pytest.fixture
@@ -93,22 +93,12 @@ def test_a_whole_run_learns_to_answer(
 def test_killed_and_resumed_is_bit_equal(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = [*flags, "--engine", "fast", "--search-steps", "6", "--epochs", "1"]
     assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
-    real = EagerStep.__call__
     for fatal in (5, 13):
-        calls = 0
-
-        def mortal(self: EagerStep, batches: Any, fatal: int = fatal) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == fatal:
-                raise Killed
-            return real(self, batches)
-
         out = tmp_path / f"killed-{fatal}"
-        monkeypatch.setattr(EagerStep, "__call__", mortal)
+        revive = dying_at(monkeypatch, fatal)
         with pytest.raises(Killed):
             run("finetune", *settings, "--output", out)
-        monkeypatch.setattr(EagerStep, "__call__", real)
+        revive()
         assert run("finetune", "--output", out, "--resume", "--offline") == 0
         assert equal(tmp_path / "whole", out)
         assert steps(out) == steps(tmp_path / "whole")
