@@ -70,13 +70,23 @@ class BadSetting(ValueError):
     """A setting is out of range; the message says which and what it may be."""
 
 
-def _between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Both ends included.
+
+    Raises:
+        BadSetting: It is outside, or not finite.
+    """
     if not low <= value <= high or value == float("inf"):
         limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise BadSetting(f"{name} must be {limits}, got {value!r}.")
 
 
-def _above_zero(name: str, value: float) -> None:
+def above_zero(name: str, value: float) -> None:
+    """More than 0, and finite.
+
+    Raises:
+        BadSetting: It is not.
+    """
     if not 0 < value < float("inf"):
         raise BadSetting(f"{name} must be above 0, got {value!r}.")
 
@@ -127,14 +137,14 @@ class Data:
     def __post_init__(self) -> None:
         if self.max_length == 0:
             object.__setattr__(self, "max_length", LENGTHS.get(self.task or "", DEFAULT_LENGTH))
-        _between("max_length", self.max_length, 4)
-        _between("stride", self.stride, 0)
-        _between("n_best", self.n_best, 1)
-        _between("max_answer_length", self.max_answer_length, 1)
-        _between("data_seed", self.data_seed, 0, 2**31 - 1)
+        between("max_length", self.max_length, 4)
+        between("stride", self.stride, 0)
+        between("n_best", self.n_best, 1)
+        between("max_answer_length", self.max_answer_length, 1)
+        between("data_seed", self.data_seed, 0, 2**31 - 1)
         for name in ("train_rows", "validation_rows"):
             if getattr(self, name) is not None:
-                _between(name, getattr(self, name), 2)
+                between(name, getattr(self, name), 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +177,12 @@ class Training:
     """Of the head's initialisation, dropout, data order and tie-breaking."""
 
     def __post_init__(self) -> None:
-        _between("batch_size", self.batch_size, 1)
-        _between("accumulate", self.accumulate, 1)
-        _between("weight_decay", self.weight_decay, 0)
-        _between("warmup", self.warmup, 0, 1)
-        _between("seed", self.seed, 0, 2**31 - 1)
-        _above_zero("max_grad_norm", self.max_grad_norm)
+        between("batch_size", self.batch_size, 1)
+        between("accumulate", self.accumulate, 1)
+        between("weight_decay", self.weight_decay, 0)
+        between("warmup", self.warmup, 0, 1)
+        between("seed", self.seed, 0, 2**31 - 1)
+        above_zero("max_grad_norm", self.max_grad_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,16 +209,16 @@ class Searching:
     """Optimizer steps before the first check."""
 
     def __post_init__(self) -> None:
-        _between("search_epochs", self.search_epochs, 0)
+        between("search_epochs", self.search_epochs, 0)
         if self.search_steps is not None:
-            _between("search_steps", self.search_steps, 1)
+            between("search_steps", self.search_steps, 1)
         if self.gate_lr is not None:
-            _between("gate_lr", self.gate_lr, 0)
-        _between("l1_heads", self.l1_heads, 0)
-        _between("l1_neurons", self.l1_neurons, 0)
-        _between("settle_threshold", self.settle_threshold, 0, 1)
-        _between("settle_window", self.settle_window, 1)
-        _between("settle_min_steps", self.settle_min_steps, 0)
+            between("gate_lr", self.gate_lr, 0)
+        between("l1_heads", self.l1_heads, 0)
+        between("l1_neurons", self.l1_neurons, 0)
+        between("settle_threshold", self.settle_threshold, 0, 1)
+        between("settle_window", self.settle_window, 1)
+        between("settle_min_steps", self.settle_min_steps, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,14 +239,14 @@ class Drawing:
     """Each layer keeps a multiple of this many neurons; 1 gives the paper's raw widths."""
 
     def __post_init__(self) -> None:
-        _between("align", self.align, 1)
+        between("align", self.align, 1)
         if self.joint is not None and not 0 <= self.joint < 1:
             raise BadSetting(f"joint must be a share in [0, 1), got {self.joint!r}.")
         for name in ("heads", "neurons"):
             value = getattr(self, name)
             if isinstance(value, float) and not 0 <= value < 1:
                 raise BadSetting(f"{name} to remove must be a count or a fraction in [0, 1), got {value!r}.")
-            _between(name, value, 0)
+            between(name, value, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +265,11 @@ class Ticketing:
     """With weights=keep, steps after the cut over which the learning rate rises to its schedule again."""
 
     def __post_init__(self) -> None:
-        _above_zero("epochs", self.epochs)
-        _above_zero("lr", self.lr)
-        _between("rewarm", self.rewarm, 0)
+        above_zero("epochs", self.epochs)
+        above_zero("lr", self.lr)
+        between("rewarm", self.rewarm, 0)
         if self.refit != 0:
-            _between("refit", self.refit, 2)
+            between("refit", self.refit, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,10 +291,10 @@ class Dense:
         named(self.method, METHODS, "method")
         if METHODS[self.method].like and self.like is None:
             raise BadSetting(f"method {self.method} needs the run folder of a ticket in --like.")
-        _above_zero("dense_epochs", self.dense_epochs)
-        _above_zero("dense_lr", self.dense_lr)
+        above_zero("dense_epochs", self.dense_epochs)
+        above_zero("dense_lr", self.dense_lr)
         if self.dense_steps is not None:
-            _between("dense_steps", self.dense_steps, 1)
+            between("dense_steps", self.dense_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,9 +309,9 @@ class Bookkeeping:
     """Optimizer steps between readings of losses and times, which wait for the device."""
 
     def __post_init__(self) -> None:
-        _between("checkpoint_every", self.checkpoint_every, 0)
-        _between("eval_every", self.eval_every, 0)
-        _between("log_every", self.log_every, 1)
+        between("checkpoint_every", self.checkpoint_every, 0)
+        between("eval_every", self.eval_every, 0)
+        between("log_every", self.log_every, 1)
 
 
 PARTS = (Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping)
@@ -380,7 +390,7 @@ class Preparation:
     """A shard ends soon after so many tokens."""
 
     def __post_init__(self) -> None:
-        _between("held_out", self.held_out, 0, 0.5)
-        _between("vocabulary", self.vocabulary, 64, 1 << 24)
-        _between("sample", self.sample, 1)
-        _between("shard_tokens", self.shard_tokens, 1, 1 << 31)
+        between("held_out", self.held_out, 0, 0.5)
+        between("vocabulary", self.vocabulary, 64, 1 << 24)
+        between("sample", self.sample, 1)
+        between("shard_tokens", self.shard_tokens, 1, 1 << 31)

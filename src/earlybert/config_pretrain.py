@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import BadSetting, Bookkeeping, Drawing, _above_zero, _between
+from .config import BadSetting, Bookkeeping, Drawing, above_zero, between
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Text:
     """Rows of held-out documents that are scored, from the start of the corpus."""
 
     def __post_init__(self) -> None:
-        _between("eval_rows", self.eval_rows, 1)
+        between("eval_rows", self.eval_rows, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "attention_heads", "intermediate", "positions"):
-            _between(name, getattr(self, name), 1)
-        _between("dropout", self.dropout, 0, 0.999)
+            between(name, getattr(self, name), 1)
+        between("dropout", self.dropout, 0, 0.999)
         if self.hidden % self.attention_heads:
             raise BadSetting(f"hidden {self.hidden} is not a multiple of attention_heads {self.attention_heads}.")
 
@@ -85,16 +85,16 @@ class Course:
 
     def __post_init__(self) -> None:
         for name in ("steps", "length", "batch", "rows", "second_length", "second_batch", "second_rows"):
-            _between(name, getattr(self, name), 1)
+            between(name, getattr(self, name), 1)
         for name in ("lr", "second_lr"):
-            _above_zero(name, getattr(self, name))
+            above_zero(name, getattr(self, name))
         for name in ("warmup", "second_warmup"):
-            _between(name, getattr(self, name), 0, 0.999)
+            between(name, getattr(self, name), 0, 0.999)
         if isinstance(self.second, float) and not 0 <= self.second < 1:
             raise BadSetting(f"second must be a count or a share in [0, 1), got {self.second!r}.")
-        _between("second", self.second, 0, self.steps - 1)
+        between("second", self.second, 0, self.steps - 1)
         if self.minutes is not None:
-            _above_zero("minutes", self.minutes)
+            above_zero("minutes", self.minutes)
             if isinstance(self.second, int) and self.second > 0:
                 raise BadSetting(f"with minutes, second is a share of the time in [0, 1), got {self.second!r}.")
 
@@ -119,9 +119,9 @@ class Optimising:
     """Of the random weights, dropout, data order, masks and tie-breaking."""
 
     def __post_init__(self) -> None:
-        _between("weight_decay", self.weight_decay, 0)
-        _above_zero("max_grad_norm", self.max_grad_norm)
-        _between("seed", self.seed, 0, 2**31 - 1)
+        between("weight_decay", self.weight_decay, 0)
+        above_zero("max_grad_norm", self.max_grad_norm)
+        between("seed", self.seed, 0, 2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,13 +142,13 @@ class EarlySearch:
     """Share of the steps of each phase in which a ticket is trained (Sec. 4.1: 0.8); a budget of time is not cut."""
 
     def __post_init__(self) -> None:
-        _between("search_steps", self.search_steps, 1)
-        _between("l1_heads", self.l1_heads, 0)
-        _between("l1_neurons", self.l1_neurons, 0)
+        between("search_steps", self.search_steps, 1)
+        between("l1_heads", self.l1_heads, 0)
+        between("l1_neurons", self.l1_neurons, 0)
         if self.gate_lr is not None:
-            _between("gate_lr", self.gate_lr, 0)
-        _above_zero("share", self.share)
-        _between("share", self.share, 0, 1)
+            between("gate_lr", self.gate_lr, 0)
+        above_zero("share", self.share)
+        between("share", self.share, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

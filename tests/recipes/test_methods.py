@@ -77,6 +77,8 @@ def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_
         matrices = [value for name, value in weights(out).items() if "layer" in name and value.dim() == 2]
         zeros = sum(int((value == 0).sum()) for value in matrices) / sum(value.numel() for value in matrices)
         assert zeros == pytest.approx(1 - imp.densities()[-1], abs=2e-3)
+        assert found["imp"]["sparsity"] == pytest.approx(zeros, abs=1e-6)
+        assert found["imp"]["dense_flops_if_zeros_were_free"] == pytest.approx(4.69, abs=0.005)
 
 
 def test_layers_dropped_in_training_cost_what_is_left(flags: list[str], tmp_path: Path) -> None:

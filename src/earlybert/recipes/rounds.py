@@ -34,7 +34,8 @@ def begin_imp(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
     """theta_0 under the last masks, for the last training; zeros become part of the weights at its end."""
     imp.masked(theta_0)
     imp.set_masks(theta_0, load_file(_masks(run, imp.ROUNDS - 2)))
-    return Begun(theta_0, SHARED_ORDER, static=False, finish=lambda: imp.harden(theta_0))
+    about = {"imp": {**imp.cost(), "sparsity": imp.sparsity(theta_0)}}
+    return Begun(theta_0, SHARED_ORDER, static=False, finish=lambda: imp.harden(theta_0), about=about)
 
 
 def _one_round(bench: Bench, run: Run, number: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -55,6 +55,8 @@ class Begun:
     """Given the optimizer steps done: an observer of every step, and what counts the FLOPs in place of the model."""
     finish: Callable[[], None] = lambda: None
     """Called on the trained model before it is saved."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of `metrics.json`. JSON values only."""
 
 
 Begin = Callable[[Bench, Run, nn.Module], Begun]
@@ -210,6 +212,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     begun.finish()
     save(model, run.model, tokenizer=bench.tokenizer)
     metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__)
+    metrics |= begun.about
     run.write_metrics(metrics)
     write_card(run)
     for leftover in (run.checkpoint, run.searched):
