@@ -21,6 +21,7 @@ from .overlap import overlap_sheet
 from .progress import console, say
 from .run import Run
 from .sheets import sheets
+from .store import link
 from .timing import inference_seconds
 from .tuning import tuned
 from .verdict import Verdicts, judge, mean_over_tasks, reference_row
@@ -29,12 +30,19 @@ GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "com
 INFERENCE = "inference.json"
 
 
-def compare(comparison: Comparison, folder: Path) -> Verdicts:
+def compare(
+    comparison: Comparison, folder: Path, *, store: Path | None = None, inference: bool = True
+) -> tuple[Comparison, Verdicts]:
     """Run what is not done yet, and write the tables. Called again, it goes on where it stopped.
 
     Args:
         comparison: What to compare. Rows, tasks and seeds may be added to one that is there.
         folder: Its runs, `compare.yaml`, `compare.json`, `compare.md` and `compare.svg`.
+        store: Where runs lie that other comparisons may share; in the folder itself when None.
+        inference: Whether to time the trained models.
+
+    Returns:
+        The comparison, tuned, and what it came to.
 
     Raises:
         Refused: The folder holds something else, or a run in it was made with other settings.
@@ -52,18 +60,20 @@ def compare(comparison: Comparison, folder: Path) -> Verdicts:
     )
     try:
         comparison = tuned(comparison, folder)
+        if store is not None:
+            link(comparison.cells(), folder, store)
         outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
     except KeyboardInterrupt:  # of one run: the whole comparison is what goes on
         raise KeyboardInterrupt(f"earlybert compare --config {folder / GIVEN} --output {folder}") from None
     write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
     verdicts = judge(comparison, folder, outcomes)
     try:
-        inference = _inference(comparison, folder, outcomes)
+        times = _inference(comparison, folder, outcomes) if inference else {}
     except Refused as error:
         say(f"no inference times: {error}")
-        inference = {}
-    _write(comparison, folder, outcomes, verdicts, inference)
-    return verdicts
+        times = {}
+    _write(comparison, folder, outcomes, verdicts, times)
+    return comparison, verdicts
 
 
 def _inference(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:

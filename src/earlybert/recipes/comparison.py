@@ -9,14 +9,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import METHODS, RIVALS, BadSetting, Finetune, named, typed
+from ..config import METHODS, RIVALS, BadSetting, Drawing, Finetune, Searching, Ticketing, named, typed
 from ..tasks import NAMES
 from .grid import Cell
 
 MARGIN = 0.3
 """Points of the headline metric by which a method may be worse and still count as not inferior."""
-OF_A_TICKET = ("weights", "rewarm", "refit", "joint")
+OF_A_TICKET = tuple(f.name for part in (Searching, Drawing, Ticketing) for f in fields(part))
 """Settings that a dense run has no use for."""
+OF_A_CUT = ("weights", "rewarm", "refit", "joint")
+"""Those of them that its rival has no use for either."""
 OF_ALL = ("task", "train_file", "validation_file", "validation_rows", "data_seed", "tuning", "seed", "offline")
 """Settings that decide which rows are scored, and so are no row's own."""
 TUNE = "tune"
@@ -137,15 +139,17 @@ class Comparison:
     def settings_of(self, task: str, row: str, seed: int) -> dict[str, Any]:
         """Settings of one run; the row's win over the task's, and those over the shared ones."""
         merged = {**self.settings, **self.tasks[task], **self._row(task, row)}
-        if self.is_dense(row):
+        for name in ("like", TUNE):
+            merged.pop(name, None)
+        merged = typed(merged)
+        if METHODS[self.method_of(row)].dense:  # the same run, whatever its neighbours are cut to
             for name in OF_A_TICKET:
                 merged.pop(name, None)
         if self.method_of(row) in RIVALS:
-            merged.pop("dense_steps", None)  # its length is the ticket's cost
-        for name in ("like", TUNE):
-            merged.pop(name, None)
+            for name in (*OF_A_CUT, "dense_steps"):  # its length is the ticket's cost
+                merged.pop(name, None)
         name = {} if self._own_file(task) else {"task": task}
-        return typed({**merged, **name, "method": self.method_of(row), "seed": seed})
+        return {**merged, **name, "method": self.method_of(row), "seed": seed}
 
     def _row(self, task: str, row: str) -> dict[str, Any]:
         """Settings of the row itself; a rival begins with those of the ticket it stands against."""

@@ -83,7 +83,8 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
     """
     for cell in cells:
         if stale(folder, cell):
-            shutil.rmtree(folder / cell.name)
+            shutil.rmtree(_place(folder, cell.name))
+            _place(folder, cell.name).mkdir()
     outcomes = {cell.name: found for cell in cells if (found := outcome(folder, cell)) is not None}
     if outcomes:
         say(f"{len(outcomes)} of {len(cells)} runs are done already")
@@ -145,8 +146,14 @@ def stale(folder: Path, cell: Cell) -> bool:
 
 
 def _settings(folder: Path, cell: Cell) -> dict[str, Any]:
-    like = {} if cell.needs is None else {"like": str(folder / cell.needs)}
+    like = {} if cell.needs is None else {"like": str(_place(folder, cell.needs))}
     return {**cell.settings, **like}
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a run is: a link leads to a run that grids share, and to them all it is called the same."""
+    path = folder / name
+    return path.resolve() if path.is_symlink() else path
 
 
 def run_cell(folder: Path, cell: Cell) -> Outcome:

@@ -1,0 +1,203 @@
+"""Did a claim of the paper hold? Three answers: it held, it did not, or these runs cannot tell.
+
+A difference between two rows is the mean over tasks of paired differences (`statistics.difference`);
+tasks are independent, so their errors add in squares. "open" is the answer whenever the 95 % interval
+holds both the claim and its opposite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from ...tasks import Predictions
+from ...ticket import History, Ticket
+from ..statistics import Difference, difference
+
+Answer = Literal["held", "not held", "open"]
+SETTLED = 0.5
+"""A mask has settled at a step when its distance to the last one is under this share of what chance would give."""
+EARLY = 0.2
+"""Share of the steps shown by which it should have."""
+CLEAR = 0.5
+"""Rank correlation between depth and width from which one end of the network counts as cut more."""
+COST_WITHIN = 0.05
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of a claim."""
+
+    answer: Answer
+    evidence: str
+    """Numbers, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Results that claims are checked on."""
+
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    where: Callable[[str, str, int], Path]
+    """Run folder by task, row and seed."""
+    flops: Mapping[str, float | None]
+    """Training FLOPs by row, of the dense run's."""
+    seconds: Mapping[str, float | None]
+    """Training time by row, of the dense run's."""
+
+    def folders(self, row: str) -> list[Path]:
+        """Of a row's runs that are finished."""
+        every = [self.where(task, row, seed) for task in self.tasks for seed in self.seeds]
+        return [folder for folder in every if (folder / "metrics.json").exists()]
+
+    def apart(self, first: str, second: str) -> tuple[float, float, float] | None:
+        """Points by which the first row is better, mean over tasks, with its 95 % interval."""
+        found = [pair for task in self.tasks if (pair := self._paired(task, first, second)) is not None]
+        if len(found) < len(self.tasks):
+            return None
+        mean = sum(each.mean for each in found) / len(found)
+        half = sum(((each.high - each.low) / 2) ** 2 for each in found) ** 0.5 / len(found)
+        return 100 * mean, 100 * (mean - half), 100 * (mean + half)
+
+    def _paired(self, task: str, first: str, second: str) -> Difference | None:
+        places = [(self.where(task, first, seed), self.where(task, second, seed)) for seed in self.seeds]
+        pairs = [pair for pair in places if all((folder / "metrics.json").exists() for folder in pair)]
+        if not pairs:
+            return None
+        ours, theirs = (
+            [Predictions.load(pair[side] / "predictions.safetensors") for pair in pairs] for side in (0, 1)
+        )
+        metric = "mean" if ours[0].classes == 0 else ours[0].metrics[0]
+        values = ([each.values.astype(np.float64) for each in side] for side in (ours, theirs))
+        return difference(*values, ours[0].labels.astype(np.float64), metric, margin=0.0)
+
+
+def above(runs: Runs, *, rows: Sequence[str]) -> Finding:
+    """The first row scores higher than the second."""
+    return _apart(runs, rows[0], rows[1], least=0.0)
+
+
+def within(runs: Runs, *, rows: Sequence[str], points: float) -> Finding:
+    """The first row is at most so many points below the second."""
+    return _apart(runs, rows[0], rows[1], least=-points)
+
+
+def alike(runs: Runs, *, rows: Sequence[str], points: float) -> Finding:
+    """No two of the rows are further apart than so many points."""
+    found = [_between(runs, a, b, points) for place, a in enumerate(rows) for b in rows[place + 1 :]]
+    return _all(found)
+
+
+def best(runs: Runs, *, rows: Sequence[str]) -> Finding:
+    """The first row scores higher than each of the others."""
+    return _all([_apart(runs, rows[0], other, least=0.0) for other in rows[1:]])
+
+
+def falls(runs: Runs, *, rows: Sequence[str]) -> Finding:
+    """Each row scores lower than the one before."""
+    return _all([_apart(runs, a, b, least=0.0) for a, b in zip(rows, rows[1:], strict=False)])
+
+
+def saves(runs: Runs, *, row: str, low: float, high: float) -> Finding:
+    """Training FLOPs saved lie between two percentages; time is told beside them."""
+    flops, seconds = runs.flops[row], runs.seconds[row]
+    if flops is None or seconds is None:
+        return MISSING
+    saved = 100 * (1 - flops)
+    evidence = f"{row}: {saved:.1f} % of the FLOPs and {100 * (1 - seconds):.1f} % of the time saved"
+    return Finding("held" if low <= saved <= high else "not held", evidence)
+
+
+def costs(runs: Runs, *, row: str, flops: float) -> Finding:
+    """Training takes so many times the dense run's FLOPs."""
+    found = runs.flops[row]
+    if found is None:
+        return MISSING
+    near = abs(found / flops - 1) <= COST_WITHIN
+    return Finding("held" if near else "not held", f"{row}: {found:.2f} x the FLOPs of the dense run")
+
+
+def settles(runs: Runs, *, row: str, kind: Literal["heads", "neurons"], by: float = EARLY) -> Finding:
+    """By a fifth of the steps the mask is nearer to the last one than half of chance, and stays so."""
+    answers: list[Finding] = []
+    for folder in runs.folders(row):
+        history = History(folder / "history.bin")
+        last = len(history)
+        ticket = Ticket.load(folder / "ticket.json")
+        units = ticket.num_heads if kind == "heads" else ticket.num_neurons
+        kept = sum(map(len, getattr(ticket, kind))) / (units * ticket.layers)
+        chance = 2 * kept * (1 - kept)
+        if chance == 0 or last < 5:
+            return MISSING
+        steps = sorted({max(1, round(share * last)) for share in np.linspace(by, 1, 30)})
+        removed = 1 - kept
+        far = [history.distance(step, last, kind, removed).overall for step in steps]
+        answers.append(
+            Finding(
+                "held" if max(far) < SETTLED * chance else "not held",
+                f"after {steps[0]} of {last} steps the {kind} differ from the last mask by {far[0]:.3f}, at most "
+                f"{max(far):.3f} later; chance is {chance:.3f}",
+            )
+        )
+    return _all(answers) if answers else MISSING
+
+
+def later_lose_more(runs: Runs, *, row: str) -> Finding:
+    """Later layers keep fewer neurons."""
+    return _depth(runs, row, sign=-1)
+
+
+def earlier_lose_more(runs: Runs, *, row: str) -> Finding:
+    """Earlier layers keep fewer neurons."""
+    return _depth(runs, row, sign=1)
+
+
+CHECKS: dict[str, Callable[..., Finding]] = {
+    check.__name__: check
+    for check in (above, within, alike, best, falls, saves, costs, settles, later_lose_more, earlier_lose_more)
+}
+"""By the names that files use."""
+MISSING = Finding("open", "a run that this needs is missing or failed")
+
+
+def _apart(runs: Runs, first: str, second: str, *, least: float) -> Finding:
+    found = runs.apart(first, second)
+    if found is None:
+        return MISSING
+    mean, low, high = found
+    answer: Answer = "held" if low > least else "not held" if high < least else "open"
+    return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")
+
+
+def _between(runs: Runs, first: str, second: str, points: float) -> Finding:
+    found = runs.apart(first, second)
+    if found is None:
+        return MISSING
+    mean, low, high = found
+    inside, outside = -points < low and high < points, high < -points or low > points
+    answer: Answer = "held" if inside else "not held" if outside else "open"
+    return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")
+
+
+def _all(found: Sequence[Finding]) -> Finding:
+    """Held when every part is; not held when one is not, and those are the evidence."""
+    against = [each for each in found if each.answer == "not held"]
+    answer: Answer = "not held" if against else "open" if any(each.answer == "open" for each in found) else "held"
+    return Finding(answer, "; ".join(dict.fromkeys(each.evidence for each in against or found)))
+
+
+def _depth(runs: Runs, row: str, *, sign: int) -> Finding:
+    tickets = [Ticket.load(folder / "ticket.json") for folder in runs.folders(row)]
+    if not tickets:
+        return MISSING
+    kept = np.mean([[len(layer) for layer in ticket.neurons] for ticket in tickets], axis=0)
+    rank = 0.0 if np.ptp(kept) == 0 else float(spearmanr(np.arange(len(kept)), kept).statistic)
+    answer: Answer = "held" if sign * rank >= CLEAR else "not held" if sign * rank <= -CLEAR else "open"
+    widths = ", ".join(f"{each:.0f}" for each in kept)
+    return Finding(answer, f"{row}: neurons kept by layer {widths}; rank correlation with depth {rank:+.2f}")

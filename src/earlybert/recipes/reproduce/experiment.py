@@ -1,0 +1,132 @@
+"""One table or figure of the paper as a YAML file says it, at either scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ...config import BadSetting, named
+from ..comparison import Comparison
+from .claims import CHECKS
+
+Scale = Literal["paper", "small"]
+SCALES = ("paper", "small")
+DEFAULTS = "scales.yaml"
+OWN = ("title", "caption", "published", "saved", "remarks", "claims", "plot", "maps", *SCALES)
+"""What a file says of the table itself; the rest is of `Comparison`."""
+ORDER = (
+    *("figure1_pretraining", "figure1_finetuning", "table1", "table2", "table2_large", "figure2", "table3", "figure3"),
+    *("table5", "table4", "table4_large", "figure4", "table6", "table7", "table8", "table9", "imp"),
+)
+"""As in the paper."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper says, and how it is checked."""
+
+    says: str
+    check: str
+    """A key of `claims.CHECKS`."""
+    given: Mapping[str, Any]
+    """What that check takes."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure, checked."""
+
+    name: str
+    title: str
+    caption: str
+    scale: Scale
+    comparison: Comparison
+    published: Mapping[str, Mapping[str, float]]
+    """The paper's scores in points, by row and task; `mean` is over its tasks."""
+    saved: Mapping[str, float]
+    """The paper's training time saved in percent, by row."""
+    remarks: tuple[str, ...]
+    claims: tuple[Claim, ...]
+    plot: Mapping[str, str]
+    """Settings along x, and for each line of a figure."""
+    maps: Mapping[str, Any]
+    """Row whose masks are mapped, and the layer (counted from 1) that stands for the neurons."""
+
+
+def folder() -> Path:
+    """Where the files are: inside the installed package, or in the source tree."""
+    inside = Path(str(files("earlybert"))) / "configs" / "paper"
+    return inside if inside.is_dir() else Path(__file__).parents[4] / "configs" / "paper"
+
+
+def names() -> list[str]:
+    """Every table and figure there is, in the paper's order."""
+    found = {file.stem for file in folder().glob("*.yaml")} - {Path(DEFAULTS).stem}
+    return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The plain values of a file.
+
+    Raises:
+        BadSetting: There is none of that name; nearest names are offered.
+    """
+    return yaml.safe_load((folder() / f"{named(name, names(), 'table or figure')}.yaml").read_text())
+
+
+def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) -> Experiment:
+    """A fine-tuning table or figure.
+
+    Args:
+        name: One of `names()`.
+        scale: `paper` is the exact setting, `small` runs on two cores.
+        given: Settings that win over the file's: seeds, jobs, data_dir and any other of `Comparison`.
+
+    Raises:
+        BadSetting: The file, or what was given, is wrong.
+    """
+    said = read(name)
+    common = yaml.safe_load((folder() / DEFAULTS).read_text())[scale]
+    own = {key: value for key, value in said.items() if key not in OWN}
+    of_scale = dict(said.get(scale) or {})
+    methods = _rows(said["methods"], of_scale.pop("methods", None))
+    comparison = Comparison.of({**common, **own, "methods": methods, **of_scale, **(given or {})})
+    claims = tuple(_claim(name, each, tuple(methods)) for each in said.get("claims", ()))
+    return Experiment(
+        name,
+        said["title"],
+        said["caption"],
+        scale,
+        comparison,
+        said.get("published", {}),
+        said.get("saved", {}),
+        tuple(said.get("remarks", ())),
+        claims,
+        said.get("plot", {}),
+        said.get("maps", {}),
+    )
+
+
+def _rows(rows: Any, of_scale: Any) -> dict[str, dict[str, Any]]:
+    """A scale's list of methods chooses among them, its mapping adds settings to them."""
+    known: dict[str, Any] = {row: None for row in rows} if isinstance(rows, list) else rows
+    plain = {str(row): dict(settings or {}) for row, settings in known.items()}
+    if isinstance(of_scale, list):
+        return {named(row, plain, "row"): plain[row] for row in of_scale}
+    for row, settings in (of_scale or {}).items():
+        plain[named(row, plain, "row")].update(settings)
+    return plain
+
+
+def _claim(name: str, given: Mapping[str, Any], rows: tuple[str, ...]) -> Claim:
+    rest = {key: value for key, value in given.items() if key not in ("says", "check")}
+    check = named(given["check"], CHECKS, f"check in {name}")
+    for row in (*rest.get("rows", ()), *([rest["row"]] if "row" in rest else [])):
+        if row not in rows:
+            raise BadSetting(f"a claim of {name} is about {row!r}, which is none of its rows.")
+    return Claim(given["says"], check, rest)
