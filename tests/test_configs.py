@@ -13,7 +13,7 @@ from earlybert.config_pretrain import Pretrain
 from earlybert.recipes.comparison import Comparison
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(str(file.relative_to(CONFIGS)) for file in CONFIGS.rglob("*.yaml"))
+FILES = sorted(file.name for file in CONFIGS.glob("*.yaml"))  # those of the paper: recipes/reproduce
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -32,4 +32,4 @@ def test_it_parses_and_is_in_range(name: str) -> None:
 
 
 def test_there_are_some() -> None:
-    assert {"demo.yaml", "compare_glue.yaml", "paper/table3.yaml"} <= set(FILES)
+    assert {"demo.yaml", "compare_glue.yaml", "pretrain_small.yaml"} <= set(FILES)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import METHODS, PARTS, Drawing, Finetune, Preparation, Ticketing
+from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, Preparation, Ticketing
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
 
 Given = dict[str, Any]
@@ -121,6 +121,28 @@ def _compare(given: Given) -> None:
     compare(comparison, Path(given.get("output", "runs/compare")))
 
 
+def _reproduce(given: Given) -> None:
+    from ..recipes.reproduce import experiment
+
+    if given.get("list"):
+        width = max(map(len, experiment.names()))
+        print("\n".join(f"{name:<{width}}  {experiment.read(name)['caption']}" for name in experiment.names()))
+        return
+    from ..recipes.reproduce.run import reproduce
+
+    options = ("names", "scale", "output", "check", "list")
+    wanted = list(given.get("names") or [])
+    if not wanted:
+        raise BadSetting("say which: earlybert reproduce NAME..., all for every one; --list names them.")
+    reproduce(
+        wanted,
+        given.get("scale", "small"),
+        Path(given.get("output", "runs/reproduce")),
+        _settings(given, *options),
+        only_check=given.get("check", False),
+    )
+
+
 def _advise(given: Given) -> None:
     from ..recipes.advise import advise
 
@@ -212,6 +234,22 @@ COMMANDS = {
             Option("list", "list the methods and end", flag=True),
         ),
         PARTS,
+    ),
+    "reproduce": Command(
+        "a table or figure of the paper beside the paper's numbers, and which of its claims held",
+        _reproduce,
+        (
+            Option("names", "NAME: tables and figures, or all", positional=True, count="*"),
+            Option("scale", "small runs on two cores; paper is the exact setting [small]", Literal["paper", "small"]),
+            Option("output", "folder of the results; run again, it goes on [runs/reproduce]"),
+            Option("data_dir", "folder with <task>/train.jsonl.gz; the hub when not given"),
+            Option("seeds", "paired seeds instead of the file's", list[int]),
+            Option("jobs", "runs at once, 0 for as many as there is room for [1]", int),
+            Option("offline", "load names from the hub's cache only", flag=True),
+            Option("check", "say what it would take, and run nothing", flag=True),
+            Option("list", "list the tables and figures and end", flag=True),
+        ),
+        yaml=False,
     ),
     "advise": Command(
         "time both steps on your machine and data, and say what a ticket would save",

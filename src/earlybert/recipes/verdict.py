@@ -190,17 +190,27 @@ def _compared(comparison: Comparison, folder: Path, verdicts: Verdicts, task: st
     labels = ours[0].labels
     if any(len(other) != len(labels) or not np.array_equal(other.labels, labels) for other in (*ours, *theirs)):
         raise Refused(f"{task}: runs of {row} and {rival} were not scored on the same rows; they cannot be compared.")
-    metric = "mean" if ours[0].classes == 0 else ours[0].metrics[0]
-    found = difference(
-        [each.values.astype(np.float64) for each in ours],
-        [each.values.astype(np.float64) for each in theirs],
-        labels.astype(np.float64),
-        metric,
-        margin=comparison.margin / 100,
-    )
+    found = paired(ours, theirs, margin=comparison.margin / 100)
     assert mine.flops is not None
     assert its.flops is not None
     return replace(mine, rival=rival, rival_cost=its.flops / mine.flops, difference=found)
+
+
+def paired(ours: Sequence[Predictions], theirs: Sequence[Predictions], *, margin: float) -> Difference:
+    """Difference of the headline metric between runs of one task on the same rows, seed by seed.
+
+    Args:
+        ours: Predictions of one row's runs.
+        theirs: Those of another, in the same order of seeds.
+        margin: As `statistics.difference` takes it, a fraction.
+    """
+    return difference(
+        [each.values.astype(np.float64) for each in ours],
+        [each.values.astype(np.float64) for each in theirs],
+        ours[0].labels.astype(np.float64),
+        "mean" if ours[0].classes == 0 else ours[0].metrics[0],
+        margin=margin,
+    )
 
 
 def _predictions(folder: Path, task: str, row: str, seed: int) -> Predictions:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 
 from ...tasks import Predictions
 from ...ticket import History, Ticket
-from ..statistics import Difference, difference
+from ..statistics import Difference
+from ..verdict import paired
 
 Answer = Literal["held", "not held", "open"]
 SETTLED = 0.5
@@ -70,12 +72,8 @@ class Runs:
         pairs = [pair for pair in places if all((folder / "metrics.json").exists() for folder in pair)]
         if not pairs:
             return None
-        ours, theirs = (
-            [Predictions.load(pair[side] / "predictions.safetensors") for pair in pairs] for side in (0, 1)
-        )
-        metric = "mean" if ours[0].classes == 0 else ours[0].metrics[0]
-        values = ([each.values.astype(np.float64) for each in side] for side in (ours, theirs))
-        return difference(*values, ours[0].labels.astype(np.float64), metric, margin=0.0)
+        ours, theirs = ([Predictions.load(pair[side] / "predictions.safetensors") for pair in pairs] for side in (0, 1))
+        return paired(ours, theirs, margin=0.0)
 
 
 def above(runs: Runs, *, rows: Sequence[str]) -> Finding:
@@ -101,7 +99,7 @@ def best(runs: Runs, *, rows: Sequence[str]) -> Finding:
 
 def falls(runs: Runs, *, rows: Sequence[str]) -> Finding:
     """Each row scores lower than the one before."""
-    return _all([_apart(runs, a, b, least=0.0) for a, b in zip(rows, rows[1:], strict=False)])
+    return _all([_apart(runs, a, b, least=0.0) for a, b in pairwise(rows)])
 
 
 def saves(runs: Runs, *, row: str, low: float, high: float) -> Finding:
@@ -197,7 +195,7 @@ def _depth(runs: Runs, row: str, *, sign: int) -> Finding:
     if not tickets:
         return MISSING
     kept = np.mean([[len(layer) for layer in ticket.neurons] for ticket in tickets], axis=0)
-    rank = 0.0 if np.ptp(kept) == 0 else float(spearmanr(np.arange(len(kept)), kept).statistic)
+    rank = 0.0 if np.ptp(kept) == 0 else float(np.corrcoef(np.arange(len(kept)), rankdata(kept))[0, 1])
     answer: Answer = "held" if sign * rank >= CLEAR else "not held" if sign * rank <= -CLEAR else "open"
     widths = ", ".join(f"{each:.0f}" for each in kept)
     return Finding(answer, f"{row}: neurons kept by layer {widths}; rank correlation with depth {rank:+.2f}")

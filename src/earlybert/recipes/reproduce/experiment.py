@@ -79,6 +79,11 @@ def read(name: str) -> dict[str, Any]:
     return yaml.safe_load((folder() / f"{named(name, names(), 'table or figure')}.yaml").read_text())
 
 
+def has(name: str, scale: Scale) -> bool:
+    """Whether a table can be made at that scale; a file says `small: null` where it cannot."""
+    return read(name).get(scale, {}) is not None
+
+
 def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) -> Experiment:
     """A fine-tuning table or figure.
 
@@ -93,10 +98,14 @@ def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) 
     said = read(name)
     common = yaml.safe_load((folder() / DEFAULTS).read_text())[scale]
     own = {key: value for key, value in said.items() if key not in OWN}
+    if not has(name, scale):
+        raise BadSetting(f"{name} has no {scale} scale.")
     of_scale = dict(said.get(scale) or {})
     methods = _rows(said["methods"], of_scale.pop("methods", None))
     comparison = Comparison.of({**common, **own, "methods": methods, **of_scale, **(given or {})})
-    claims = tuple(_claim(name, each, tuple(methods)) for each in said.get("claims", ()))
+    every = _rows(said["methods"], None)
+    claims = [_claim(name, each, tuple(every)) for each in said.get("claims", ())]
+    claims = tuple(claim for claim in claims if set(_rows_of(claim.given)) <= set(methods))
     return Experiment(
         name,
         said["title"],
@@ -114,7 +123,7 @@ def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) 
 
 def _rows(rows: Any, of_scale: Any) -> dict[str, dict[str, Any]]:
     """A scale's list of methods chooses among them, its mapping adds settings to them."""
-    known: dict[str, Any] = {row: None for row in rows} if isinstance(rows, list) else rows
+    known: dict[str, Any] = dict.fromkeys(rows) if isinstance(rows, list) else rows
     plain = {str(row): dict(settings or {}) for row, settings in known.items()}
     if isinstance(of_scale, list):
         return {named(row, plain, "row"): plain[row] for row in of_scale}
@@ -126,7 +135,11 @@ def _rows(rows: Any, of_scale: Any) -> dict[str, dict[str, Any]]:
 def _claim(name: str, given: Mapping[str, Any], rows: tuple[str, ...]) -> Claim:
     rest = {key: value for key, value in given.items() if key not in ("says", "check")}
     check = named(given["check"], CHECKS, f"check in {name}")
-    for row in (*rest.get("rows", ()), *([rest["row"]] if "row" in rest else [])):
+    for row in _rows_of(rest):
         if row not in rows:
             raise BadSetting(f"a claim of {name} is about {row!r}, which is none of its rows.")
     return Claim(given["says"], check, rest)
+
+
+def _rows_of(given: Mapping[str, Any]) -> tuple[str, ...]:
+    return (*given.get("rows", ()), *([given["row"]] if "row" in given else []))

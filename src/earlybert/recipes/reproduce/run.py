@@ -1,0 +1,147 @@
+"""Run a table or figure of the paper, and write down what it came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...anatomy import Refused
+from ...config import Finetune
+from ..compare import compare
+from ..comparison import Comparison, cell_name
+from ..progress import console, say
+from ..run import Run
+from ..verdict import Verdicts, mean_over_tasks
+from .claims import CHECKS, Runs
+from .estimate import estimate
+from .experiment import Experiment, Scale, experiment, has, names
+from .figures import figures
+from .page import write_page
+from .record import Judged, Record, Row
+
+MODELS = {
+    "minilm": "MiniLM-L6 (22.7 M parameters, trained by its makers on MNLI, Quora and SQuAD 2.0 among others, which "
+    "flatters every row alike)"
+}
+"""What has to be said of a model."""
+RUNS = "runs"
+"""Folder of the runs that tables share, below the output."""
+
+
+def reproduce(
+    wanted: list[str], scale: Scale, output: Path, given: Mapping[str, Any], *, only_check: bool = False
+) -> list[Record]:
+    """Run tables and figures one after the other; what is done already is not run again.
+
+    Args:
+        wanted: Names of `names()`; `all` is every one of them.
+        scale: `paper` or `small`.
+        output: A folder a table below it, the runs they share, `NAME.json`, `NAME.md` and `reproduction.md`.
+        given: Settings that win over the files': seeds, jobs, data_dir.
+        only_check: Say what each would take, and run nothing.
+
+    Raises:
+        BadSetting: A name or a setting is wrong; before any compute.
+        Refused: The paper's scale without a GPU, or a data folder that is not there.
+    """
+    chosen = [name for name in names() if has(name, scale)] if wanted == ["all"] else wanted
+    experiments = [experiment(name, scale, given) for name in chosen]
+    for each in experiments:
+        say(f"{each.title}: {each.caption} {_size(each)}.")
+    if only_check:
+        return []
+    if scale == "paper" and not torch.cuda.is_available():
+        raise Refused("the paper's scale needs a GPU, and there is none; --scale small runs here, --check only counts.")
+    if given.get("data_dir") is not None and not Path(given["data_dir"]).is_dir():
+        raise Refused(f"--data-dir {given['data_dir']} is not a folder.")
+    records = [_run(each, output) for each in experiments]
+    write_page(output)
+    return records
+
+
+def _size(each: Experiment) -> str:
+    return str(estimate(each.comparison)) if each.scale == "paper" else f"{len(each.comparison.cells())} runs"
+
+
+def _run(each: Experiment, output: Path) -> Record:
+    say(f"\n{each.title}: {each.caption}")
+    folder = output / each.name
+    comparison, verdicts = compare(each.comparison, folder, store=output / RUNS, inference=False)
+    runs = Runs(
+        tuple(comparison.tasks),
+        comparison.seeds,
+        lambda task, row, seed: folder / cell_name(task, row, seed),
+        {row: mean_over_tasks([found.flops for found in by_task.values()]) for row, by_task in verdicts.items()},
+        {row: mean_over_tasks([found.seconds for found in by_task.values()]) for row, by_task in verdicts.items()},
+    )
+    done = [
+        run.read_metrics()
+        for cell in comparison.cells()
+        if (run := Run(folder / cell.name, Finetune(task="sst2"))).metrics.exists()
+    ]
+    record = Record(
+        each.name,
+        each.title,
+        each.caption,
+        each.scale,
+        _differs(each, comparison),
+        len(comparison.seeds),
+        {row: _row(each, row, verdicts) for row in comparison.methods},
+        [_judged(claim.says, claim.check, claim.given, runs) for claim in each.claims],
+        done[-1]["environment"] if done else {},
+        f"earlybert reproduce {each.name} --scale {each.scale}" + (" --data-dir DATA" if _local(comparison) else ""),
+        each.remarks,
+        [
+            f"{row}, {task}, seed {seed}: {why}"
+            for row, by_task in verdicts.items()
+            for task, found in by_task.items()
+            for seed, why in found.failures.items()
+        ],
+        figures(each, runs, verdicts, output),
+    )
+    record.save(output)
+    for sheet in (record.sheet(), *([record.claim_sheet()] if record.claims else [])):
+        console.print(sheet.rich())
+    return record
+
+
+def _row(each: Experiment, row: str, verdicts: Verdicts) -> Row:
+    by_task = verdicts[row]
+    return Row(
+        {task: None if found.mean is None else 100 * found.mean for task, found in by_task.items()},
+        each.published.get(row, {}),
+        mean_over_tasks([found.flops for found in by_task.values()]),
+        mean_over_tasks([found.seconds for found in by_task.values()]),
+        each.saved.get(row),
+    )
+
+
+def _judged(says: str, check: str, given: Mapping[str, Any], runs: Runs) -> Judged:
+    try:
+        found = CHECKS[check](runs, **given)
+    except Refused as error:
+        return Judged(says, "open", str(error))
+    return Judged(says, found.answer, found.evidence)
+
+
+def _local(comparison: Comparison) -> bool:
+    return comparison.settings.get("data_dir") is not None
+
+
+def _differs(each: Experiment, comparison: Comparison) -> str:
+    settings, seeds = {**asdict(Finetune()), **comparison.cells()[0].settings}, len(comparison.seeds)
+    runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    if each.scale == "paper":
+        return f"{settings['model']}, {runs}; the paper's settings on other hardware, widths in multiples of 64."
+    own = {task: said["train_rows"] for task, said in comparison.tasks.items() if said.get("train_rows")}
+    others = "".join(f" ({task}: {rows:,})" for task, rows in own.items())
+    return (
+        f"Not as in the paper: {MODELS.get(settings['model'], settings['model'])} instead of BERT-base, "
+        f"{settings['train_rows']:,} training rows a task{others}, batch {settings['batch_size']}, dense learning rate "
+        f"{settings['dense_lr']:g}, search {settings['search_epochs']:g} epoch where the row says nothing else, "
+        f"{runs}, widths in multiples of 64."
+    )

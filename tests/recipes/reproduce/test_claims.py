@@ -1,0 +1,109 @@
+"""Each check answers held, not held and open where it should, on runs made up so that the answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from earlybert import Gates, Ticket
+from earlybert.recipes.reproduce.claims import CHECKS, Runs
+from earlybert.tasks import Predictions
+from earlybert.ticket import HistoryWriter
+from tests.conftest import HEADS, LAYERS, NEURONS, tiny_model
+
+ROWS = 400
+RIGHT = {"best": 380, "good": 300, "same": 300, "bad": 200}
+"""Of 400 rows each, so the difference of good and bad is far outside of chance, that of good and same is none."""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    labels = np.random.default_rng(0).integers(2, size=ROWS)
+    for row, right in RIGHT.items():
+        folder = tmp_path / row
+        folder.mkdir()
+        order = np.random.default_rng(sum(map(ord, row))).permutation(ROWS)
+        values = np.where(order < right, labels, 1 - labels)
+        Predictions(values, labels, ("accuracy",), 2).save(folder / "predictions.safetensors")
+        (folder / "metrics.json").write_text("{}")
+    flops = {"best": 1.0, "good": 0.57, "same": 6.1, "bad": None}
+    return Runs(("sst2",), (1,), lambda task, row, seed: tmp_path / row, flops, dict(flops))
+
+
+@pytest.mark.parametrize(
+    ("check", "given", "answer"),
+    [
+        ("above", {"rows": ["good", "bad"]}, "held"),
+        ("above", {"rows": ["bad", "good"]}, "not held"),
+        ("above", {"rows": ["good", "same"]}, "open"),
+        ("within", {"rows": ["good", "bad"], "points": 1.0}, "held"),
+        ("within", {"rows": ["bad", "good"], "points": 1.0}, "not held"),
+        ("within", {"rows": ["good", "same"], "points": 0.1}, "open"),
+        ("alike", {"rows": ["good", "same"], "points": 30.0}, "held"),
+        ("alike", {"rows": ["best", "good", "bad"], "points": 1.0}, "not held"),
+        ("alike", {"rows": ["good", "same"], "points": 0.1}, "open"),
+        ("best", {"rows": ["best", "good", "bad"]}, "held"),
+        ("best", {"rows": ["good", "same", "best"]}, "not held"),
+        ("best", {"rows": ["good", "same", "bad"]}, "open"),
+        ("falls", {"rows": ["best", "good", "bad"]}, "held"),
+        ("falls", {"rows": ["bad", "good", "best"]}, "not held"),
+        ("saves", {"row": "good", "low": 40, "high": 45}, "held"),
+        ("saves", {"row": "best", "low": 40, "high": 45}, "not held"),
+        ("saves", {"row": "bad", "low": 40, "high": 45}, "open"),
+        ("costs", {"row": "same", "flops": 6.0}, "held"),
+        ("costs", {"row": "good", "flops": 6.0}, "not held"),
+        ("above", {"rows": ["good", "never run"]}, "open"),
+        ("settles", {"row": "never run", "kind": "heads"}, "open"),
+    ],
+)
+def test_answers(runs: Runs, check: str, given: dict[str, Any], answer: str) -> None:
+    found = CHECKS[check](runs, **given)
+    assert found.answer == answer, found.evidence
+    assert found.evidence
+
+
+def test_a_mean_over_tasks_needs_all_of_them(runs: Runs, tmp_path: Path) -> None:
+    two = Runs(("sst2", "rte"), (1,), lambda task, row, seed: tmp_path / (row if task == "sst2" else "none"), {}, {})
+    assert two.apart("good", "bad") is None
+    both = Runs(("sst2", "rte"), (1,), runs.where, {}, {})
+    mean, low, high = both.apart("good", "bad") or (0, 0, 0)
+    one = runs.apart("good", "bad") or (0, 0, 0)
+    assert mean == pytest.approx(one[0]) == pytest.approx(25.0)
+    assert (high - low) == pytest.approx((one[2] - one[1]) / 2**0.5)  # two tasks that do not depend on each other
+
+
+def _search(folder: Path, *, settles_at: int, steps: int = 50) -> None:
+    """Coefficients that are drawn anew until a step, and then stay."""
+    gates = Gates(tiny_model())
+    torch.manual_seed(0)
+    writer = HistoryWriter(folder / "history.bin", gates)
+    for step in range(1, steps + 1):
+        if step <= settles_at:
+            for parameter in gates.parameters():
+                parameter.data = torch.rand_like(parameter)
+        writer.record()
+    writer.close()
+    half = tuple(tuple(range(NEURONS // 2)) for _ in range(LAYERS))
+    Ticket(tuple((0, 1) for _ in range(LAYERS)), half, "bert", HEADS, NEURONS).save(folder / "ticket.json")
+
+
+@pytest.mark.parametrize(("step", "answer"), [(9, "held"), (40, "not held")])
+@pytest.mark.parametrize("kind", ["heads", "neurons"])
+def test_a_mask_settles_early_or_late(runs: Runs, tmp_path: Path, kind: str, step: int, answer: str) -> None:
+    _search(tmp_path / "good", settles_at=step)
+    found = CHECKS["settles"](runs, row="good", kind=kind)
+    assert found.answer == answer, found.evidence
+    assert "chance is 0.500" in found.evidence
+
+
+@pytest.mark.parametrize(("widths", "later"), [((60, 40, 20), "held"), ((20, 40, 60), "not held"), ((9, 9, 9), "open")])
+def test_which_end_loses_more(runs: Runs, tmp_path: Path, widths: tuple[int, ...], later: str) -> None:
+    neurons = tuple(tuple(range(width)) for width in widths)
+    Ticket(tuple((0,) for _ in widths), neurons, "bert", HEADS, NEURONS).save(tmp_path / "good" / "ticket.json")
+    assert CHECKS["later_lose_more"](runs, row="good").answer == later
+    opposite = {"held": "not held", "not held": "held", "open": "open"}[later]
+    assert CHECKS["earlier_lose_more"](runs, row="good").answer == opposite

@@ -1,0 +1,159 @@
+"""Tables of the paper: their files, shared runs, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from earlybert.config import BadSetting
+from earlybert.recipes.reproduce import experiment as files
+from earlybert.recipes.reproduce.estimate import estimate
+from earlybert.recipes.reproduce.experiment import SCALES, Scale, experiment
+from earlybert.recipes.reproduce.page import load, page
+from earlybert.recipes.reproduce.record import Record
+from earlybert.recipes.reproduce.run import reproduce
+from earlybert.recipes.run import Run
+from tests.recipes.conftest import run
+
+ONE = {
+    "title": "Table A",
+    "caption": "A ticket against the dense model.",
+    "tasks": ["sst2"],
+    "methods": {"dense": None, "dense_same_flops": {"like": "ticket"}, "ticket": None},
+    "published": {"dense": {"sst2": 91.7}, "ticket": {"sst2": 90.71}},
+    "saved": {"ticket": 42.97},
+    "remarks": ["The paper's cell is odd."],
+    "claims": [
+        {"says": "The ticket is better.", "check": "above", "rows": ["ticket", "dense"]},
+        {"says": "It saves something.", "check": "saves", "row": "ticket", "low": 0, "high": 99},
+    ],
+}
+TWO = {
+    "title": "Figure B",
+    "caption": "Learning rates.",
+    "tasks": ["sst2"],
+    "methods": {
+        "dense": None,
+        "dense_same_flops": {"like": "x1"},
+        "x1": {"method": "ticket", "lr": 1e-3},
+        "x2": {"method": "ticket", "lr": 2e-3},
+    },
+    "plot": {"x": "lr"},
+    "small": {"methods": {"x1": {"lr": 4e-3}}},
+}
+MAPS = {**ONE, "title": "Figure C", "claims": [], "maps": {"row": "ticket", "layer": 2}}
+COMMON = {"recipe": "paper", "dense_epochs": 1, "epochs": 1, "search_epochs": 0.5, "seeds": [1], "train_rows": 40}
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "paper"
+    folder.mkdir()
+    for name, content in {"one": ONE, "two": TWO, "maps": MAPS, "scales": {"paper": COMMON, "small": COMMON}}.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setattr(files, "folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def given(flags: list[str]) -> dict[str, Any]:
+    words = {
+        flag.removeprefix("--").replace("-", "_"): text for flag, text in zip(flags[::2], flags[1::2], strict=True)
+    }
+    settings = {name: yaml.safe_load(text) for name, text in words.items() if name != "task"}
+    return {**settings, "precision": "no"}
+
+
+def test_tables_share_runs_and_say_what_they_came_to(tables: Path, given: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, second, third = reproduce(["one", "two", "maps"], "small", out, given)
+
+    # dense, its rival and the ticket of the first are the third's too; dense and the ticket (x2) are the second's
+    made = sorted(folder.name for folder in (out / "runs").iterdir())
+    assert len(made) == 3 + 2
+    assert (out / "one/sst2/dense/seed-1").resolve() == (out / "two/sst2/dense/seed-1").resolve()
+    assert (out / "one/sst2/ticket/seed-1").resolve() == (out / "two/sst2/x2/seed-1").resolve()
+    assert (out / "one/sst2/ticket/seed-1").resolve() == (out / "maps/sst2/ticket/seed-1").resolve()
+
+    metrics = Run.open(out / "one/sst2/ticket/seed-1").read_metrics()
+    dense = Run.open(out / "one/sst2/dense/seed-1").read_metrics()
+    row = first.rows["ticket"]
+    assert row.scores == {"sst2": pytest.approx(100 * metrics["score"]["accuracy"])}
+    assert row.flops == pytest.approx(metrics["flops"] / dense["flops"])
+    assert row.seconds == pytest.approx(metrics["seconds"] / dense["seconds"])
+    assert [claim.says for claim in first.claims] == ["The ticket is better.", "It saves something."]
+    text = (out / "one.md").read_text()
+    assert f"{row.scores['sst2']:.2f} (90.71)" in text
+    assert f"{row.seconds:.2f} (0.57)" in text
+    assert "The paper's cell is odd." in text
+    assert "earlybert reproduce one --scale small --data-dir DATA" in text
+    assert str(tmp_path) not in text + (out / "one.json").read_text()  # results are published
+
+    assert second.figures == ["two.svg"]
+    assert third.figures == ["maps-heads.svg", "maps-neurons.svg"]
+    for file in (*first.figures, *second.figures, *third.figures):
+        assert (out / file).read_text().startswith("<?xml")
+    whole = (out / "reproduction.md").read_text()
+    assert "| Table A | The ticket is better. |" in whole
+    assert whole == page(load(out))
+
+    before = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("metrics.json")}
+    again = reproduce(["one"], "small", out, given)
+    assert again == [first]
+    assert before == {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("metrics.json")}
+
+    # another setting is another run beside the first, and what does not depend on it is not run again
+    reproduce(["one"], "small", out, {**given, "neurons": 0.2})
+    assert len(list((out / "runs").iterdir())) == 5 + 2
+
+
+def test_a_record_comes_back(tmp_path: Path, tables: Path, given: dict[str, Any]) -> None:
+    (record,) = reproduce(["one"], "small", tmp_path / "out", given)
+    assert Record.load(tmp_path / "out" / "one.json").markdown() == record.markdown()
+    (tmp_path / "bad.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(Exception, match="is no result of earlybert reproduce"):
+        Record.load(tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("name", files.names())
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_file_is_one_that_runs(name: str, scale: Scale) -> None:
+    if not files.has(name, scale):
+        with pytest.raises(BadSetting, match=f"{name} has no {scale} scale"):
+            experiment(name, scale)
+        return
+    each = experiment(name, scale)
+    methods = {each.comparison.method_of(row) for row in each.comparison.methods}
+    assert "dense" in methods
+    assert {"dense_same_flops", "dense_same_time"} & methods or each.maps  # every comparison has the rival
+    assert set(each.published) <= set(files.read(name)["methods"])
+    assert each.caption.endswith(".")
+    if scale == "paper":
+        assert each.comparison.settings["model"].startswith("bert-")
+        assert 0 < estimate(each.comparison).hours < 100
+
+
+def test_hours_grow_with_what_is_asked() -> None:
+    one, three = (experiment("table7", "paper", {"seeds": seeds}).comparison for seeds in ([1], [1, 2, 3]))
+    assert estimate(three).hours == pytest.approx(3 * estimate(one).hours)
+    assert estimate(experiment("table2_large", "paper").comparison).gigabytes > estimate(one).gigabytes
+
+
+def test_the_command_lists_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("reproduce", "--list") == 0
+    assert "table5" in capsys.readouterr().out
+    assert run("reproduce", "table7", "--scale", "paper", "--check") == 0
+    assert "48 runs, about" in " ".join(capsys.readouterr().out.split())
+    for words, said in (
+        ((), "say which"),
+        (("tabel7",), "did you mean table7"),
+        (("table2_large",), "table2_large has no small scale"),
+        (("table7", "--seeds", "[1,1]"), "seeds are repeated"),
+        (("table7", "--data-dir", "nowhere"), "nowhere is not a folder"),
+    ):
+        assert run("reproduce", *words) != 0
+        assert said in " ".join(capsys.readouterr().err.split())
