@@ -26,7 +26,6 @@ exclude_patterns = ["_build"]
 myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
-smartquotes = False  # --flag stays --flag
 # `name` in a docstring is code, and a link where it is one of ours.
 default_role = "py:obj"
 autodoc_typehints = "description"

@@ -100,7 +100,8 @@ def _dashed(text: str) -> str:
 
 def _text(plain: str) -> str:
     """Help is plain text but for `code` and the names of pages."""
-    escaped = re.sub(r"([<>*_\[\]#|\\])(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\\1", plain)
+    flagged = re.sub(r"(?<![`\w-])--[a-z][\w-]*", r"`\g<0>`", plain)
+    escaped = re.sub(r"([<>*_\[\]#|\\])(?=[^`]*(?:`[^`]*`[^`]*)*$)", r"\\\1", flagged)
     return re.sub(
         r"docs/(\w+\.md)|benchmarks/README\.md", lambda page: f"[{page[0]}]({page[1] or 'benchmarks.md'})", escaped
     )

@@ -5,8 +5,9 @@
     Pre-train your own
     ```
 
-shows those sections; a line `(beginning)` is what stands before the first of them, without the title, and no line at
-all is the whole file. Relative links are turned, so that they lead where they lead in the file.
+stands for those sections, whose text takes its place before the page is parsed. A line `(beginning)` is what stands
+before the first section, without the title, and no line at all is the whole file. Relative links are turned, so that
+they lead where they lead in the file.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx.util.docutils import SphinxDirective
+from sphinx.errors import ExtensionError
 
 BEGINNING = "(beginning)"
 SHOWN = {"README.md": "quickstart.md", "benchmarks/README.md": "benchmarks.md"}
 """Files outside, and the page that shows them: a link to the one is a link to the other."""
+BLOCK = re.compile(r"^```\{elsewhere\} (\S+)\n((?:[^`\n]+\n)*)```$", flags=re.MULTILINE)
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
@@ -53,49 +54,37 @@ def turned(text: str, file: Path, page: Path, root: Path) -> str:
     return LINK.sub(turn, text)
 
 
-class Elsewhere(SphinxDirective):
-    """The directive of the module's docstring."""
+def shown(text: str, page: Path, root: Path) -> tuple[str, list[Path]]:
+    """`text` of `page` with sections of other files in their places, and which files those are."""
+    files: list[Path] = []
 
-    required_arguments = 1
-    has_content = True
-
-    def run(self) -> list[nodes.Node]:
-        """Parse the sections where the directive stands."""
-        source = Path(self.env.srcdir)
-        page = Path(self.env.doc2path(self.env.docname))
-        file = Path(os.path.normpath(page.parent / self.arguments[0]))
-        self.env.note_dependency(str(file))
+    def fill(block: re.Match[str]) -> str:
+        file = Path(os.path.normpath(page.parent / block[1]))
+        files.append(file)
         found = sections(file.read_text(encoding="utf-8"))
-        wanted = [line.strip() for line in self.content if line.strip()] or list(found)
-        for name in wanted:
-            if name not in found:
-                raise self.error(f"{self.arguments[0]} has no section {name!r}; it has {', '.join(found)}.")
-        text = turned("\n".join(found[name] for name in wanted), file, page, source.parent)
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
+        wanted = block[2].split("\n")[:-1] or list(found)
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise ExtensionError(f"{page.name}: {block[1]} has no section {missing[0]!r}; it has {', '.join(found)}.")
+        return turned("\n".join(found[name] for name in wanted), file, page, root)
+
+    return BLOCK.sub(fill, text), files
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Register the directive, and what is done to every page as it is read."""
-    app.add_directive("elsewhere", Elsewhere)
-    app.connect("source-read", _links_to_shown_files)
-    app.connect("source-read", _without_absent_pages)
+    """What is done to every page as it is read."""
+    app.connect("source-read", _read)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
-def _links_to_shown_files(app: Any, docname: str, content: list[str]) -> None:
-    source = Path(app.srcdir)
-    page = Path(app.env.doc2path(docname))
-
-    def turn(found: re.Match[str]) -> str:
-        target = os.path.relpath(os.path.normpath(page.parent / found[2]), source.parent)
-        return found[1] + (os.path.relpath(source / SHOWN[target], page.parent) if target in SHOWN else found[2])
-
-    content[0] = LINK.sub(turn, content[0])
+def _read(app: Any, docname: str, content: list[str]) -> None:
+    page, root = Path(app.env.doc2path(docname)), Path(app.srcdir).parent
+    text = _without_absent_pages(turned(content[0], page, page, root), page.parent)
+    content[0], files = shown(text, page, root)
+    for file in files:
+        app.env.note_dependency(str(file))
 
 
-def _without_absent_pages(app: Any, docname: str, content: list[str]) -> None:
+def _without_absent_pages(text: str, folder: Path) -> str:
     """A line `reproduction*` in a toctree is for a page that need not be there; Sphinx warns when it is not."""
-    folder = Path(app.env.doc2path(docname)).parent
-    content[0] = re.sub(
-        r"^(\w+\*)\n", lambda found: found[0] * any(folder.glob(f"{found[1]}.md")), content[0], flags=re.MULTILINE
-    )
+    return re.sub(r"^(\w+\*)\n", lambda found: found[0] * any(folder.glob(f"{found[1]}.md")), text, flags=re.MULTILINE)
