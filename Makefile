@@ -39,16 +39,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-docs: $(VENV)/.docs  ## the site; a warning, a link or an anchor that leads nowhere is an error
+docs: $(READY)  ## the site; a warning, a link or an anchor that leads nowhere is an error
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-links: $(VENV)/.docs  ## links to other sites, too; needs a network
+links: $(READY)  ## links to other sites, too; needs a network
 	$(BIN)/python -m sphinx --quiet --builder linkcheck docs docs/_build/links
-
-$(VENV)/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[docs]'
-	@touch $@
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

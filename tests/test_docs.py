@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -142,18 +143,17 @@ def test_links_of_the_readmes_lead_somewhere() -> None:
             assert (page.parent / path).exists(), f"{page.name}: {path}"
 
 
-@pytest.fixture(scope="module")
-def extension() -> ModuleType:
-    pytest.importorskip("sphinx", reason="the docs extra is not installed")
+def extension(name: str) -> ModuleType:
+    """A module of `docs/_ext`."""
     sys.path.insert(0, str(ROOT / "docs" / "_ext"))
     try:
-        return importlib.import_module("command_reference")
+        return importlib.import_module(name)
     finally:
         sys.path.pop(0)
 
 
-def test_the_command_line_page_has_every_command_and_flag(extension: ModuleType) -> None:
-    page: str = extension.reference()
+def test_the_command_line_page_has_every_command_and_flag() -> None:
+    page: str = extension("command_reference").reference()
     shared = dict(
         re.findall(r"^\((settings-[\w-]+)\)=\n(.*?)(?=^\(settings-|\Z)", page, flags=re.MULTILINE | re.DOTALL)
     )
@@ -177,3 +177,46 @@ def test_the_python_page_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\.\. auto\w+:: earlybert\.(\w+)$", page, flags=re.MULTILINE)
     assert sorted(shown) == sorted(earlybert.__all__)
+
+
+def test_sections_of_other_files_stand_where_they_are_asked_for() -> None:
+    text = "# Page\n\nBefore.\n\n```{elsewhere} ../benchmarks/README.md\n(beginning)\n```\nAfter.\n"
+    shown, files = extension("elsewhere").shown(text, ROOT / "docs" / "page.md", ROOT)
+    assert files == [ROOT / "benchmarks" / "README.md"]
+    places = [shown.index(words) for words in ("Before.", "| script |", "After.")]
+    assert places == sorted(places)
+    assert "[docs/stopping.md](stopping.md)" in shown
+    assert "[tables](path:../benchmarks/results/compare_small/compare.md)" in shown
+    assert "## " not in shown
+
+
+@pytest.mark.slow
+def test_a_link_that_leads_nowhere_ends_the_build(tmp_path: Path) -> None:
+    good = ["[there](other.md#a-heading)", "[fetched](../file.py)", "![picture](picture.svg)"]
+    code, complaints = build(tmp_path / "good", good)
+    assert (code, complaints) == (0, "")
+    bad = ["[there](other.md#no-heading)", "[there](none.md)", "[fetched](../none.py)", "![picture](none.svg)"]
+    code, complaints = build(tmp_path / "bad", bad)
+    assert code != 0
+    assert len(complaints.splitlines()) == len(bad), complaints
+    for name in ("no-heading", "none.md", "none.py", "none.svg"):
+        assert name in complaints
+
+
+def build(folder: Path, links: list[str]) -> tuple[int, str]:
+    """A site of two pages with the settings of the real one: exit code and warnings."""
+    site = folder / "docs"
+    site.mkdir(parents=True)
+    (folder / "src").symlink_to(ROOT / "src")
+    for name in ("conf.py", "_ext", "_static"):
+        (site / name).symlink_to(ROOT / "docs" / name)
+    pages = "```{toctree}\n:glob:\n\nother\nabsent*\n```\n"
+    (site / "index.md").write_text("\n\n".join(["# Site", *links, pages]))
+    (site / "other.md").write_text("# Other\n\n## A heading\n")
+    (site / "picture.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="4" height="4"/>')
+    (folder / "file.py").touch()
+    words = ["sphinx", "--quiet", "--fail-on-warning", "--keep-going", "--builder", "dummy"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, str(site), str(folder / "out")], capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stderr
