@@ -37,6 +37,7 @@ python_use_unqualified_type_names = True
 toc_object_entries = False
 
 html_theme = "furo"
+pygments_dark_style = "a11y-dark"
 html_title = "earlybert"
 html_static_path = ["_static"]
 html_css_files = ["house.css"]
