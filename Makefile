@@ -8,7 +8,7 @@ OLD := $(VENV)-4.57
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test fast old lint format clean
+.PHONY: demo test fast old lint docs links format clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -39,9 +39,16 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+docs: $(READY)  ## the site; a warning, a link or an anchor that leads nowhere is an error
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+links: $(READY)  ## links to other sites, too; needs a network
+	$(BIN)/python -m sphinx --quiet --builder linkcheck docs docs/_build/links
+
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLD) runs
+	rm -rf $(VENV) $(OLD) runs docs/_build

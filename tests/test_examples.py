@@ -1,4 +1,4 @@
-"""The examples and the README run as printed."""
+"""The examples run as printed."""
 
 from __future__ import annotations
 
@@ -46,21 +46,3 @@ def test_setfit_classifier(tmp_path: Path) -> None:
     out = run(str(ROOT / "examples" / "setfit_classifier.py"), "--steps", "4", "--output", "out", cwd=tmp_path)
     assert re.search(r"22,713,216 -> 18,\d{3},\d{3} parameters; accuracy", out)
     assert "loaded again: 100 of 100 predictions agree" in out
-
-
-@pytest.mark.slow
-def test_readme_code(tmp_path: Path) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        run("-c", block, cwd=tmp_path)
-
-
-def test_readme_names_only_commands_and_files_that_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    for path in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / path).exists(), path
-    from earlybert.cli import COMMANDS
-
-    for command in re.findall(r"^(?:    )?earlybert (\w+)", text, flags=re.MULTILINE):
-        assert command in COMMANDS, command

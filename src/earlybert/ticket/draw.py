@@ -27,7 +27,7 @@ def draw(
     neurons_scope: Scope = "global",
     align: int = 64,
 ) -> Ticket:
-    """Keep the heads and neurons with the largest |score|; nothing is touched, no model is needed.
+    """Keep the heads and neurons with the largest absolute scores; nothing is touched, no model is needed.
 
     Args:
         scores: The coefficients of a search, or any other importance.
