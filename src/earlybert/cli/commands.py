@@ -130,6 +130,11 @@ def _reproduce(given: Given) -> None:
         return
     from ..recipes.reproduce.run import reproduce
 
+    if "results" in given:
+        from ..recipes.reproduce.page import write_page
+
+        print(f"written: {write_page(Path(given.get('output', '.')), Path(given['results']))}")
+        return
     options = ("names", "scale", "output", "check", "list")
     wanted = list(given.get("names") or [])
     if not wanted:
@@ -246,6 +251,7 @@ COMMANDS = {
             Option("seeds", "paired seeds instead of the file's", list[int]),
             Option("jobs", "runs at once, 0 for as many as there is room for [1]", int),
             Option("offline", "load names from the hub's cache only", flag=True),
+            Option("results", "folder of results: write reproduction.md of them into --output, and end"),
             Option("check", "say what it would take, and run nothing", flag=True),
             Option("list", "list the tables and figures and end", flag=True),
         ),

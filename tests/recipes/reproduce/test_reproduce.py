@@ -119,6 +119,18 @@ def test_a_record_comes_back(tmp_path: Path, tables: Path, given: dict[str, Any]
         Record.load(tmp_path / "bad.json")
 
 
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_page_of_the_docs_is_made_from_the_results(tmp_path: Path) -> None:
+    results = ROOT / "benchmarks" / "results" / "reproduction"
+    assert run("reproduce", "--results", results, "--output", tmp_path) == 0
+    assert load(results)
+    again = page(load(results), pictures="../benchmarks/results/reproduction/")
+    assert (ROOT / "docs" / "reproduction.md").read_text() == again
+    assert run("reproduce", "--results", tmp_path, "--output", tmp_path) != 0
+
+
 @pytest.mark.parametrize("name", files.names())
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_file_is_one_that_runs(name: str, scale: Scale) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+from ...anatomy import Refused
 from ...report.sheet import Sheet
 from ...ticket.files import write_atomically
 from .experiment import ORDER
@@ -31,15 +33,20 @@ in that direction.
 """
 
 
-def write_page(folder: Path, records: Path | None = None, *, pictures: str = "") -> Path:
+def write_page(folder: Path, records: Path | None = None) -> Path:
     """Write `reproduction.md` of every `NAME.json` there is.
 
     Args:
         folder: Where the page goes.
-        records: Where the results are; the same folder when None.
-        pictures: What links to pictures begin with, when they lie elsewhere.
+        records: Where the results and their pictures are; the same folder when None.
+
+    Raises:
+        Refused: There are no results.
     """
     found = load(records or folder)
+    if not found:
+        raise Refused(f"{records or folder} holds no results of earlybert reproduce.")
+    pictures = "" if records is None else f"{Path(os.path.relpath(records, folder)).as_posix()}/"
     write_atomically(folder / PAGE, page(found, pictures=pictures).encode())
     return folder / PAGE
 
@@ -51,7 +58,7 @@ def load(folder: Path) -> list[Record]:
 
 
 def page(records: list[Record], *, pictures: str = "") -> str:
-    """Markdown of results."""
+    """Markdown of results; links to pictures begin with `pictures`."""
     parts = [INTRODUCTION, _claims(records).markdown(), RULES]
     for record in records:
         text = record.markdown().replace("### ", "## ", 1)
