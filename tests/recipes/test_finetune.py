@@ -208,7 +208,7 @@ def test_nan_loss_stops_at_the_step_and_keeps_the_last_good_checkpoint(
         return real(self, batches) * (float("nan") if calls == 7 else 1.0)
 
     monkeypatch.setattr(EagerStep, "__call__", poisoned)
-    assert run("finetune", *settings) == 2
+    assert run("finetune", *settings) == 3
     assert "the loss is nan at step 7" in capsys.readouterr().err
     from earlybert.train import checkpoint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
@@ -58,6 +59,7 @@ class Tracker:
     def __init__(self, names: Sequence[str], folder: Path, settings: Mapping[str, Any], *, on_cpu: bool) -> None:
         self._log_file = folder / "steps.jsonl"
         self._stage, self._base = "", 0
+        self._waiting: dict[int, dict[str, float]] = {}
         self._before = os.environ.get("WANDB_SILENT")
         if display.mode in ("json", "quiet"):
             os.environ["WANDB_SILENT"] = "true"
@@ -86,18 +88,24 @@ class Tracker:
             seconds = max(1e-9, line["seconds"])
             speeds = {f"{name}_per_second": line[name] / seconds for name in ("rows", "tokens")}
             self.scalars({"loss": line["loss"], "lr": line["lr"], **speeds}, line["step"])
+        self._send()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step of the stage, under its name."""
-        named = {f"{self._stage}/{name}": value for name, value in values.items()}
-        self._tell(lambda tracker: tracker.log(named, step=self._base + step))
+        """Numbers of a step of the stage, under its name; sent with the next lines, since no tracker goes back."""
+        waiting = self._waiting.setdefault(self._base + step, {})
+        waiting.update({f"{self._stage}/{name}": value for name, value in values.items()})
+
+    def _send(self) -> None:
+        for step in sorted(self._waiting):
+            self._tell(partial(_log, values=self._waiting.pop(step), step=step))
 
     def finish(self, metrics: Mapping[str, Any] | None) -> None:
         """The last numbers: every number of `metrics.json`, by its path."""
         final = dict(_numbers("final", metrics or {}))
         last = sum("loss" in line for line in read_steps(self._log_file))
+        self._send()
         if final:
-            self._tell(lambda tracker: tracker.log(final, step=last))
+            self._tell(partial(_log, values=final, step=last))
         self._tell(lambda tracker: tracker.finish())
         self._silence_over()
 
@@ -135,6 +143,10 @@ def tracked(run: Any) -> Iterator[None]:
     finally:
         run.tracker.finish(run.read_metrics() if run.metrics.exists() else None)
         run.tracker = None
+
+
+def _log(tracker: Any, values: Mapping[str, float], step: int) -> None:
+    tracker.log(values, step=step)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
