@@ -8,6 +8,20 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Scope = Literal["layer", "global"]
+LogMode = Literal["auto", "bars", "plain", "json", "quiet"]
+"""What a command shows while it runs (docs/live.md)."""
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "comet_ml": ("comet_ml",),
+    "aim": ("aim",),
+    "mlflow": ("mlflow",),
+    "clearml": ("clearml",),
+    "dvclive": ("dvclive",),
+    "swanlab": ("swanlab",),
+}
+"""Trackers that `accelerate` knows, and packages of which each needs one."""
 
 
 DEFAULT_LENGTH, LENGTHS = 128, {"squad": 384, "qamr": 384}
@@ -64,6 +78,10 @@ def named(name: str, known: Any, what: str) -> str:
     near = get_close_matches(str(name), list(known), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
     raise BadSetting(f"unknown {what} {name!r}; {hint}")
+
+
+NO_RESULT = ("offline", "log_every", "profile_steps", "tracker")
+"""Settings that change no result: a resumed run may have others."""
 
 
 class BadSetting(ValueError):
@@ -307,11 +325,18 @@ class Bookkeeping:
     """Optimizer steps between evaluations while training, into evaluations.jsonl; 0 evaluates at the end only."""
     log_every: int = 50
     """Optimizer steps between readings of losses and times, which wait for the device."""
+    profile_steps: int = 4
+    """Extra steps at the end of search and training, timed in parts and then undone (docs/report.md); 0 takes none."""
+    tracker: str = "none"
+    """Also tell tensorboard, wandb, or another tracker of accelerate, several with commas (docs/live.md); or none."""
 
     def __post_init__(self) -> None:
         between("checkpoint_every", self.checkpoint_every, 0)
         between("eval_every", self.eval_every, 0)
         between("log_every", self.log_every, 1)
+        between("profile_steps", self.profile_steps, 0)
+        for name in trackers_of(self.tracker):
+            named(name, TRACKERS, "tracker")
 
 
 PARTS = (Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping)
@@ -354,6 +379,11 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             pass
     words = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
     raise BadSetting(f"{name} must be {words}, got {value!r}.")
+
+
+def trackers_of(setting: str) -> tuple[str, ...]:
+    """Names in a `tracker` setting."""
+    return tuple(name.strip() for name in setting.split(",") if name.strip() not in ("", "none"))
 
 
 def changed(before: Any, after: Any) -> list[str]:

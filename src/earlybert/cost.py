@@ -17,6 +17,8 @@ BACKWARD = 2
 """A backward pass does two matrix products for each one of the forward pass."""
 PRODUCTS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
 """Layers whose FLOPs are two a weight for every vector that they put out."""
+MOMENTS = 2
+"""Of each trained parameter, in AdamW and in LAMB."""
 LENGTH = 7
 """Tokens a row of the batch that a model is tried on."""
 PEAK = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
@@ -52,6 +54,24 @@ class Cost:
     def step(self, shapes: Iterable[tuple[int, int]]) -> int:
         """FLOPs of a training step, forward and backward."""
         return (1 + BACKWARD) * self.forward(shapes)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that training holds for as long as it lasts, from shapes; activations come on top."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    """Both moments of AdamW or LAMB, in the parameters' dtype."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a model costs to run and to hold."""
+
+    cost: Cost
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,27 @@ def count(model: nn.Module) -> Cost:
                 token += anatomy.family.position_flops(model.get_submodule(outputs[call.module].attention))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Cost(token, row, pair, parameters, batch)
+
+
+def memory(model: nn.Module) -> Memory:
+    """Bytes of a model's parameters, and of the gradients and moments of those that are trained."""
+    sizes = [(p.numel() * p.element_size(), p.requires_grad) for p in model.parameters()]
+    trained = sum(size for size, trains in sizes if trains)
+    return Memory(sum(size for size, _ in sizes), trained, MOMENTS * trained)
+
+
+def sized(model: nn.Module) -> Size:
+    """Cost and memory of a model.
+
+    Raises:
+        Refused: As `count`.
+    """
+    return Size(count(model), memory(model))
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes that tensors held on a CUDA device since its statistics were reset; None elsewhere."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _calls(model: nn.Module, anatomy: Anatomy, rows: int) -> list[_Call]:

@@ -30,6 +30,7 @@ def flags(model_folder: Path, data_dir: Path) -> list[str]:
         *("--model", str(model_folder), "--task", "sst2", "--data-dir", str(data_dir), "--device", "cpu"),
         *("--max-length", "16", "--batch-size", "4", "--precision", "no", "--align", "8", "--heads", "1"),
         *("--dense-lr", "1e-3", "--lr", "2e-3", "--log-every", "5", "--checkpoint-every", "4"),
+        *("--profile-steps", "0"),
     ]
 
 

@@ -208,7 +208,7 @@ def test_nan_loss_stops_at_the_step_and_keeps_the_last_good_checkpoint(
         return real(self, batches) * (float("nan") if calls == 7 else 1.0)
 
     monkeypatch.setattr(EagerStep, "__call__", poisoned)
-    assert run("finetune", *settings) == 2
+    assert run("finetune", *settings) == 3
     assert "the loss is nan at step 7" in capsys.readouterr().err
     from earlybert.train import checkpoint
 
@@ -315,7 +315,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ["--method", "dense", "--dense-lr", "1e38", "--dense-steps", "1", "--output", tmp_path / "run"]
-    assert run("finetune", *flags, *settings) == 2
+    assert run("finetune", *flags, *settings) == 3
     assert "not finite after step 1" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
 

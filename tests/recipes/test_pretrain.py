@@ -41,6 +41,7 @@ def flags(corpus_folder: Path) -> list[str]:  # noqa: F811
         {"second-length": 48, "second-batch": 4, "second-rows": 4, "second-lr": 1e-2, "second-warmup": 0.3},
         {"search-steps": SEARCH, "heads": 1, "align": 8},
         {"eval-every": 8, "eval-rows": 16, "log-every": 4, "checkpoint-every": 4},
+        {"profile-steps": 0},
     ]
     return [word for part in parts for name, value in part.items() for word in (f"--{name}", str(value))]
 
@@ -59,16 +60,28 @@ def nvidia(steps: int, lr: float, warmup: float) -> list[float]:
     return (lr * np.where(progress < warmup, progress / warmup, (1 - progress) ** 0.5)).tolist()
 
 
-def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(flags: list[str], tmp_path: Path) -> None:
+def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoTokenizer, BertForPreTraining
 
     out = tmp_path / "run"
-    assert run("pretrain", *flags, "--steps", "160", "--lr", "3e-2", "--output", out) == 0
+    words = ["--steps", "160", "--lr", "3e-2", "--profile-steps", "2", "--log", "json"]
+    assert run("pretrain", *flags, *words, "--output", out) == 0
     assert {file.name for file in out.iterdir()} == {
         *("config.yaml", "scores.safetensors", "history.bin", "ticket.json", "steps.jsonl"),
-        *("evaluations.jsonl", "metrics.json", "model"),
+        *("evaluations.jsonl", "metrics.json", "model", "profile.json"),
     }
     metrics = json.loads((out / "metrics.json").read_text())
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert events[-1] == {"event": "done", "command": "pretrain", "run": str(out), "metrics": metrics}
+    shown = {(event["stage"], event["title"]) for event in events if event["event"] == "step"}
+    assert shown == {("search", "search"), ("train", "phase 1"), ("train", "phase 2")}
+    assert any(event.get("mask_distance") for event in events)
+    assert set(metrics["profile"]) == {"search", "train"}
+    assert all(seconds > 0 for seconds in metrics["profile"]["train"]["seconds"].values())
+    assert metrics["memory"]["before"]["parameters"] == 4 * metrics["parameters"]["before"]
+    assert metrics["memory"]["after"]["optimizer"] == 8 * metrics["parameters"]["after"]
     assert metrics["stages"]["search"]["steps"] == SEARCH == len(eb.History(out / "history.bin"))
     assert metrics["stages"]["train"]["steps"] == 96 + 32
     lines = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]

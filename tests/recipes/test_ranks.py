@@ -79,7 +79,19 @@ def notes_of(folder: Path, rank: int) -> dict[str, Any]:
 
 def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
     """Parameters to 1e-5, every example once, and the same bits on both ranks."""
-    words = [*flags, "--method", "dense", "--dropout", "0", "--lr", "5e-3", "--second-batch", "8"]
+    words = [
+        *flags,
+        "--method",
+        "dense",
+        "--dropout",
+        "0",
+        "--lr",
+        "5e-3",
+        "--second-batch",
+        "8",
+        "--profile-steps",
+        "2",
+    ]
     alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
     launched(tmp_path / "two", [*words, "--output", tmp_path / "run-two"])
     one, first, second = (notes_of(tmp_path / where, rank) for where, rank in (("one", 0), ("two", 0), ("two", 1)))

@@ -36,6 +36,7 @@ FIGURES = [
     "curves-search",
     "curves-train",
     "time",
+    "step-parts",
     "size",
 ]
 
@@ -65,6 +66,16 @@ def test_every_number_equals_the_run_folder(compared: Path) -> None:
     }
     ticket = eb.Ticket.load(compared / "ticket.json")
     expected |= {"heads.kept": ticket.heads_kept, "neurons.kept": ticket.neurons_kept}
+    for stage in ("search", "train"):
+        parts = metrics["profile"][stage]["seconds"]
+        assert list(parts) == ["host", "forward", "backward", "optimizer"]
+        expected |= {f"profile.{stage}.{part}": seconds for part, seconds in parts.items()}
+    dense = versus["rows"]["dense"]["profile"]["train"]["seconds"]
+    expected |= {f"dense.profile.train.{part}": seconds for part, seconds in dense.items()}
+    for when in ("before", "after"):
+        expected |= {f"memory.{when}.{part}": size for part, size in metrics["memory"][when].items()}
+        expected[f"flops_a_token.{when}"] = metrics["flops_a_token"][when]
+    assert metrics["profile"] == read_json(compared / "profile.json")
     assert expected.items() <= numbers.items()
     for key, (value, text) in shown["run-1"].items():  # and what is read is that value, to its last digit
         plain = re.fullmatch(r"([+-]?[\d,]+(?:\.(\d+))?)%?", text)
@@ -72,6 +83,10 @@ def test_every_number_equals_the_run_folder(compared: Path) -> None:
             scale = 1e-12 if key.endswith("flops") else 100 if "%" in text else 1
             digit = 0.5001 * 10 ** -len(plain[2] or "")
             assert float(plain[1].replace(",", "")) == pytest.approx(scale * float(value), abs=digit), key
+        if "profile." in key:
+            assert text == f"{1e3 * float(value):.3g} ms"
+        if key.startswith("memory."):
+            assert text == f"{float(value) / 2**20:.1f} MB"
     assert page.figures["run-1"] == FIGURES
     scores = eb.Scores.load(compared / "scores.safetensors")
     tips = {found["data-tip"] for _, found in page.tags if "data-tip" in found}
@@ -188,7 +203,12 @@ def test_runs_side_by_side(compared: Path, tmp_path: Path) -> None:
         metrics = read_json(folder / "metrics.json")
         assert json.loads(page.numbers[f"run-{number}"]["seconds"][0]) == metrics["seconds"]
         assert f"{metrics['score']['accuracy']:.4f} (" in page.text  # with its interval
-    assert page.figures["run-2"] == ["curves-train", "time", "size"]  # nothing to search, and nothing said to lack
+    assert page.figures["run-2"] == [
+        "curves-train",
+        "time",
+        "step-parts",
+        "size",
+    ]  # nothing to search, and nothing said to lack
     assert "Not shown" not in page.text
     assert (tmp_path / "all.html").stat().st_size < 2_000_000
 
@@ -214,11 +234,11 @@ def test_what_is_missing_is_said(copied: Path, name: str) -> None:
 
 @pytest.mark.parametrize("content", [b"", b'{"stage": 1}\n', b"[1]\n", b"\xff\x00" * 200])
 def test_what_is_broken_is_said(copied: Path, content: bytes) -> None:
-    for name in (*LACKING, "predictions.safetensors"):
+    for name in (*LACKING, "predictions.safetensors", "profile.json"):
         (copied / name).write_bytes(content)
     page = report(copied)
     assert page.figures["run-1"] == []
-    for name in LACKING:
+    for name in (*LACKING, "profile.json"):
         assert f"{name} is broken: " in page.text or (name == "steps.jsonl" and b"{" not in content)
 
 

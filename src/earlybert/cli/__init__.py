@@ -1,4 +1,7 @@
-"""The command line: parses, calls a recipe, prints. `earlybert COMMAND --help` lists every setting."""
+"""The command line: parses, calls a recipe, prints. `earlybert COMMAND --help` lists every setting.
+
+What a command shows (`--log`) and what its exit code means is in docs/live.md.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from ..config import BadSetting
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
 
-__all__ = ["BAD_INPUT", "COMMANDS", "main"]
+__all__ = ["BAD_INPUT", "COMMANDS", "DIVERGED", "INTERRUPTED", "TERMINATED", "main"]
 
 BAD_INPUT = 2
-"""Exit code when the input cannot be used; nothing was computed."""
+"""Exit code of everything that is refused or given up with a sentence, but what has a code of its own."""
+DIVERGED = 3
+"""Exit code when the loss or the weights are not finite any more."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after SIGINT and SIGTERM."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except BadSetting as error:
         return _refuse(str(error))
     except KeyboardInterrupt as stop:
-        print(f"earlybert: stopped{f'; to go on: {stop}' if stop.args else ''}.", file=sys.stderr)
-        return 130
+        return _stopped(stop)
 
 
 def _parse_and_run(name: str, arguments: list[str]) -> int:
@@ -51,24 +57,48 @@ def _parse_and_run(name: str, arguments: list[str]) -> int:
     except ArgumentError as error:
         return _refuse(one_line(str(error)))
     given = {key: value for key, value in parsed.items() if value is not None and key != "config"}
+    from ..recipes.display import display
+
+    display.mode = given.pop("log", "auto")
     command.check(given)  # out of range: said before torch is loaded
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from torch import OutOfMemoryError
 
+    from .. import __version__
     from ..anatomy import Refused
     from ..ticket import CutMismatch
     from ..train import Diverged
 
+    display.emit("start", command=name, version=__version__, settings=given)
     try:
-        command.run(given)
-    except (Refused, Diverged, CutMismatch) as error:
+        result = command.run(given)
+    except Diverged as error:
+        return _refuse(str(error), DIVERGED)
+    except (Refused, CutMismatch) as error:
         return _refuse(str(error))
     except OutOfMemoryError:
         return _refuse("the device ran out of memory; lower --batch-size (and raise --accumulate), or --max-length.")
+    display.emit("done", command=name, **(result or {}))
     return 0
 
 
-def _refuse(sentence: str) -> int:
-    print(f"earlybert: {sentence}", file=sys.stderr)
-    return BAD_INPUT
+def _refuse(sentence: str, code: int = BAD_INPUT) -> int:
+    return _ended("failed", code, f"earlybert: {sentence}", message=sentence)
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    from ..train.interrupt import Terminated
+
+    command = str(stop) if stop.args else None
+    code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    return _ended("stopped", code, f"earlybert: stopped{f'; to go on: {command}' if command else ''}.", resume=command)
+
+
+def _ended(event: str, code: int, sentence: str, **about: str | None) -> int:
+    """Say it to a person on standard error, and to a program that reads JSON lines."""
+    from ..recipes.display import display
+
+    print(sentence, file=sys.stderr)
+    display.emit(event, code=code, **about)
+    return code

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, Preparation, Ticketing
+from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, LogMode, Preparation, Ticketing
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
 
 Given = dict[str, Any]
@@ -34,7 +35,8 @@ class Command:
     """One command."""
 
     about: str
-    run: Callable[[Given], object]
+    run: Callable[[Given], Mapping[str, Any] | None]
+    """Returns what the last line of `--log json` says of the result."""
     options: tuple[Option, ...] = ()
     parts: tuple[type, ...] = ()
     """Settings it takes, as groups of `config`."""
@@ -47,6 +49,13 @@ class Command:
 
 
 OUTPUT = Option("output", "run folder (default: runs/<data>-<date>)")
+LOG = Option(
+    "log",
+    "what to show: bars, plain lines, JSON lines for a program, or nothing but errors (quiet); auto is bars on a "
+    "terminal and plain elsewhere [auto]",
+    LogMode,
+)
+"""Every command has it."""
 RESUME = Option("resume", "go on with the run in --output, with its own settings", flag=True)
 
 
@@ -59,37 +68,43 @@ def _check_run(given: Given) -> None:
     Finetune(**_settings(given, "output", "resume", "compare"))
 
 
-def _finetune(given: Given) -> None:
+def _result(run: Any) -> Given:
+    """A run folder and the metrics in it, if it has come so far."""
+    return {"run": str(run.path), **({"metrics": run.read_metrics()} if run.metrics.exists() else {})}
+
+
+def _finetune(given: Given) -> Given:
     from ..recipes import finetune as recipe
 
     settings = _settings(given, "output", "resume", "compare")
     start = recipe.start(settings, output=given.get("output"), resume=given.get("resume", False))
-    recipe.finetune(start, compare=given.get("compare", False))
+    return _result(recipe.finetune(start, compare=given.get("compare", False)))
 
 
-def _search(given: Given) -> None:
+def _search(given: Given) -> Given:
     from ..recipes import finetune as recipe
 
     settings = _settings(given, "output", "resume")
-    recipe.search(recipe.start(settings, output=given.get("output"), resume=given.get("resume", False)))
+    return _result(recipe.search(recipe.start(settings, output=given.get("output"), resume=given.get("resume", False))))
 
 
-def _draw(given: Given) -> None:
+def _draw(given: Given) -> Given:
     from ..recipes import finetune as recipe
 
-    recipe.draw(given["run"], settings=_settings(given, "run", "into"), into=given.get("into"))
+    run = recipe.draw(given["run"], settings=_settings(given, "run", "into"), into=given.get("into"))
+    return {"run": str(run.path)}
 
 
-def _train(given: Given) -> None:
+def _train(given: Given) -> Given:
     from ..recipes import finetune as recipe
 
-    recipe.train(given["run"], settings=_settings(given, "run"))
+    return _result(recipe.train(given["run"], settings=_settings(given, "run")))
 
 
-def _evaluate(given: Given) -> None:
+def _evaluate(given: Given) -> Given:
     from ..recipes import finetune as recipe
 
-    recipe.evaluate(given["run"])
+    return {"run": given["run"], "score": recipe.evaluate(given["run"])}
 
 
 def _predict(given: Given) -> None:
@@ -98,60 +113,66 @@ def _predict(given: Given) -> None:
     predict(given["run"], split=given.get("split", "test"), output=given.get("output"))
 
 
-def _report(given: Given) -> None:
+def _report(given: Given) -> Given:
     from ..recipes.report import report
 
     figures = given.get("figures")
-    report(
+    page = report(
         [Path(run) for run in given.get("runs") or []],
         output=Path(given["output"]) if "output" in given else None,
         figures=Path(figures) if figures else None,
     )
+    return {"report": str(page)}
 
 
-def _compare(given: Given) -> None:
+def _compare(given: Given) -> Given | None:
+    from ..recipes.display import say
+
     if given.get("list"):
         width = max(map(len, METHODS))
-        print("\n".join(f"{name:<{width}}  {method.about}" for name, method in METHODS.items()))
-        return
-    from ..recipes.compare import compare
+        say("\n".join(f"{name:<{width}}  {method.about}" for name, method in METHODS.items()))
+        return None
+    from ..recipes.compare import RESULT, compare
     from ..recipes.comparison import Comparison
 
     comparison = Comparison.of(_settings(given, "output", "list"))
-    compare(comparison, Path(given.get("output", "runs/compare")))
+    folder = Path(given.get("output", "runs/compare"))
+    compare(comparison, folder)
+    return {"folder": str(folder), **json.loads((folder / RESULT).read_bytes())}
 
 
-def _reproduce(given: Given) -> None:
+def _reproduce(given: Given) -> Given | None:
     from ..recipes.reproduce import experiment
 
     if given.get("list"):
         width = max(map(len, experiment.names()))
         print("\n".join(f"{name:<{width}}  {experiment.read(name)['caption']}" for name in experiment.names()))
-        return
+        return None
     from ..recipes.reproduce.run import reproduce
 
     if "results" in given:
         from ..recipes.reproduce.page import write_page
 
         print(f"written: {write_page(Path(given.get('output', '.')), Path(given['results']))}")
-        return
+        return None
     options = ("names", "scale", "output", "check", "list")
     wanted = list(given.get("names") or [])
     if not wanted:
         raise BadSetting("say which: earlybert reproduce NAME..., all for every one; --list names them.")
-    reproduce(
+    records = reproduce(
         wanted,
         given.get("scale", "small"),
         Path(given.get("output", "runs/reproduce")),
         _settings(given, *options),
         only_check=given.get("check", False),
     )
+    return {"tables": [asdict(record) for record in records]}
 
 
-def _advise(given: Given) -> None:
+def _advise(given: Given) -> Given:
     from ..recipes.advise import advise
 
-    advise(_advised(given), seconds=given.get("seconds", 20.0))
+    return {"estimate": asdict(advise(_advised(given), seconds=given.get("seconds", 20.0)))}
 
 
 def _prepare(given: Given) -> None:
@@ -162,11 +183,12 @@ def _prepare(given: Given) -> None:
     prepare(config, **{name: value for name, value in given.items() if name not in names})
 
 
-def _pretrain(given: Given) -> None:
+def _pretrain(given: Given) -> Given:
     from ..recipes import pretrain as recipe
 
     settings = _settings(given, "output", "resume")
-    recipe.pretrain(recipe.start(settings, output=given.get("output"), resume=given.get("resume", False)))
+    start = recipe.start(settings, output=given.get("output"), resume=given.get("resume", False))
+    return _result(recipe.pretrain(start))
 
 
 def _advised(given: Given) -> Given:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from .commands import Command
+from .commands import LOG, Command
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -33,7 +33,7 @@ def parser_of(name: str, command: Command) -> ArgumentParser:
         parser.add_argument("run", type=str, help="run folder")
     if command.yaml:
         parser.add_argument("--config", action="config", help="YAML file with settings; flags win over it")
-    for option in command.options:
+    for option in (*command.options, LOG):
         if option.positional:
             parser.add_argument(option.name, type=option.type, nargs=option.count, help=option.help)
         elif option.flag:

@@ -17,8 +17,8 @@ from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply
 from .bench import SHARED_ORDER, Bench
+from .display import display, say
 from .plan import Plan, advice, draw_ticket, plan
-from .progress import console, say
 from .timing import contenders, in_turns, inference_seconds, some_batches
 
 FASTER = 0.97
@@ -99,7 +99,7 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
     inference = inference_seconds(bench, {"dense": model.eval(), "ticket": small.eval()})
     estimate = estimated(bench, lengths, times, count(model), count(small))
     ratio = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
-    console.print(table(bench, estimate, inference, ratio).rich())
+    display.show(table(bench, estimate, inference, ratio).rich())
     for sentence in sentences(bench, estimate, times):
         say(sentence)
     return estimate

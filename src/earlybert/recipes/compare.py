@@ -16,13 +16,14 @@ from ..ticket import load
 from ..ticket.files import write_atomically
 from .bench import Bench
 from .comparison import Comparison, cell_name
+from .display import display, say
 from .grid import Outcome, run_grid
 from .overlap import overlap_sheet
-from .progress import console, say
 from .run import Run
 from .sheets import sheets
 from .store import link
 from .timing import inference_seconds
+from .trackers import require
 from .tuning import tuned
 from .verdict import Verdicts, judge, mean_over_tasks, reference_row
 
@@ -51,6 +52,7 @@ def compare(
         raise Refused(f"{folder} exists and is not a comparison; choose another --output.")
     if folder.exists() and not folder.is_dir():
         raise Refused(f"{folder} is a file; choose another --output.")
+    require(comparison.settings.get("tracker", "none"))
     text = yaml.safe_dump(comparison.to_dict(), sort_keys=False, allow_unicode=True)
     if not (folder / GIVEN).exists():
         write_atomically(folder / GIVEN, text.encode())
@@ -63,8 +65,8 @@ def compare(
         if store is not None:
             link(comparison.cells(), folder, store)
         outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
-    except KeyboardInterrupt:  # of one run: the whole comparison is what goes on
-        raise KeyboardInterrupt(f"earlybert compare --config {folder / GIVEN} --output {folder}") from None
+    except KeyboardInterrupt as stop:  # of one run: the whole comparison is what goes on
+        raise type(stop)(f"earlybert compare --config {folder / GIVEN} --output {folder}") from None
     write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
     verdicts = judge(comparison, folder, outcomes)
     try:
@@ -125,7 +127,7 @@ def _write(
     where: dict[str, Any] = done[0]["environment"] if done else {}
     tables = [*sheets(comparison, verdicts, inference), *filter(None, [overlap_sheet(comparison, folder)])]
     for table in tables:
-        console.print(table.rich())
+        display.show(table.rich())
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
     machines = {(each["environment"]["device"], str(each["environment"]["versions"])) for each in done}
     if len(machines) > 1:

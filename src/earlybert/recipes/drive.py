@@ -6,19 +6,24 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
+
 from ..cost import count
 from ..tasks.batches import Batch
 from ..train import checkpoint
 from ..train.clock import Clock
-from ..train.interrupt import Interrupt
+from ..train.interrupt import Interrupt, Terminated
 from ..train.loop import Done, LossWatch, Observer, loop, refuse_infinite
+from ..train.profile import profile
 from ..train.ranks import ALONE, Ranks
 from ..train.schedule import Schedule
 from ..train.step import EagerStep
 from ..train.steplog import Counts, StepLog, truncate
 from .bench import Bench
-from .progress import Bar
+from .display import say
+from .progress import Distances, Live
 from .run import Run, RunFolder
+from .trackers import Tracker
 
 Batches = Callable[[int], Iterable[Sequence[Batch]]]
 """Optimizer steps done to the micro-batches of each step from there on."""
@@ -39,6 +44,7 @@ def drive(
     before_checkpoint: Sequence[Callable[[], None]] = (),
     cost: Counts | None = None,
     batches: Batches | None = None,
+    distances: Distances = (),
 ) -> int:
     """Run the loop of a stage with its log, its checkpoints and its bar.
 
@@ -56,6 +62,7 @@ def drive(
         before_checkpoint: Called before a checkpoint is written.
         cost: Counts the FLOPs of a step; the model's own by default.
         batches: What to train on instead of the task's rows in that order.
+        distances: Of the masks, while a search runs; to be shown.
 
     Returns:
         Optimizer steps done in all.
@@ -73,6 +80,7 @@ def drive(
         observers=observers,
         before_checkpoint=before_checkpoint,
         cost=cost,
+        distances=distances,
     )
 
 
@@ -92,6 +100,8 @@ def take(
     cost: Counts | None = None,
     state: Callable[[], dict[str, Any]] = dict,
     ranks: Ranks = ALONE,
+    distances: Distances = (),
+    left: Callable[[], float] | None = None,
 ) -> int:
     """Take optimizer steps on any batches, as `drive`.
 
@@ -110,6 +120,8 @@ def take(
         cost: As in `drive`.
         state: What a checkpoint has to remember besides stage and step. JSON values only.
         ranks: The processes of the job; only the first writes and shows anything.
+        distances: As in `drive`.
+        left: Seconds left, where they do not depend on the steps left.
 
     Returns:
         Optimizer steps done in all.
@@ -120,7 +132,12 @@ def take(
         if ranks.main:
             log = _log(run, stage, step, clock, first=first, lr=lr, cost=cost)
             flushed = (log.flush, *before_checkpoint)
-            last: list[Observer] = [shown.enter_context(Bar(title, first, steps, log))]
+            live = Live(title, stage, first, steps, log, distances=distances, left=left, world=ranks.world)
+            last: list[Observer] = [shown.enter_context(live)]
+            if run.tracker is not None:
+                run.tracker.begin(stage, first)
+                log.readers.append(run.tracker.lines)
+                last.append(Drift(run.tracker, distances))
         else:
             log, flushed, last = LossWatch(first, every=run.config.log_every), (), []
         checkpoints = Checkpoints(run, stage, step, steps, interrupt, before=flushed, state=state, ranks=ranks)
@@ -152,6 +169,20 @@ def _log(
         lr=lr,
         every=run.config.log_every,
     )
+
+
+class Drift:
+    """Observer that tells a run's trackers every new distance of the masks."""
+
+    def __init__(self, tracker: Tracker, distances: Distances) -> None:
+        self._tracker, self._distances, self._told = tracker, distances, len(distances)
+
+    def __call__(self, done: Done) -> bool:
+        """Tell what is new."""
+        for _, heads, neurons in self._distances[self._told :]:
+            self._tracker.scalars({"mask_distance_heads": heads, "mask_distance_neurons": neurons}, done.step)
+        self._told = len(self._distances)
+        return False
 
 
 class Checkpoints:
@@ -190,7 +221,7 @@ class Checkpoints:
         """Write one, if it is time."""
         every = self._run.config.checkpoint_every
         due = every and done.step % every == 0 and done.step < self._steps
-        asked = self._ranks.totals([self._interrupt.asked])[0] > 0
+        asked, terminated = map(bool, self._ranks.totals([self._interrupt.asked, self._interrupt.terminated]))
         if due or asked:
             # What is not finite stops the run here, before a good checkpoint is replaced.
             for flush in self._before:
@@ -200,12 +231,35 @@ class Checkpoints:
                 self._write(done.step)
             self._ranks.reseed(self._run.config.seed, done.step)
         if asked:
-            raise KeyboardInterrupt
+            raise Terminated if terminated else KeyboardInterrupt
         return False
 
     def _write(self, number: int) -> None:
         step, state = self._step, {"stage": self._stage, "step": number, **self._state()}
         checkpoint.save(self._run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
+
+
+def profiled(
+    run: RunFolder[Any], stage: str, step: EagerStep, batches: Iterable[Sequence[Batch]], *, main: bool = True
+) -> None:
+    """Time the parts of some more steps of a stage that is over, into `profile.json`.
+
+    Args:
+        run: The folder, whose settings say how many.
+        stage: As in `drive`.
+        step: Of the stage; not to be used any more.
+        batches: As in `take`.
+        main: Whether this process writes; all take the steps.
+    """
+    if run.config.profile_steps == 0:
+        return
+    try:
+        found = profile(step, batches, run.config.profile_steps)
+    except torch.OutOfMemoryError:
+        found = {"steps": 0}
+        say("note: no room to take a step apart: where its time goes is not known.")
+    if main and found["steps"]:
+        run.write_profile({**run.read_profile(), stage: found})
 
 
 def resume(run: RunFolder[Any], stage: str, step: EagerStep, *, begins: int = 0, ranks: Ranks = ALONE) -> int:

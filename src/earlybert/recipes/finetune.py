@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import METHODS, RIVALS, Finetune, changed
+from ..config import METHODS, NO_RESULT, RIVALS, Finetune, changed
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import disk_errors
 from .bench import Bench
+from .display import say
 from .methods import of_method, settled
 from .plan import advice, check_drawing, draw_ticket, plan
-from .progress import say
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output
 from .stages import draw_stage, search_stage, train_stage
+from .trackers import require, tracked
 from .versus import versus
 
 
@@ -51,8 +52,9 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = Run.open(output)
-        run.config = replace(run.config, offline=settings.get("offline", run.config.offline))  # changes no result
+        run.config = replace(run.config, **{name: settings[name] for name in NO_RESULT if name in settings})
         refuse_changes(run, settings)
+    require(run.config.tracker)
     bench = Bench.set_up(run.config, reuse=reuse)
     plan(bench)
     if not METHODS[run.config.method].dense:
@@ -86,7 +88,7 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
         Refused: A setting is another, or was given then and is not now.
     """
     wanted = Finetune(**settings)
-    same: dict[str, Any] = {"offline": run.config.offline}  # changes no result
+    same: dict[str, Any] = {name: getattr(run.config, name) for name in NO_RESULT}
     if wanted.method in RIVALS:
         same["dense_steps"] = run.config.dense_steps  # read off the ticket
     if _same_place(wanted.like, run.config.like):
@@ -119,7 +121,8 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
         raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
     announce(bench, run)
     with resumable(f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"):
-        metrics = _all_stages(bench, run)
+        with tracked(run):
+            metrics = _all_stages(bench, run)
         if compare:
             versus(bench, run, metrics)
             write_card(run)  # now with its rivals
@@ -134,7 +137,7 @@ def search(start: Start) -> Run:
     """Stage 1 alone."""
     run = start.run
     announce(start.bench, run)
-    with resumable(f"earlybert search --output {run.path} --resume"):
+    with resumable(f"earlybert search --output {run.path} --resume"), tracked(run):
         scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
     say(f"next: earlybert draw {run.path}")
@@ -208,9 +211,10 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
         )
     if config.method == "ticket" and not run.ticket.exists():
         raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
-    bench = Bench.set_up(config)
-    with resumable(f"earlybert train {run.path}"):
-        _, metrics = train_stage(bench, Run(run.path, config), of_method(config.method).begin)
+    require(config.tracker)
+    bench, run = Bench.set_up(config), Run(run.path, config)
+    with resumable(f"earlybert train {run.path}"), tracked(run):
+        _, metrics = train_stage(bench, run, of_method(config.method).begin)
     report(run, metrics)
     write_report(run)
     return run
@@ -233,8 +237,8 @@ def resumable(command: str) -> Iterator[None]:
     """Whoever stops the run is told the command that goes on with it."""
     try:
         yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(command) from None
+    except KeyboardInterrupt as stop:
+        raise type(stop)(command) from None
 
 
 def report(run: Run, metrics: dict[str, Any]) -> None:

@@ -14,22 +14,21 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from ..anatomy import Refused
-from ..config import BadSetting
+from ..config import BadSetting, LogMode
 from ..ticket import CutMismatch
 from ..ticket.files import write_atomically
 from ..train import Diverged
 from . import finetune
-from .progress import console, say
+from .display import display, say
+from .progress import COLUMNS, NUMBERS, clock
 from .run import Run
 
 TRACEBACK = "failed.log"
@@ -89,17 +88,14 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
     if outcomes:
         say(f"{len(outcomes)} of {len(cells)} runs are done already")
     waiting = [cell for cell in cells if cell.name not in outcomes]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(highlight=False)) as bar:  # the runs' own console is silent
-        task = bar.add_task("runs", total=len(cells), completed=len(outcomes))
-        show = partial(bar.update, task)
+    with display.bars(*COLUMNS, NUMBERS) as bars:
+        shown = Shown(bars, len(cells), len(outcomes))
 
         def run_all(cells: Sequence[Cell], at_once: int) -> None:
             work = _one_by_one if at_once == 1 else _side_by_side
-            for cell, found in work(cells, folder, outcomes, at_once, lambda name: show(description=name)):
+            for cell, found in work(cells, folder, outcomes, at_once, shown.now):
                 outcomes[cell.name] = found
-                bar.advance(task)
-                bar.console.print(_line(cell, found), soft_wrap=True, markup=False)
+                shown.finished(cell, found)
 
         if jobs == 0 and waiting:
             first = _next(waiting, outcomes)
@@ -108,6 +104,42 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
             jobs = room(outcomes[first.name])
         run_all(waiting, max(1, jobs))
     return {cell.name: outcomes[cell.name] for cell in cells}
+
+
+class Shown:
+    """What a grid shows: which runs are at work, how many are done, and the time left by the mean of those."""
+
+    def __init__(self, bars: Progress | None, total: int, done: int) -> None:
+        self._bars, self._total, self._done, self._first = bars, total, done, done
+        self._began, self._names = time.monotonic(), ""
+        self._task = bars.add_task("runs", total=total, completed=done, numbers="") if bars is not None else None
+
+    def now(self, names: str) -> None:
+        """These runs are at work."""
+        self._names = names
+        self._update()
+
+    def finished(self, cell: Cell, found: Outcome) -> None:
+        """A run has ended."""
+        self._done += 1
+        self._update()
+        about = {key: (found.metrics or {}).get(key) for key in ("score", "seconds", "flops")}
+        left = self._seconds_left()
+        display.emit(
+            "run", name=cell.name, done=self._done, runs=self._total, seconds_left=left, failure=found.failure, **about
+        )
+        if display.mode != "json":
+            say(_line(cell, found))
+
+    def _update(self) -> None:
+        if self._bars is not None and self._task is not None:
+            left = self._seconds_left()
+            numbers = self._names + ("" if left is None else f"  {clock(left)} left")
+            self._bars.update(self._task, completed=self._done, numbers=numbers)
+
+    def _seconds_left(self) -> float | None:
+        taken = self._done - self._first
+        return (self._total - self._done) * (time.monotonic() - self._began) / taken if taken else None
 
 
 def room(first: Outcome) -> int:
@@ -160,10 +192,9 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
     """Run one cell, or go on with it. What is wrong with it becomes its outcome, and `failed.json`."""
     path = folder / cell.name
     settings = _settings(folder, cell)
-    quiet, console.quiet = console.quiet, True
     (path / FAILED).unlink(missing_ok=True)
     try:
-        with locked(path):
+        with display.muted(), locked(path):
             return _run_cell(path, cell, settings)
     except (Refused, BadSetting, Diverged, CutMismatch) as error:
         return _failed(path, str(error))
@@ -173,8 +204,6 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
         write_atomically(path / TRACEBACK, traceback.format_exc().encode())
         said = str(error).strip().splitlines()
         return _failed(path, f"{type(error).__name__}: {said[0][:200] if said else 'no message'} (see {TRACEBACK}).")
-    finally:
-        console.quiet = quiet
 
 
 def _run_cell(path: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
@@ -260,7 +289,9 @@ def _side_by_side(
 
 
 def _pool(jobs: int, threads: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads,))
+    return ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads, display.mode)
+    )
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
@@ -276,7 +307,8 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _worker(threads: int) -> None:
+def _worker(threads: int, mode: LogMode) -> None:
+    display.mode = mode
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoModel
@@ -10,8 +12,9 @@ from transformers import AutoModel
 from ..anatomy import Anatomy, Refused, of
 from ..config import METHODS, RIVALS, Drawing, Finetune
 from ..tasks.head import load_config
-from ..ticket import Scores, Ticket, draw
+from ..ticket import Scores, Settled, Ticket, draw
 from ..ticket.joint import draw_jointly
+from ..ticket.settled import CHECKS, Watch
 from ..train.schedule import Schedule, linear
 from .bench import SHARED_ORDER, Bench
 
@@ -98,6 +101,17 @@ def advice(bench: Bench) -> list[str]:
     if lengths.train < 20:
         notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
     return notes
+
+
+def glimpse(config: Any, cap: int) -> Watch:
+    """A watch on the mask of a search for the eye alone: from the first steps on, at a twentieth of its length.
+
+    Args:
+        config: Says how much will be drawn.
+        cap: Of the search, in optimizer steps.
+    """
+    amount = {name: getattr(config, name) for name in ("heads", "neurons", "heads_scope", "neurons_scope")}
+    return Settled(**amount, every=math.ceil(cap / CHECKS), min_steps=0).watch(cap)
 
 
 def check_drawing(bench: Bench) -> None:

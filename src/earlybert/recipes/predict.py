@@ -11,7 +11,7 @@ from ..tasks.submission import render, validation
 from ..ticket import load
 from ..ticket.files import write_atomically
 from .bench import Bench
-from .progress import say
+from .display import say
 from .run import Run
 
 

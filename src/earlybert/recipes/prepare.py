@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ..anatomy import Refused
 from ..config import Preparation
 from ..data import prepare as data
 from ..data import sources
 from ..tasks import demo
-from .progress import console, say
+from .display import display, say
 
 
 def prepare(
@@ -55,26 +65,27 @@ def prepare(
     if config.tokenizer == demo.MODEL:
         config = replace(config, tokenizer=str(demo.model_path()))
     size = sum(source.size for source in found)
-    bar = _bar(size)
-    task = bar.add_task("preparing", total=size or None, documents=0)
+    with ExitStack() as shown:
+        bar: list[tuple[Progress | None, Any]] = []
 
-    def observe(tally: data.Tally) -> None:
-        bar.start()  # not before: what is refused has no bar
-        bar.update(task, completed=tally.consumed, documents=tally.read)
+        def observe(tally: data.Tally) -> None:
+            if not bar:  # not before: what is refused has no bar
+                bars = shown.enter_context(display.bars(*_columns(size)))
+                bar.append((bars, bars and bars.add_task("preparing", total=size or None, documents=0)))
+            bars, task = bar[0]
+            if bars is not None:
+                bars.update(task, completed=tally.consumed, documents=tally.read)
 
-    try:
         manifest = data.prepare(
             found, Path(output), config, workers=workers or _cores(), resume=resume, observe=observe, say=say
         )
-    finally:
-        bar.stop()
     _report(output, manifest["counts"], len(manifest["shards"]))
 
 
-def _bar(size: int) -> Progress:
+def _columns(size: int) -> tuple[ProgressColumn, ...]:
     columns = (TextColumn("{task.description:<14}"), BarColumn(), TextColumn("{task.fields[documents]:,} documents"))
     ends = (TaskProgressColumn(), TimeRemainingColumn()) if size else (TimeElapsedColumn(),)
-    return Progress(*columns, *ends, console=console)
+    return (*columns, *ends)
 
 
 def _report(output: str, counts: dict[str, dict[str, int]], shards: int) -> None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import changed
+from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
 from ..cost import PEAK
+from .display import say
 from .finetune import describe, resumable
 from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
 from .pretraining.stages import ticket_stage, train_stage
-from .progress import say
+from .trackers import require, tracked
 
 ASSUMED_MFU = 0.4
 """Share of a device's peak that hours are told for, before anything was measured."""
@@ -50,7 +52,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = PretrainRun.open(output)
-        run.config = replace(run.config, corpus=settings.get("corpus", run.config.corpus))  # its content is compared
+        free = ("corpus", *NO_RESULT)  # of a corpus the content is compared
+        run.config = replace(run.config, **{name: value for name, value in settings.items() if name in free})
         different = changed(run.config, replace(run.config, **settings))
         if different:
             raise Refused(
@@ -58,6 +61,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
                 "or choose another --output."
             )
         machine = Machine.found(run.config)
+    require(run.config.tracker)
     bench = Bench.set_up(run.config, machine)
     run.refuse_other_text(bench)
     return Start(bench, run)
@@ -70,7 +74,7 @@ def pretrain(start: Start) -> PretrainRun:
     if ranks.main:
         run.write_config()
         announce(bench, run)
-    with resumable(f"earlybert pretrain --output {run.path} --resume"):
+    with resumable(f"earlybert pretrain --output {run.path} --resume"), tracked(run) if ranks.main else nullcontext():
         if ranks.said(run.metrics.exists()):
             metrics = run.read_metrics()
         else:

@@ -14,7 +14,7 @@ from ..report.numbers import Judged
 from ..tasks.predictions import Predictions
 from ..ticket.card import NAME
 from ..ticket.files import write_atomically
-from .progress import say
+from .display import say
 from .run import Run
 from .statistics import METRICS, difference, interval
 

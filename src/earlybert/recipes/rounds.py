@@ -13,9 +13,9 @@ from ..ticket.files import write_atomically
 from ..train.engine import build
 from ..train.optimizer import adamw
 from .bench import SHARED_ORDER, Bench
+from .display import say
 from .drive import drive, resume
 from .plan import plan
-from .progress import say
 from .run import Run
 from .stages import Begun
 

@@ -22,6 +22,7 @@ from ..config import BadSetting, Finetune, to_dict
 from ..ticket.files import write_atomically
 from ..train import checkpoint
 from ..train.steplog import LAST, truncate
+from .trackers import Tracker
 
 Settings = TypeVar("Settings")
 Folder = TypeVar("Folder", bound="RunFolder[Any]")
@@ -31,7 +32,7 @@ class RunFolder(Generic[Settings]):
     """Paths inside a run folder, and the settings it was made with.
 
     Files: `config.yaml`, `scores.safetensors`, `history.bin`, `ticket.json`, `steps.jsonl`,
-    `predictions.safetensors`, `metrics.json`, `model/`, `report.html`; while a stage runs also
+    `profile.json`, `predictions.safetensors`, `metrics.json`, `model/`, `report.html`; while a stage runs also
     `checkpoint.safetensors`, and with `weights: keep` the end of the search in `searched.safetensors`.
     """
 
@@ -51,6 +52,8 @@ class RunFolder(Generic[Settings]):
         self.report = self.path / "report.html"
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.searched = self.path / "searched.safetensors"
+        self.profile = self.path / "profile.json"
+        self.tracker: Tracker | None = None
 
     @property
     def training(self) -> bool:
@@ -110,6 +113,17 @@ class RunFolder(Generic[Settings]):
         except (OSError, ValueError):
             raise Refused(f"run folder {self.path} has no metrics.json that can be read; train it first.") from None
 
+    def read_profile(self) -> dict[str, Any]:
+        """`profile.json`: by stage, what `train.profile.profile` found; empty where it is not there or broken."""
+        try:
+            return dict(json.loads(self.profile.read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def write_profile(self, stages: dict[str, Any]) -> None:
+        """Write `profile.json`."""
+        write_atomically(self.profile, json.dumps(stages, indent=2).encode() + b"\n")
+
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_atomically(self.metrics, json.dumps(metrics, indent=2).encode() + b"\n")
@@ -127,6 +141,8 @@ def copy_search(source: Run, target: Run) -> None:
     for file in (source.scores, source.history, source.searched, source.steps):
         if file.exists():
             shutil.copy2(file, target.path / file.name)
+    if "search" in (profiled := source.read_profile()):
+        target.write_profile({"search": profiled["search"]})
     truncate(target.steps, "search", LAST)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..anatomy import Refused
-from ..cost import count
+from ..cost import count, peak_memory, sized
 from ..tasks.batches import shape_of
 from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
 from ..ticket.refit import flops as refit_flops
@@ -24,13 +24,13 @@ from ..train.engine import build
 from ..train.loop import Observer
 from ..train.optimizer import adamw
 from ..train.schedule import rewarmed
-from ..train.search import Recorder, StopRule, collect, searching
+from ..train.search import Recorder, StopRule, Watching, collect, searching
 from ..train.step import to_device
 from ..train.steplog import Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
-from .drive import Batches, drive, resume
-from .plan import Plan, draw_ticket, plan
-from .progress import say
+from .display import say
+from .drive import Batches, drive, profiled, resume
+from .plan import Plan, draw_ticket, glimpse, plan
 from .report import write_card
 from .result import Evaluations, summary
 from .run import Run, RunFolder
@@ -109,8 +109,8 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         over = watch is not None and watch.settled
         writer = HistoryWriter(run.history, gates, rows=first)
         observers: list[Observer] = [Recorder(writer)]
-        if watch is not None:
-            observers.append(StopRule(gates, watch))
+        shown = watch or glimpse(config, lengths.search)
+        observers.append(StopRule(gates, watch) if watch else Watching(gates, shown))
         done = drive(
             bench,
             run,
@@ -125,14 +125,17 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
             before_checkpoint=[writer.flush],
             cost=objective.cost if objective else None,
             batches=objective.batches if objective else None,
+            distances=shown.distances,
         )
         writer.close()
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
         scores = replace(scores, info={**scores.info, "theta_0": theta_0})
         if keep_weights or config.weights == "keep":
             checkpoint.save(run.searched, model=model, optimizer=step.optimizer, gates=gates, state={"step": done})
-    scores.save(run.scores)  # last: its presence says that the stage is done
-    run.checkpoint.unlink(missing_ok=True)
+        scores.save(run.scores)  # its presence says that the stage is done
+        run.checkpoint.unlink(missing_ok=True)
+        batches = objective.batches if objective else bench.stream(SHARED_ORDER).starting_at
+        profiled(run, "search", step, batches(0))
     return scores
 
 
@@ -168,7 +171,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     theta_0 = bench.theta_0()
-    before = count(theta_0).parameters
+    before = sized(theta_0)
     began = time.perf_counter()
     begun = begin(bench, run, theta_0)
     cutting = time.perf_counter() - began
@@ -208,10 +211,12 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         observers=[*observers, *([watched[0]] if watched else [])],
         cost=watched[1] if watched else None,
     )
+    peak = peak_memory(bench.device)  # before there are copies for the profile
+    profiled(run, "train", step, bench.stream(begun.order).starting_at(0))
     model.eval()
     begun.finish()
     save(model, run.model, tokenizer=bench.tokenizer)
-    metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__)
+    metrics = summary(bench, run, model, before=before, engine=type(step).__name__, peak_memory=peak)
     metrics |= begun.about
     run.write_metrics(metrics)
     write_card(run)

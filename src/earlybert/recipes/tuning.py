@@ -9,8 +9,8 @@ from typing import Any
 
 from ..anatomy import Refused
 from .comparison import Comparison, slug
+from .display import say
 from .grid import Cell, run_grid
-from .progress import say
 
 SEED = 0
 """Of all trials; the seeds that count are others, or see data in another order."""

@@ -13,12 +13,13 @@ from ..config import RIVALS
 from ..ticket import load
 from ..ticket.files import write_atomically
 from .bench import SHARED_ORDER, Bench
+from .display import display, say
 from .methods import settled
 from .plan import plan
-from .progress import console, say
 from .run import Run
 from .stages import begin_dense, train_stage
 from .timing import inference_seconds
+from .trackers import tracked
 
 
 def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
         metrics["inference_ms_per_row"] = 1e3 * seconds
     result = {"rows": dict(zip(models, rows.values(), strict=True)), "saved": saved(dense, ticket)}
     write_atomically(run.path / "compare.json", json.dumps(result, indent=2).encode() + b"\n")
-    console.print(table(rows), width=100)
+    display.show(table(rows), width=100)
     say(sentence(result["saved"]))
     environment = ticket["environment"]
     say(
@@ -143,4 +144,5 @@ def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:
     inner.write_config()
     if method in RIVALS:
         say(f"and the dense model stopped at the ticket's cost: {bench.config.dense_steps} steps")
-    return train_stage(bench, inner, begin_dense)[1]
+    with tracked(inner):
+        return train_stage(bench, inner, begin_dense)[1]

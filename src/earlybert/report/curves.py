@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from ..ticket import History
 from ..ticket.history import Kind
 from ..train.steplog import STAGES
-from .drawing import FIRST, GRID, INK, SECOND, THIRD, Drawing, drawn, empty
-from .folder import RunFolder
+from .drawing import FAINT, FIRST, GRID, INK, SECOND, THIRD, Drawing, drawn, empty
+from .folder import PARTS, RunFolder
 from .maps import MOST_STEPS
 
 MOST_POINTS = 300
@@ -150,6 +150,38 @@ def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
         f"{name}: " + ", ".join(f"{stage} {took:.3g} s" for stage, took in stages.items()) for name, stages in runs
     )
     return Drawing("time", "Where the time went", about, figure, tips)
+
+
+@drawn
+def parts_bars(by_stage: dict[str, dict[str, float]]) -> Drawing:
+    """Seconds of each part of a step, a bar a stage. `by_stage` is `numbers.step_parts` of a run."""
+    figure = empty(1.25 + 0.42 * len(by_stage))
+    axis = figure.add_subplot()
+    tips: dict[str, str] = {}
+    colours: dict[str, str] = dict(zip(PARTS, (FAINT, FIRST, SECOND, THIRD, INK), strict=True))
+    for place, (stage, parts) in enumerate(by_stage.items()):
+        left = 0.0
+        for part in (part for part in PARTS if part in parts):
+            gid, took = f"part-{place}-{part}", 1e3 * parts[part]
+            label = "one graph" if part == "whole" else part
+            axis.barh(place, took, left=left, color=colours[part], height=0.6, label=label)[0].set_gid(gid)
+            tips[gid] = f"{stage}: {label} {took:.3g} ms, {parts[part] / sum(parts.values()):.0%}"
+            left += took
+        _beside(axis, left, place, f"{left:.3g} ms")
+    axis.set_yticks(range(len(by_stage)), list(by_stage))
+    axis.set_ylim(len(by_stage) - 0.4, -0.6)
+    axis.set_xlim(0, 1.18e3 * max(sum(parts.values()) for parts in by_stage.values()))
+    axis.set_xlabel("milliseconds of a step, profiled")
+    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=4, fontsize=8)
+    about = "; ".join(
+        f"{stage}: " + ", ".join(f"{part} {1e3 * took:.3g} ms" for part, took in parts.items())
+        for stage, parts in by_stage.items()
+    )
+    if any("whole" in parts for parts in by_stage.values()):
+        about += "; a whole step that is one CUDA graph has no parts to time"
+    about += ". Medians of a few extra steps; what ran in the run itself was not slowed to be timed in parts."
+    return Drawing("step-parts", "A step taken apart", about, figure, tips)
 
 
 @drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,9 @@ from ..ticket import History, Ticket
 from ..train.steplog import STAGES, Totals, read_steps, totals
 
 Part = TypeVar("Part")
+MEMORY = ("parameters", "gradients", "optimizer")
+PARTS = ("host", "forward", "backward", "optimizer", "whole")
+"""Of a step, as `train.profile` names them."""
 CONFIG = "config.yaml"
 BROKEN = (
     *(Refused, SafetensorError, OSError, yaml.YAMLError, RecursionError),
@@ -55,6 +58,8 @@ class RunFolder:
     history: History | None = None
     steps: tuple[dict[str, Any], ...] = ()
     stages: dict[str, Totals] = field(default_factory=dict)
+    profile: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By stage, median seconds of each part of a step (`train.profile.PARTS`)."""
     missing: tuple[str, ...] = ()
     """A sentence for each part that is not shown."""
 
@@ -128,6 +133,7 @@ def read(path: Path) -> RunFolder:
         history=part("history.bin", _history, "there are no mask distances and no coefficients", wanted=searched),
         stages=stages[0],
         steps=stages[1],
+        profile=part("profile.json", _profile, "nothing says where the time of a step goes", wanted=False) or {},
         missing=tuple(missing),
     )
 
@@ -166,8 +172,45 @@ def _whole(metrics: Any) -> dict[str, Any]:
         raise ValueError
     if not all(metrics[key] > 0 for key in ("seconds", "flops")) or min(metrics["parameters"].values()) <= 0:
         raise ValueError
+    _whole_additions(metrics)
     environment = dict(metrics["environment"])
     return {**metrics, "environment": {**environment, "versions": dict(environment.get("versions", {}))}}
+
+
+def _whole_additions(metrics: Mapping[str, Any]) -> None:
+    """What only newer runs have.
+
+    Raises:
+        ValueError: A number is not one. KeyError, TypeError and AttributeError: it is not there.
+    """
+    numbers = [metrics[key] for key in ("peak_memory_bytes",) if metrics.get(key) is not None]
+    if "memory" in metrics:
+        numbers += [metrics["memory"][when][part] for when in ("before", "after") for part in MEMORY]
+    if metrics.get("flops_a_token") is not None:
+        numbers += [metrics["flops_a_token"][key] for key in ("length", "before", "after")]
+    if not all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers):
+        raise ValueError
+    parts_of(metrics.get("profile", {}))
+
+
+def _profile(file: Path) -> Mapping[str, Mapping[str, float]]:
+    return parts_of(json.loads(file.read_bytes()))
+
+
+def parts_of(profile: Any) -> dict[str, dict[str, float]]:
+    """Seconds of each part of a step, by stage, from `profile.json` or the `profile` of `metrics.json`.
+
+    Raises:
+        ValueError: It is not one. TypeError, KeyError and AttributeError: the same.
+    """
+    found = {stage: dict(about["seconds"]) for stage, about in profile.items()}
+    for stage, parts in found.items():
+        numbers = parts.values()
+        if stage not in STAGES or not parts or not set(parts) <= set(PARTS):
+            raise ValueError
+        if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers) or not sum(numbers) > 0:
+            raise ValueError
+    return found
 
 
 def _compare(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Finetune
 from ..train.steplog import STAGES
-from .folder import RunFolder
+from .folder import MEMORY, PARTS, RunFolder, parts_of
 
 RIVAL_NAMES = {"dense": "dense", "dense_same_flops": "dense, same cost", "ticket": "ticket"}
 """Rows of `compare.json`, as they are called on the page."""
@@ -138,6 +138,49 @@ def times(run: RunFolder) -> Table:
     return Table("Where the time went", ["steps", "seconds", "TFLOP", "a step"], rows)
 
 
+PART_NAMES = {"host": "host (data)", "whole": "one graph"}
+"""Parts of a step that have another name on the page."""
+
+
+def step_parts(run: RunFolder) -> dict[str, dict[str, float]]:
+    """Seconds of each part of a step, by stage; with `dense` where the dense model was trained for comparison."""
+    found = {stage: dict(run.profile[stage]) for stage in STAGES if stage in run.profile}
+    dense = parts_of((run.compare or {}).get("rows", {}).get("dense", {}).get("profile", {}))
+    return {**found, **({"dense": dense["train"]} if found and "train" in dense else {})}
+
+
+def parts(run: RunFolder) -> Table:
+    """Where the time of a step goes: host, forward, backward, optimizer."""
+    by_stage = step_parts(run)
+    names = [name for name in PARTS if any(name in each for each in by_stage.values())]
+
+    def cells(stage: str, each: Mapping[str, float]) -> list[Cell]:
+        key = "dense.profile.train" if stage == "dense" else f"profile.{stage}"
+        shown = [Cell(f"{key}.{n}", each[n], milliseconds(each[n])) if n in each else NOTHING for n in names]
+        return [*shown, Cell("", None, milliseconds(sum(each.values())))]
+
+    rows = [(stage, cells(stage, each)) for stage, each in by_stage.items()]
+    columns = [*(PART_NAMES.get(name, name) for name in names), "together"]
+    return Table("A step taken apart (medians of a few extra steps)", columns, rows)
+
+
+def memory(run: RunFolder) -> Table:
+    """Bytes that training holds, by shapes, and the most that was measured on a GPU."""
+    metrics, rows = run.metrics or {}, list[tuple[str, Sequence[Cell]]]()
+    held = metrics.get("memory")
+    if held is not None:
+        whens = ("before", "after")
+        for part, name in zip(MEMORY, ("parameters", "gradients", "optimizer state"), strict=True):
+            rows.append((name, [Cell(f"memory.{w}.{part}", held[w][part], megabytes(held[w][part])) for w in whens]))
+        rows.append(("together", [Cell("", None, megabytes(sum(held[w][part] for part in MEMORY))) for w in whens]))
+    key = "peak_memory_bytes"
+    if metrics.get(key) is not None:
+        dense = (run.compare or {}).get("rows", {}).get("dense", {}).get(key)
+        first = Cell(f"dense.{key}", dense, megabytes(dense)) if dense is not None else NOTHING
+        rows.append(("peak on the GPU, measured", [first, Cell(key, metrics[key], megabytes(metrics[key]))]))
+    return Table("Memory of training, activations left out", ["dense", "this run"], rows)
+
+
 def before_and_after(run: RunFolder) -> Table:
     """FLOPs, parameters and size of the dense model, and of what was trained."""
     rows: list[tuple[str, list[Cell]]] = []
@@ -150,11 +193,14 @@ def before_and_after(run: RunFolder) -> Table:
                 [Cell("parameters.before", before, millions(before)), Cell("parameters.after", after, millions(after))],
             )
         )
-    a_token = {stage: flops_a_token(run, stage) for stage in ("search", "train")}
+    counted = (metrics or {}).get("flops_a_token")
+    a_token = (
+        {stage: flops_a_token(run, stage) for stage in ("search", "train")}
+        if counted is None
+        else {when: counted[when] for when in ("before", "after")}
+    )
     if all(a_token.values()):
-        cells = [
-            Cell(f"flops_a_token.{stage}", value, f"{(value or 0) / 1e6:.1f} MFLOP") for stage, value in a_token.items()
-        ]
+        cells = [Cell(f"flops_a_token.{key}", value, megaflops(value or 0)) for key, value in a_token.items()]
         rows.append(("FLOPs a token", cells))
     if metrics is not None:
         for key, name, show in (("flops", "training TFLOP", tera), ("disk_bytes", "size on disk", megabytes)):
@@ -223,6 +269,16 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s" if seconds < 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.2f} h"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds of a step."""
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def megaflops(flops: float) -> str:
+    """FLOPs of a token."""
+    return f"{flops / 1e6:.1f} MFLOP" if flops >= 1e6 else f"{flops:,.0f} FLOP"
 
 
 def tera(flops: float) -> str:

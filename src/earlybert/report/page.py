@@ -125,6 +125,8 @@ def drawings(run: RunFolder, distances: Sequence[DistanceMap], *, every_layer: b
     spent = _spent(run)
     if any(stages for _, stages in spent):
         yield curves.time_bar(spent)
+    if parts := numbers.step_parts(run):
+        yield curves.parts_bars(parts)
     left = numbers.shares_left(numbers.before_and_after(run))
     if left:
         yield curves.size_bars(left)
@@ -160,7 +162,7 @@ def _section(place: str, run: RunFolder, judged: Judged, most: int) -> Section:
                 distance.removed if distance else "",
             )
         )
-    tables = [numbers.times(run), numbers.before_and_after(run)]
+    tables = [numbers.times(run), numbers.parts(run), numbers.before_and_after(run), numbers.memory(run)]
     if run.compare is not None:
         tables = [numbers.rivals(run.compare), numbers.saving(run.compare), *tables]
     return Section(

@@ -103,6 +103,10 @@ class GraphedStep(RaggedStep):
         bounds = packed.bounds.pin_memory().to(self.device, non_blocking=True)
         return Packed(to_device(pinned, self.device), bounds, packed.lengths, packed.longest)
 
+    def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
+        """A graph has no inside."""
+        return len(prepared) > 1 or self.limit == 0
+
     def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         """As `EagerStep`; replays a graph where there is one for this size."""
         self._fused.set_rates()
@@ -152,11 +156,14 @@ class GraphedStep(RaggedStep):
         self._drop_gradients()
         total: Tensor | None = None
         for batch, share in zip(prepared, self.shares(prepared), strict=True):
+            self.mark("forward")
             self._copies.draw_seeds()
             loss = self.loss(batch)
             loss = loss if share == 1.0 else loss * share
+            self.mark("backward")
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
+        self.mark("optimizer")
         for slot in self._slots:
             if slot.leaf.grad is None:  # not reached, like a pooler that no head reads
                 slot.leaf.grad = torch.zeros_like(slot.leaf)

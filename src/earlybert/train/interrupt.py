@@ -8,15 +8,20 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
+class Terminated(KeyboardInterrupt):
+    """Stopped by SIGTERM, as a queue or a container does it, and not by a person's Ctrl-C."""
+
+
 class Interrupt:
     """Catches SIGINT and SIGTERM for a while; a second one stops at once.
 
     Attributes:
         asked: Whether a signal has come.
+        terminated: Whether it was SIGTERM.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.asked = self.terminated = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -31,5 +36,5 @@ class Interrupt:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        self.asked, self.terminated = True, number == signal.SIGTERM

@@ -145,7 +145,7 @@ def searching(
         **options: As `engine.build`.
     """
     gates = Gates(model)
-    with _untouched(model), gates:
+    with untouched(model), gates:
         yield build(
             engine,
             model,
@@ -192,6 +192,15 @@ class StopRule:
         return self._watch.due(done.step) and self._watch.check_gates(done.step, self._gates)
 
 
+class Watching(StopRule):
+    """Observer that looks at the mask as `StopRule` does, and never ends the search."""
+
+    def __call__(self, done: Done) -> bool:
+        """Check when it is time."""
+        super().__call__(done)
+        return False
+
+
 class Recorder:
     """Observer that writes the coefficients after every optimizer step."""
 
@@ -236,7 +245,7 @@ def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Put a model and the random state back, whatever happens."""
     values = [*model.parameters(), *model.buffers()]
     saved = [value.detach().clone() for value in values]

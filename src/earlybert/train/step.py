@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -47,7 +47,13 @@ class EagerStep:
         self.gates = gates
         self.l1 = l1
         self.device = next(model.parameters()).device
+        self.mark: Callable[[str], None] = unmarked
+        """Told which part of a step begins; `train.profile` listens."""
         self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def splits(self, prepared: Sequence[Any]) -> bool:
+        """Whether this step would tell its parts apart."""
+        return True
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
@@ -85,15 +91,19 @@ class EagerStep:
         Returns:
             The task loss L_0 of Eq. 4, fp32 scalar, detached, still on the device.
         """
+        self.mark("optimizer")
         self.optimizer.zero_grad(set_to_none=True)
         shares = self.shares(micro_batches)
         total: Tensor | None = None
         for batch, share in zip(micro_batches, shares, strict=True):
+            self.mark("forward")
             loss = self.loss(batch)
             if share != 1.0:
                 loss = loss * share
+            self.mark("backward")
             loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
+        self.mark("optimizer")
         assert total is not None
         total = self.combine(total.float())
         if self.gates is not None:
@@ -106,6 +116,10 @@ class EagerStep:
     def combine(self, loss: Tensor) -> Tensor:
         """Make gradients, and the loss, those of all processes together; here there is one."""
         return loss
+
+
+def unmarked(part: str) -> None:
+    """Nobody listens."""
 
 
 def by_labels(counts: Sequence[int]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,13 +57,18 @@ class StepLog:
         first: Optimizer steps done before.
         lr: Base learning rate.
         every: Steps between readings, which wait for the device.
+
+    Attributes:
+        readers: Called with the lines of every reading, complete.
+        latest: The last step's line, without what has to be read.
     """
 
     def __init__(
         self, path: Path, stage: str, *, step: EagerStep, cost: Counts, clock: Clock, first: int, lr: float, every: int
     ) -> None:
         self.path = path
-        self.last_loss: float | None = None
+        self.readers: list[Callable[[Sequence[Mapping[str, Any]]], None]] = []
+        self.latest: Mapping[str, Any] = {}
         self._stage = stage
         self._shapes = step.shapes
         self._cost = cost
@@ -77,16 +82,16 @@ class StepLog:
         """Note one step."""
         shapes = self._shapes(done.micro_batches)
         self._losses(done)
-        self._waiting.append(
-            {
-                "stage": self._stage,
-                "step": done.step,
-                "lr": self._lr * done.factor,
-                "rows": sum(len(batch["input_ids"]) for batch in done.micro_batches),
-                "tokens": sum(rows * length for rows, length in shapes),
-                "flops": self._cost.step(shapes),
-            }
-        )
+        line: dict[str, Any] = {
+            "stage": self._stage,
+            "step": done.step,
+            "lr": self._lr * done.factor,
+            "rows": sum(len(batch["input_ids"]) for batch in done.micro_batches),
+            "tokens": sum(rows * length for rows, length in shapes),
+            "flops": self._cost.step(shapes),
+        }
+        self.latest = line
+        self._waiting.append(line)
         if len(self._waiting) >= self._every:
             self.flush()
         return False
@@ -105,8 +110,10 @@ class StepLog:
         for line, loss, took in zip(lines, losses, seconds, strict=False):
             line.update(loss=loss, seconds=took)
         append(self.path, lines[: len(losses)])
+        if losses:
+            for read in self.readers:
+                read(lines[: len(losses)])
         self._losses.refuse_divergence()
-        self.last_loss = losses[-1]
 
 
 def add_line(path: Path, stage: str, step: int, seconds: float, flops: int = 0) -> None:

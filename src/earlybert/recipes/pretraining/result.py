@@ -7,16 +7,16 @@ from typing import Any
 
 from torch import nn
 
-from ...cost import PEAK, count
+from ...cost import PEAK, Size, sized
 from ...ticket import Scores, ticket_of
 from ...train.steplog import read_steps, totals
-from ..result import disk_bytes, widths
+from ..result import disk_bytes, held, widths
 from ..run import RunFolder, environment
 from .bench import Bench
 
 
 def summary(
-    bench: Bench, run: RunFolder[Any], model: nn.Module, *, parameters_before: int, engine: str, elapsed: float
+    bench: Bench, run: RunFolder[Any], model: nn.Module, *, before: Size, engine: str, elapsed: float, peak: int | None
 ) -> dict[str, Any]:
     """Score, cost, speed and size of a trained model: the content of `metrics.json`.
 
@@ -24,15 +24,17 @@ def summary(
         bench: With the held-out documents.
         run: With the step log of all stages, and the model folder.
         model: Trained.
-        parameters_before: Parameters of the dense model.
+        before: Of the dense model.
         engine: Name of the step that ran.
         elapsed: Seconds of wall-clock time that training took, search included.
+        peak: Bytes on the first process's device, of training; None where they are not measured.
     """
     config, legs = bench.config, bench.plan.train
     world = bench.ranks.world
     environs = environment(bench.device, bench.precision)
     stages = totals(run.steps)
     ticket = ticket_of(model)
+    after = sized(model)
     metrics: dict[str, Any] = {
         "corpus": bench.text,
         "method": config.method,
@@ -44,8 +46,11 @@ def summary(
         "seconds": sum(sums.seconds for sums in stages.values()),
         "elapsed": elapsed,
         "flops": world * sum(sums.flops for sums in stages.values()),
-        "parameters": {"before": parameters_before, "after": count(model).parameters},
+        "parameters": {"before": before.cost.parameters, "after": after.cost.parameters},
+        **held(before, after),
         "disk_bytes": disk_bytes(run.model),
+        "peak_memory_bytes": peak,
+        "profile": run.read_profile(),
     }
     if len(legs) > 1:
         metrics["score_at_second_length"] = bench.score(model, legs[1])

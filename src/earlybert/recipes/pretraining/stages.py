@@ -13,7 +13,7 @@ from torch import nn
 
 from ...anatomy import Refused, of
 from ...baselines import random_ticket
-from ...cost import count, masked
+from ...cost import masked, peak_memory, sized
 from ...data.ahead import ahead
 from ...ticket import HistoryWriter, Scores, Ticket, apply, save
 from ...train import checkpoint
@@ -22,11 +22,13 @@ from ...train.engine import build
 from ...train.lamb import lamb
 from ...train.loop import Observer
 from ...train.schedule import at
-from ...train.search import Recorder, collect, searching
+from ...train.search import Recorder, Watching, collect, searching
 from ...train.step import EagerStep
 from ...train.steplog import LAST, add_line, truncate
 from ..bench import digest
-from ..drive import resume, take
+from ..drive import profiled, resume, take
+from ..plan import glimpse
+from ..progress import Distances
 from ..result import Evaluations
 from ..stages import draw_stage
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
@@ -63,6 +65,8 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         first = resume(run, "search", step, ranks=ranks)
         writer = HistoryWriter(run.history, gates, rows=first) if ranks.main else None
         watch = Stopwatch(bench.device, _saved(run, first).get("elapsed", 0.0))
+        shown = glimpse(config, cap)
+        observers: list[Observer] = [Recorder(writer), Watching(gates, shown)] if writer else []
         done = _go(
             bench,
             run,
@@ -75,8 +79,9 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
             title="search",
             first=first,
             steps=cap,
-            observers=[Recorder(writer)] if writer else [],
+            observers=observers,
             before_checkpoint=[writer.flush] if writer else [],
+            distances=shown.distances,
         )
         if writer:
             writer.close()
@@ -86,11 +91,12 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
                 "minutes, or lower search_steps."
             )
         scores = collect(step, done, cap=cap, watch=None, seed=config.seed)
-    about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
-    scores = replace(scores, info={**scores.info, **about})
-    if ranks.main:
-        scores.save(run.scores)  # last: its presence says that the stage is done
-        run.checkpoint.unlink(missing_ok=True)
+        about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
+        scores = replace(scores, info={**scores.info, **about})
+        if ranks.main:
+            scores.save(run.scores)  # its presence says that the stage is done
+            run.checkpoint.unlink(missing_ok=True)
+        _profiled(bench, run, "search", step, leg, SHARED_ORDER)
     return scores
 
 
@@ -124,7 +130,9 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
     ranks = bench.ranks
     config, legs = bench.config, bench.plan.train
     model = bench.theta_0()
-    before = count(model).parameters
+    before = sized(model)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(bench.device)
     watch = Stopwatch(bench.device, _searched(run))
     began = time.perf_counter()
     if ticket is not None:
@@ -171,12 +179,14 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
             observers=evaluations,
         )
         number, begun = number + 1, first
+    elapsed, peak = watch.elapsed, peak_memory(bench.device)
+    _profiled(bench, run, "train", step, legs[0], SHARED_ORDER if ticket is None else TICKET_ORDER)
     if not ranks.main:
         return {}
-    elapsed = watch.elapsed
     model.eval()
     save(model, run.model, tokenizer=bench.corpus.tokenizer)
-    metrics = summary(bench, run, model, parameters_before=before, engine=type(step).__name__, elapsed=elapsed)
+    engine = type(step).__name__
+    metrics = summary(bench, run, model, before=before, engine=engine, elapsed=elapsed, peak=peak)
     run.write_metrics(metrics)
     run.checkpoint.unlink(missing_ok=True)
     return metrics
@@ -198,6 +208,7 @@ def _go(
     observers: Sequence[Observer],
     begun: int = 0,
     before_checkpoint: Sequence[Callable[[], None]] = (),
+    distances: Distances = (),
 ) -> int:
     """One phase, or the search, from optimizer step `first` on; `begun` of them came before the phase."""
     phase = leg.phase
@@ -205,10 +216,13 @@ def _go(
         if group["name"] != "coefficients" or bench.config.gate_lr is None:
             group["base_lr"] = phase.lr
     schedule, observers = (lambda done: phase.schedule(done - begun)), [*observers]
+    left: Callable[[], float] | None = None
     if bench.config.minutes is not None:
-        budget = Budget(watch, *_window(bench, leg, searched), phase.warmup, bench.ranks)
+        begin, end = _window(bench, leg, searched)
+        budget = Budget(watch, begin, end, phase.warmup, bench.ranks)
         schedule, observers = budget.factor, [*observers, budget.over]
-        steps = steps if stage == "search" else LAST
+        if stage != "search":
+            steps, left = LAST, lambda: end - watch.elapsed
     with closing(ahead(bench.stream(leg, order).starting_at(first - begun), depth=2)) as batches:
         return take(
             run,
@@ -225,7 +239,18 @@ def _go(
             cost=masked(step.model, bench.predictions(leg)),
             state=lambda: {"phase": leg.number, "begun": begun, "elapsed": watch.elapsed, "text": bench.text},
             ranks=bench.ranks,
+            distances=distances,
+            left=left,
         )
+
+
+def _profiled(bench: Bench, run: PretrainRun, stage: str, step: EagerStep, leg: Leg, order: int) -> None:
+    """Take some steps of a stage that is over apart, off the clock of the run, every process its own.
+
+    The first process writes what it found.
+    """
+    with closing(ahead(bench.stream(leg, order).starting_at(0), depth=2)) as batches:
+        profiled(run, stage, step, batches, main=bench.ranks.main)
 
 
 def _window(bench: Bench, leg: Leg, searched: float) -> tuple[float, float]:

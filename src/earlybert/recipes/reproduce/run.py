@@ -13,7 +13,7 @@ from ...anatomy import Refused
 from ...config import Finetune
 from ..compare import compare
 from ..comparison import Comparison, cell_name
-from ..progress import console, say
+from ..display import console, say
 from ..run import Run
 from ..verdict import Verdicts, mean_over_tasks
 from .claims import CHECKS, Runs
