@@ -159,6 +159,7 @@ def test_a_study_without_text_is_refused_before_anything_is_written(tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_every_number_has_a_run_behind_it_and_is_run_once(given: dict[str, Any], tmp_path: Path) -> None:
     result = run_study(Study.of(given), tmp_path / "one", runs=tmp_path / "runs")
     rows = {row.name: row for row in result.rows}
@@ -210,6 +211,7 @@ def test_every_number_has_a_run_behind_it_and_is_run_once(given: dict[str, Any],
     assert second.rows[0].by_seed == rows["dense"].by_seed
 
 
+@pytest.mark.slow
 def test_a_search_alone_gives_mask_distances(given: dict[str, Any], tmp_path: Path) -> None:
     runs = {"search": {"method": "search", "search_steps": 12}}
     result = run_study(Study.of({**given, "runs": runs, "seeds": [1], "tasks": []}), tmp_path / "out")
