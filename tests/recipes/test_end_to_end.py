@@ -31,33 +31,23 @@ def test_two_megabytes_of_text_become_a_fine_tuned_ticket(tmp_path: Path) -> Non
     assert run("prepare", tmp_path / "text.txt", "--output", corpus, "--vocabulary", 2048, "--held-out", 0.02) == 0
 
     model = ["--layers", 2, "--hidden", 64, "--attention-heads", 4, "--intermediate", 256, "--positions", 64]
-    course = ["--steps", 250, "--second", 0.2, "--length", 32, "--batch", 32, "--rows", 32, "--lr", 1e-2]
+    course = ["--steps", 200, "--second", 0.2, "--length", 32, "--batch", 32, "--rows", 32, "--lr", 1e-2]
     course += ["--second-length", 64, "--second-batch", 16, "--second-rows", 16, "--second-lr", 5e-3]
     ticket = ["--search-steps", 40, "--heads", 1, "--neurons", 0.3, "--align", 8, "--dropout", 0]
     kept = ["--engine", "fast", "--eval-every", 50, "--eval-rows", 128, "--checkpoint-every", 0, "--device", "cpu"]
     assert run("pretrain", "--corpus", corpus, *model, *course, *ticket, *kept, "--output", out) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     stages = {name: sums["steps"] for name, sums in metrics["stages"].items()}
-    assert (stages["search"], stages["train"]) == (40, 160 + 40)
+    assert (stages["search"], stages["train"]) == (40, 128 + 32)
     rows = [line["rows"] for line in read_steps(out / "steps.jsonl") if line["stage"] == "train"]
-    assert rows == [32] * 160 + [16] * 40  # both phases
+    assert rows == [32] * 128 + [16] * 32  # both phases
     first = json.loads((out / "evaluations.jsonl").read_text().splitlines()[0])
     assert metrics["score"]["mlm_loss"] < first["mlm_loss"] - 0.1
     assert [len(kept) for kept in eb.ticket_of(eb.load(out / "model")).heads] == [3, 3]
 
-    tuned = ["--task", "bbc", "--model", out / "model", "--method", "dense", "--max-length", 64, "--train-rows", 600]
-    tuned += [
-        "--dense-epochs",
-        4,
-        "--dense-lr",
-        1e-3,
-        "--engine",
-        "fast",
-        "--device",
-        "cpu",
-        "--output",
-        tmp_path / "fine",
-    ]
+    tuned = ["--task", "bbc", "--model", out / "model", "--method", "dense", "--max-length", 64, "--truncate", "true"]
+    tuned += ["--dense-epochs", 4, "--dense-lr", 1e-3, "--engine", "fast", "--device", "cpu"]
+    tuned += ["--output", tmp_path / "fine"]
     assert run("finetune", *tuned) == 0
     score = json.loads((tmp_path / "fine" / "metrics.json").read_text())["score"]
-    assert score["accuracy"] > 0.5  # of 5 topics the largest is 0.24 of the articles
+    assert score["accuracy"] > 0.4  # of 5 topics the largest is 0.24 of the articles
