@@ -11,9 +11,15 @@ import yaml
 from earlybert.config import Finetune, typed
 from earlybert.config_pretrain import Pretrain
 from earlybert.recipes.comparison import Comparison
+from earlybert.recipes.study.scale import SCALES, read_scaled
+from earlybert.recipes.study.study import Study
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = sorted(file.name for file in CONFIGS.glob("*.yaml"))  # those of the paper: recipes/reproduce
+TOP = {file.name: yaml.safe_load(file.read_text()) for file in CONFIGS.glob("*.yaml")}
+PAPER = {f"paper/{file.name}": yaml.safe_load(file.read_text()) for file in (CONFIGS / "paper").glob("*.yaml")}
+FILES = sorted(TOP)  # the paper's fine-tuning tables: recipes/reproduce
+EVERY = TOP | PAPER
+STUDIES = sorted(name for name, given in PAPER.items() if "base" in given)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -33,3 +39,33 @@ def test_it_parses_and_is_in_range(name: str) -> None:
 
 def test_there_are_some() -> None:
     assert {"demo.yaml", "compare_glue.yaml", "pretrain_small.yaml"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_study_is_in_range_at_both_scales(name: str, scale: str) -> None:
+    study = Study.of(read_scaled(CONFIGS / name, scale))
+    assert study.cells()
+    if study.finetuning is not None and len(study.finetuning.methods) > 1:
+        methods = {study.finetuning.method_of(row) for row in study.finetuning.methods}
+        assert {"dense", "dense_same_flops"} <= methods  # every comparison has the rival
+
+
+def test_tables_of_pretraining_share_their_runs() -> None:
+    def runs(name: str, scale: str) -> set[str]:
+        return {cell.name for cell in Study.of(read_scaled(CONFIGS / "paper" / name, scale)).cells()}
+
+    for scale in SCALES:
+        table4, figure4, table9 = (runs(name, scale) for name in ("table4.yaml", "figure4.yaml", "table9.yaml"))
+        whole, ticket = (
+            {name for name in of if name.startswith("pretrain/")} for of in (figure4 & table9, table4 & table9)
+        )
+        assert len(whole) == 4  # dense at 100, 80, 60 and 40 %
+        assert len(ticket) == 3  # dense, dense at 80 %, the ticket
+        assert len({name for name in figure4 & table4 if name.startswith("finetune/")}) in (4, 16)
+
+
+def test_table_4_at_the_paper_s_scale_is_the_paper_s_setting() -> None:
+    study = Study.of(read_scaled(CONFIGS / "paper" / "table4.yaml", "paper"))
+    for row, file in (("EarlyBERT", "pretrain_base.yaml"), ("EarlyBERT large", "pretrain_large.yaml")):
+        assert Pretrain(**study.settings_of(row, 42)) == Pretrain(**EVERY[file])

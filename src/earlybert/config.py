@@ -356,13 +356,17 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
             raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
 
 
-def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as `Finetune` wants them, from the plain values of a YAML file.
+def typed(settings: Mapping[str, Any], kind: type = Finetune) -> dict[str, Any]:
+    """Settings as their dataclass wants them, from the plain values of a YAML file.
+
+    Args:
+        settings: By name.
+        kind: The dataclass.
 
     Raises:
         BadSetting: One is unknown or of another type.
     """
-    hints = get_type_hints(Finetune)
+    hints = get_type_hints(kind)
     return {name: _typed(name, value, hints[named(name, hints, "setting")]) for name, value in settings.items()}
 
 

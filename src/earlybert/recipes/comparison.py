@@ -67,8 +67,8 @@ class Comparison:
         for name in ("tasks", "methods", "seeds"):
             if not chosen.get(name):
                 raise BadSetting(f"a comparison needs {name}: a list of at least one.")
-        chosen["tasks"] = _by_name(chosen["tasks"], "task")
-        chosen["methods"] = _by_name(chosen["methods"], "method")
+        chosen["tasks"] = by_name(chosen["tasks"], "task")
+        chosen["methods"] = by_name(chosen["methods"], "method")
         chosen["seeds"] = tuple(chosen["seeds"])
         comparison = cls(settings=settings, **chosen)
         comparison._check()
@@ -173,7 +173,7 @@ class Comparison:
             Cell(
                 cell_name(task, row, seed),
                 self.settings_of(task, row, seed),
-                needs=None if (like := self.needs(row)) is None else cell_name(task, like, seed),
+                needs={} if (like := self.needs(row)) is None else {"like": cell_name(task, like, seed)},
                 keep_model=self.models == "all" or seed == self.seeds[0],
             )
             for seed in self.seeds
@@ -199,7 +199,7 @@ def slug(row: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", row.lower()).strip("-.") or "row"
 
 
-def _by_name(given: Any, what: str) -> dict[str, dict[str, Any]]:
+def by_name(given: Any, what: str) -> dict[str, dict[str, Any]]:
     """`[a, b]` or `{a: {...}, b: null}` to settings by name."""
     if isinstance(given, Mapping):
         rows = {str(name): value for name, value in given.items()}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import METHODS, NO_RESULT, RIVALS, Finetune, changed
+from ..config import METHODS, NO_RESULT, RIVALS, Finetune, changed, to_dict
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import disk_errors
 from .bench import Bench
@@ -70,9 +70,7 @@ def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
     Raises:
         Refused: One of these is another.
     """
-    given = dict(settings)
-    if _same_place(given.get("like"), run.config.like):
-        given["like"] = run.config.like
+    given = {**settings, **same_places(run.config, settings)}
     different = changed(run.config, replace(run.config, **given))
     if different:
         raise Refused(
@@ -91,9 +89,7 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
     same: dict[str, Any] = {name: getattr(run.config, name) for name in NO_RESULT}
     if wanted.method in RIVALS:
         same["dense_steps"] = run.config.dense_steps  # read off the ticket
-    if _same_place(wanted.like, run.config.like):
-        same["like"] = run.config.like
-    different = changed(run.config, replace(wanted, **same))
+    different = changed(run.config, replace(wanted, **same, **same_places(run.config, to_dict(wanted))))
     if different:
         raise Refused(
             f"run folder {run.path} was made with other settings ({', '.join(different)}); choose another --output, or "
@@ -101,8 +97,14 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _same_place(ours: str | None, theirs: str | None) -> bool:
-    return ours is not None and theirs is not None and Path(ours).resolve() == Path(theirs).resolve()
+def same_places(config: Any, settings: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of a run, where these settings name the same folders in other words."""
+    pairs = {name: (settings.get(name), getattr(config, name, None)) for name in ("like", "model", "data_dir")}
+    return {
+        name: theirs
+        for name, (ours, theirs) in pairs.items()
+        if ours is not None and theirs is not None and Path(ours).resolve() == Path(theirs).resolve()
+    }
 
 
 def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,9 @@ from ..config import BadSetting, LogMode
 from ..ticket import CutMismatch
 from ..ticket.files import write_atomically
 from ..train import Diverged
-from . import finetune
 from .display import display, say
+from .kinds import KINDS, RESULTS, Kind
 from .progress import COLUMNS, NUMBERS, clock
-from .run import Run
 
 TRACEBACK = "failed.log"
 FAILED = "failed.json"
@@ -49,9 +48,12 @@ class Cell:
     name: str
     """Path of its run folder below the grid's, unique."""
     settings: Mapping[str, Any]
-    """Of `Finetune`."""
-    needs: str | None = None
-    """Name of the cell whose run goes into `like`; done first."""
+    """Of `Finetune`, or `Pretrain`."""
+    kind: Kind = "finetune"
+    """What is run."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Settings that other cells fill, by name of the setting: `like` takes their run, `model` their model. Those are
+    done first."""
     keep_model: bool = True
     """Whether the trained weights stay on disk; scores, costs and predictions do in any case."""
 
@@ -158,28 +160,33 @@ def outcome(folder: Path, cell: Cell) -> Outcome | None:
     Raises:
         Refused: The run that is there was made with other settings.
     """
-    path = folder / cell.name
-    if not (path / "metrics.json").exists():
-        return None
-    run = Run.open(path)
-    finetune.refuse_other(run, _settings(folder, cell))
-    return Outcome(run.read_metrics())
+    return (
+        None
+        if (found := KINDS[cell.kind].finished(folder / cell.name, _settings(folder, cell))) is None
+        else Outcome(found)
+    )
 
 
 def stale(folder: Path, cell: Cell) -> bool:
     """Whether a finished run took something from a run that has been done again since."""
-    if cell.needs is None:
+    mine = _date(folder / cell.name)
+    if mine is None:
         return False
-    mine, its = folder / cell.name / "metrics.json", folder / cell.needs / "metrics.json"
-    if not (mine.exists() and its.exists()):
-        return mine.exists()  # what it was taken from is gone
-    dates = [json.loads(file.read_bytes())["environment"]["date"] for file in (mine, its)]
-    return dates[0] < dates[1]
+    theirs = [_date(folder / name) for name in cell.needs.values()]
+    return any(date is None or mine < date for date in theirs)  # None: what it was taken from is gone
+
+
+def _date(path: Path) -> str | None:
+    """When a finished run was finished."""
+    for name in RESULTS:
+        if (path / name).exists():
+            return json.loads((path / name).read_bytes())["environment"]["date"]
+    return None
 
 
 def _settings(folder: Path, cell: Cell) -> dict[str, Any]:
-    like = {} if cell.needs is None else {"like": str(_place(folder, cell.needs))}
-    return {**cell.settings, **like}
+    taken = {setting: _place(folder, name) for setting, name in cell.needs.items()}
+    return {**cell.settings, **{name: str(path / "model" if name == "model" else path) for name, path in taken.items()}}
 
 
 def _place(folder: Path, name: str) -> Path:
@@ -207,12 +214,11 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
 
 
 def _run_cell(path: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
-    start = finetune.start(settings, output=str(path), resume=(path / "config.yaml").exists(), reuse=True)
-    finetune.finetune(start, compare=False, page=False)  # earlybert report makes one of any of them
+    KINDS[cell.kind].run(path, settings)
     if not cell.keep_model:
         for weights in (path / "model").glob("*.safetensors"):
             weights.unlink()
-    return Outcome(Run.open(path).read_metrics())
+    return Outcome(KINDS[cell.kind].finished(path, settings))
 
 
 @contextmanager
@@ -260,7 +266,7 @@ def _side_by_side(
     pool = _pool(jobs, threads)
     try:
         while left or running:
-            ready = [cell for cell in left if cell.needs is None or cell.needs in outcomes]
+            ready = [cell for cell in left if all(name in outcomes for name in cell.needs.values())]
             for cell in ready[: jobs - len(running)]:  # none in reserve: it would start after a Ctrl-C
                 left.remove(cell)
                 lost = _without(cell, outcomes)
@@ -321,20 +327,16 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _next(left: Sequence[Cell], outcomes: Mapping[str, Outcome]) -> Cell:
-    return next(cell for cell in left if cell.needs is None or cell.needs in outcomes)
+    return next(cell for cell in left if all(name in outcomes for name in cell.needs.values()))
 
 
 def _without(cell: Cell, outcomes: Mapping[str, Outcome]) -> Outcome | None:
-    """A failure, if the run that this one takes something from has failed."""
-    if cell.needs is not None and outcomes[cell.needs].failure is not None:
-        return Outcome(None, f"needs {cell.needs}, which failed.")
-    return None
+    """A failure, if a run that this one takes something from has failed."""
+    failed = next((name for name in cell.needs.values() if outcomes[name].failure is not None), None)
+    return None if failed is None else Outcome(None, f"needs {failed}, which failed.")
 
 
 def _line(cell: Cell, found: Outcome) -> str:
     if found.metrics is None:
         return f"{cell.name}: failed: {found.failure}"
-    headline = found.metrics["headline"]
-    return (
-        f"{cell.name}: {headline} {found.metrics['score'][headline]:.4f}, {found.metrics['seconds']:.0f} s of training"
-    )
+    return f"{cell.name}: {KINDS[cell.kind].line(found.metrics)}, {found.metrics['seconds']:.0f} s of training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -12,15 +13,20 @@ from ..anatomy import Refused
 from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
 from ..cost import PEAK
+from ..ticket.files import write_atomically
+from ..train.steplog import totals
 from .display import say
 from .finetune import describe, resumable
 from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
-from .pretraining.stages import ticket_stage, train_stage
+from .pretraining.stages import search_stage, ticket_stage, train_stage
+from .run import environment
 from .trackers import require, tracked
 
 ASSUMED_MFU = 0.4
 """Share of a device's peak that hours are told for, before anything was measured."""
+SEARCHED = "search.json"
+"""In a run folder whose search was the whole run: what it cost."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,45 @@ def pretrain(start: Start) -> PretrainRun:
     if ranks.main:
         report(run, metrics)
     return run
+
+
+def search(start: Start) -> PretrainRun:
+    """Stage 1 alone, for its history of coefficients; writes `search.json`. Training can follow with `pretrain`.
+
+    Raises:
+        Refused: The method has no search.
+    """
+    bench, run = start.bench, start.run
+    if run.config.method != "ticket":
+        raise Refused(f"method {run.config.method} has no search; use method: ticket.")
+    if bench.ranks.main:
+        run.write_config()
+    with resumable(f"earlybert pretrain --output {run.path} --resume"):
+        search_stage(bench, run)
+    if bench.ranks.main:
+        stage = totals(run.steps)["search"]
+        result = {
+            "corpus": bench.text,
+            "method": "search",
+            "stages": {"search": stage.to_dict()},
+            "seconds": stage.seconds,
+            "flops": bench.ranks.world * stage.flops,
+            "environment": environment(bench.device, bench.precision),
+        }
+        write_atomically(run.path / SEARCHED, json.dumps(result, indent=2).encode() + b"\n")
+    return run
+
+
+def read_search(run: PretrainRun) -> dict[str, Any]:
+    """`search.json`.
+
+    Raises:
+        Refused: It is missing or broken.
+    """
+    try:
+        return json.loads((run.path / SEARCHED).read_bytes())
+    except (OSError, ValueError):
+        raise Refused(f"run folder {run.path} has no {SEARCHED} that can be read; search it first.") from None
 
 
 def announce(bench: Bench, run: PretrainRun) -> None:

@@ -26,7 +26,7 @@ def link(cells: Sequence[Cell], folder: Path, store: Path) -> None:
     known: dict[str, str] = {}
     waiting = list(cells)
     while waiting:
-        ready = [cell for cell in waiting if cell.needs is None or cell.needs in known]
+        ready = [cell for cell in waiting if all(name in known for name in cell.needs.values())]
         for cell in ready:
             known[cell.name] = _name(cell, known)
             _link(folder / cell.name, store / known[cell.name])
@@ -34,8 +34,8 @@ def link(cells: Sequence[Cell], folder: Path, store: Path) -> None:
 
 
 def _name(cell: Cell, known: dict[str, str]) -> str:
-    settings = {name: value for name, value in cell.settings.items() if name != "like"}
-    after = None if cell.needs is None else known[cell.needs]
+    settings = {name: value for name, value in cell.settings.items() if name not in cell.needs}
+    after = {setting: known[name] for setting, name in cell.needs.items()}
     text = json.dumps([settings, after, cell.keep_model], sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
     words = [str(settings.get("task", "own")), str(settings["method"]), f"seed-{settings['seed']}", digest]

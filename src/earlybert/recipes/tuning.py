@@ -56,7 +56,7 @@ def _choose(
                 name = f"{slug(task)}/{slug(row)}/trial-{number}"
                 settings = {**comparison.settings_of(task, row, SEED), **trial, "tuning": True}
                 like = comparison.needs(row)
-                needs = None if like is None else winners[task, like].name
+                needs = {} if like is None else {"like": winners[task, like].name}
                 cells[name] = (task, row, trial)
                 grid.append(Cell(name, settings, needs=needs, keep_model=False))
     outcomes = run_grid([*winners.values(), *grid], folder, jobs=comparison.jobs)

@@ -13,7 +13,7 @@ from ...anatomy import Refused
 from ...config import Finetune
 from ..compare import compare
 from ..comparison import Comparison, cell_name
-from ..display import console, say
+from ..display import display, say
 from ..run import Run
 from ..verdict import Verdicts, mean_over_tasks
 from .claims import CHECKS, Runs
@@ -105,7 +105,7 @@ def _run(each: Experiment, output: Path) -> Record:
     )
     record.save(output)
     for sheet in (record.sheet(), *([record.claim_sheet()] if record.claims else [])):
-        console.print(sheet.rich())
+        display.show(sheet.rich())
     return record
 
 
