@@ -23,6 +23,7 @@ from .distance import Distance, mask_distance
 from .draw import Mask, Scope, keep_mask
 from .files import disk_errors
 from .gates import Gates
+from .tensors import UNUSABLE, typed
 
 FORMAT = "earlybert-history-1"
 HEADER_BYTES = 256
@@ -99,11 +100,12 @@ class History:
         try:
             with open(self.path, "rb") as file:
                 self.about = json.loads(file.read(HEADER_BYTES))
-            self.layers, self._heads, self._neurons = (int(self.about[key]) for key in ("layers", "heads", "neurons"))
+            typed(self.about, layers=int, heads=int, neurons=int)
+            self.layers, self._heads, self._neurons = (self.about[key] for key in ("layers", "heads", "neurons"))
             broken = self.about["format"] != FORMAT or min(self.layers, self._heads, self._neurons) < 1
         except OSError as error:
             raise Refused(f"history file {self.path} cannot be read ({error.strerror}).") from None
-        except (ValueError, KeyError, TypeError):
+        except UNUSABLE:
             broken = True
         if broken:
             raise Refused(f"history file {self.path} is broken or of another version; search again.")
