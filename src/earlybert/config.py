@@ -73,7 +73,7 @@ LONGEST_SHOWN = 60
 
 def shown(value: Any) -> str:
     """A wrong value for a sentence: itself where it is short, else what it is."""
-    if isinstance(value, int | float) and abs(value) > 1e300:
+    if isinstance(value, int) and abs(value) > 1e300:
         return "a number beyond 1e300"
     if isinstance(value, str | int | float | None):
         return repr(

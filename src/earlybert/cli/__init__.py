@@ -15,6 +15,14 @@ BAD_INPUT = 2
 """Exit code when the input cannot be used; nothing was computed."""
 
 
+LESS = {
+    "finetune": "lower --batch-size (and raise --accumulate), or --max-length",
+    "pretrain": "lower --rows, which changes no result, or --length",
+    "prepare": "lower --workers",
+}
+"""What takes less memory."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
     arguments = underscored(sys.argv[1:] if argv is None else argv)
@@ -54,18 +62,21 @@ def _parse_and_run(name: str, arguments: list[str]) -> int:
     command.check(given)  # out of range: said before torch is loaded
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from torch import OutOfMemoryError
-
     from ..anatomy import Refused
     from ..ticket import CutMismatch
+    from ..ticket.memory import out_of_memory
     from ..train import Diverged
+    from ..train.interrupt import terminable
 
     try:
-        command.run(given)
+        with terminable():
+            command.run(given)
     except (Refused, Diverged, CutMismatch) as error:
         return _refuse(str(error))
-    except OutOfMemoryError:
-        return _refuse("the device ran out of memory; lower --batch-size (and raise --accumulate), or --max-length.")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return _refuse(f"the memory ran out; {LESS.get(name, LESS['finetune'])}.")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -27,7 +26,9 @@ from ..anatomy import Refused
 from ..config import BadSetting
 from ..ticket import CutMismatch
 from ..ticket.files import write_atomically
+from ..ticket.memory import out_of_memory
 from ..train import Diverged
+from ..train.interrupt import Terminated
 from . import finetune
 from .progress import console, say
 from .run import Run
@@ -35,6 +36,8 @@ from .run import Run
 TRACEBACK = "failed.log"
 FAILED = "failed.json"
 """In the folder of a cell that failed: why. It is tried again when the grid is run again."""
+NEEDED = ".needs.json"
+"""In the folder of a cell that takes something from another: the checksum of what that one came to."""
 
 
 CORES_A_RUN = 4
@@ -137,11 +140,19 @@ def stale(folder: Path, cell: Cell) -> bool:
     """Whether a finished run took something from a run that has been done again since."""
     if cell.needs is None:
         return False
-    mine, its = folder / cell.name / "metrics.json", folder / cell.needs / "metrics.json"
-    if not (mine.exists() and its.exists()):
-        return mine.exists()  # what it was taken from is gone
-    dates = [json.loads(file.read_bytes())["environment"]["date"] for file in (mine, its)]
-    return dates[0] < dates[1]
+    path, its = folder / cell.name, folder / cell.needs / "metrics.json"
+    if not ((path / "metrics.json").exists() and its.exists()):
+        return (path / "metrics.json").exists()  # what it was taken from is gone
+    # Not by the dates: a clock may go backwards.
+    try:
+        return json.loads((path / NEEDED).read_bytes())["metrics"] != _digest(folder / cell.needs)
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of what a run came to."""
+    return hashlib.sha256((path / "metrics.json").read_bytes()).hexdigest()
 
 
 def _settings(folder: Path, cell: Cell) -> dict[str, Any]:
@@ -154,15 +165,15 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
     path = folder / cell.name
     settings = _settings(folder, cell)
     quiet, console.quiet = console.quiet, True
-    (path / FAILED).unlink(missing_ok=True)
+    for told in (FAILED, TRACEBACK):
+        (path / told).unlink(missing_ok=True)
     try:
-        with locked(path):
-            return _run_cell(path, cell, settings)
+        return _run_cell(folder, cell, settings)
     except (Refused, BadSetting, Diverged, CutMismatch) as error:
         return _failed(path, str(error))
-    except torch.OutOfMemoryError:
-        return _failed(path, "the device ran out of memory; run fewer jobs at once, or lower batch_size.")
     except Exception as error:  # one broken run must not end a night of others
+        if out_of_memory(error):
+            return _failed(path, "the memory ran out; run fewer jobs at once, or lower batch_size.")
         write_atomically(path / TRACEBACK, traceback.format_exc().encode())
         said = str(error).strip().splitlines()
         return _failed(path, f"{type(error).__name__}: {said[0][:200] if said else 'no message'} (see {TRACEBACK}).")
@@ -170,29 +181,16 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
         console.quiet = quiet
 
 
-def _run_cell(path: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
+def _run_cell(folder: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
+    path = folder / cell.name
     start = finetune.start(settings, output=str(path), resume=(path / "config.yaml").exists(), reuse=True)
+    if cell.needs is not None and not (path / NEEDED).exists():
+        write_atomically(path / NEEDED, json.dumps({"metrics": _digest(folder / cell.needs)}).encode() + b"\n")
     finetune.finetune(start, compare=False, page=False)  # earlybert report makes one of any of them
     if not cell.keep_model:
         for weights in (path / "model").glob("*.safetensors"):
             weights.unlink()
     return Outcome(Run.open(path).read_metrics())
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time works on a run folder; the lock goes with the process, however it ends.
-
-    Raises:
-        Refused: Another one is at it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refused(f"another process is at work on {path}; wait for it, or end it.") from None
-        yield
 
 
 def _failed(path: Path, sentence: str) -> Outcome:
@@ -248,6 +246,10 @@ def _side_by_side(
                     running.clear()
                     pool = _pool(jobs, threads)
                     break
+    except Terminated:
+        for process in (pool._processes or {}).values():
+            process.terminate()  # which a run takes for "write a checkpoint and stop"
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

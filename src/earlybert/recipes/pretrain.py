@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from ..config import changed
 from ..config_pretrain import Pretrain
 from ..cost import PEAK
 from .finetune import describe, resumable
+from .lock import locked
 from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
 from .pretraining.stages import ticket_stage, train_stage
@@ -27,6 +29,8 @@ class Start:
 
     bench: Bench
     run: PretrainRun
+    fresh: bool
+    """Whether the folder has to be a new one."""
 
 
 def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> Start:
@@ -60,17 +64,21 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         machine = Machine.found(run.config)
     bench = Bench.set_up(run.config, machine)
     run.refuse_other_text(bench)
-    return Start(bench, run)
+    return Start(bench, run, fresh=not resume)
 
 
 def pretrain(start: Start) -> PretrainRun:
     """Search, draw and train, in one run folder; what is finished already is left as it is."""
     bench, run = start.bench, start.run
     ranks = bench.ranks
-    if ranks.main:
-        run.write_config()
-        announce(bench, run)
-    with resumable(f"earlybert pretrain --output {run.path} --resume"):
+    with ExitStack() as held:
+        if ranks.main:
+            held.enter_context(locked(run.path))
+            if start.fresh:
+                PretrainRun.create(run.path, run.config)
+            run.write_config()
+            announce(bench, run)
+        held.enter_context(resumable(f"earlybert pretrain --output {run.path} --resume"))
         if ranks.said(run.metrics.exists()):
             metrics = run.read_metrics()
         else:

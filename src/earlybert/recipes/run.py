@@ -21,6 +21,8 @@ from ..anatomy import Refused
 from ..config import BadSetting, Finetune, shown, to_dict, typed
 from ..config_file import parse
 from ..ticket.files import write_atomically
+from ..ticket.tensors import UNUSABLE
+from ..ticket.tensors import typed as holds
 from ..train import checkpoint
 from ..train.steplog import LAST, truncate
 
@@ -106,8 +108,10 @@ class RunFolder(Generic[Settings]):
             Refused: It is missing or broken.
         """
         try:
-            return json.loads(self.metrics.read_bytes())
-        except (OSError, ValueError):
+            values = json.loads(self.metrics.read_bytes())
+            holds(values, score=dict, parameters=dict, stages=dict, seconds=int | float, flops=int | float)
+            return values
+        except UNUSABLE:
             raise Refused(f"run folder {self.path} has no metrics.json that can be read; train it first.") from None
 
     def write_metrics(self, metrics: dict[str, Any]) -> None:

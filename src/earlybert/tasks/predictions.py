@@ -128,8 +128,7 @@ class Predictions:
         columns = [
             tensors[prefix + name] for name in ("values", "labels", *(f"extra.{name}" for name in about["extra"]))
         ]
-        if not 0 <= about["classes"] <= MOST_CLASSES or any(column.ndim != 1 or not len(column) for column in columns):
-            raise ValueError
+        _hold(columns, about["classes"], about["metrics"])
         return cls(
             tensors[f"{prefix}values"],
             tensors[f"{prefix}labels"],
@@ -142,3 +141,19 @@ class Predictions:
                 name: cls._of_plain(tensors, other, f"{prefix}also.{name}.") for name, other in about["also"].items()
             },
         )
+
+
+def _hold(columns: Sequence[NDArray[Any]], classes: int, metrics: Sequence[str]) -> None:
+    """Whether scores can be had of what a file says: values, labels and further columns.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    for column in columns:
+        if column.ndim != 1 or not len(column) or column.dtype.kind not in "iuf" or not np.isfinite(column).all():
+            raise ValueError
+    if not 0 <= classes <= MOST_CLASSES or (classes == 1 and not {*metrics} <= {"pearson", "spearman"}):
+        raise ValueError
+    for column in columns[:2]:
+        if classes > 1 and (column.dtype.kind == "f" or column.min() < 0 or column.max() >= classes):
+            raise ValueError

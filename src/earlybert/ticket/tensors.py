@@ -108,7 +108,7 @@ def typed(about: Mapping[str, Any], **types: Any) -> None:
         TypeError: One is of another. KeyError: It is not there.
     """
     for name, wanted in types.items():
-        if not isinstance(about[name], wanted):
+        if not isinstance(about[name], wanted) or (wanted is int and isinstance(about[name], bool)):
             raise TypeError(name)
 
 
