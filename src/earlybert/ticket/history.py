@@ -52,17 +52,18 @@ class HistoryWriter:
         layers, heads = gates.heads.shape
         about = {"format": FORMAT, "layers": layers, "heads": heads, "neurons": gates.neurons.shape[1]}
         header = json.dumps(about).encode().ljust(HEADER_BYTES - 1) + b"\n"
-        if rows:
-            there = History(self.path)
-            if len(there) < rows or there.about != about:
-                raise Refused(f"{self.path} does not hold the {rows} steps of the search to resume; start a new run.")
-            self._file = open(self.path, "r+b")
-            self._file.truncate(HEADER_BYTES + rows * there.row_bytes)
-            self._file.seek(0, os.SEEK_END)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "wb")
-            self._file.write(header)
+        there = History(self.path) if rows else None
+        if there is not None and (len(there) < rows or there.about != about):
+            raise Refused(f"{self.path} does not hold the {rows} steps of the search to resume; start a new run.")
+        with disk_errors(self.path):
+            if there is not None:
+                self._file = open(self.path, "r+b")
+                self._file.truncate(HEADER_BYTES + rows * there.row_bytes)
+                self._file.seek(0, os.SEEK_END)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "wb")
+                self._file.write(header)
 
     def record(self) -> None:
         """Take one row, after an optimizer step."""
