@@ -345,7 +345,9 @@ def test_only_the_main_thread_listens_to_signals() -> None:
 def test_names_in_labels_and_texts_are_text_in_the_report(tmp_path: Path, flags: list[str]) -> None:
     """A whole run on labels and texts that are HTML: what a browser would take for a tag is none."""
     evil = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-    rows = [{"text": f"{evil} {'the film was very good and warm ' * 4} {n}", "label": f"{evil}{n % 2}"} for n in range(40)]
+    rows = [
+        {"text": f"{evil} {'the film was very good and warm ' * 4} {n}", "label": f"{evil}{n % 2}"} for n in range(40)
+    ]
     (tmp_path / "a<b>.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--train-file", tmp_path / "a<b>.jsonl", *("--search-steps", "3", "--epochs", "0.5", "--device", "cpu")]
     words += ["--precision", "no", "--align", "8", "--heads", "1", "--max-length", "64"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,17 @@ def test_whole_files_are_read(every: dict[str, Any], tmp_path: Path) -> None:
     for reader in every.values():
         for content in reader.whole:
             assert outcome(reader, tmp_path / reader.name, content) == ("accepted", "")
+
+
+def test_every_row_of_the_docs_is_a_test() -> None:
+    rows = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [line for line in rows if not line.startswith(("| tried", "| ---"))]
+    assert len(rows) > 40
+    for row in rows:
+        found = re.findall(r"\[test_\w+: ([^\]]+)\]\(\.\./(tests/[\w/]+\.py)\)", row)
+        assert found, row
+        for name, file in found:
+            assert f"def test_{name.replace(' ', '_')}(" in (ROOT / file).read_text(), name
 
 
 def script(name: str, *words: str) -> dict[str, Any]:
