@@ -97,6 +97,9 @@ def _state() -> tuple[Path, Any]:
         signal.signal(signal.SIGALRM, _late)
         folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=os.environ.get("FUZZ_FOLDER")))
         _made.extend((folder, readers(folder)))
+        for reader in _made[1].values():  # what is imported late is imported now
+            for whole in reader.whole:
+                assert outcome(reader, folder / reader.name, whole)[0] == "accepted"
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
     return _made[0], _made[1]

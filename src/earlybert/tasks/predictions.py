@@ -123,6 +123,8 @@ class Predictions:
 
     @classmethod
     def _of_plain(cls, tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any], prefix: str) -> Predictions:
+        if not all(isinstance(name, str) for name in (*about["metrics"], *about["extra"])):
+            raise TypeError
         typed(about, metrics=list, classes=int, extra=list, also=dict, ids=list | None, answers=list | None)
         texts = {name: None if about[name] is None else tuple(map(str, about[name])) for name in ("ids", "answers")}
         columns = [
