@@ -78,8 +78,7 @@ def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def word_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *PLAIN]
@@ -99,12 +98,20 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return word_tokenizer()
+
+
+def write_model(folder: Path) -> Path:
     """A pre-trained encoder without a head, as a person would have it on disk."""
-    folder = tmp_path_factory.mktemp("model")
     tiny_model("bert", head=False).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 def sentiment_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -139,11 +146,14 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-@pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_data(folder: Path) -> Path:
     """SST-2 and SQuAD in the layout of --data-dir, made here."""
-    folder = tmp_path_factory.mktemp("data")
     for split, count, seed in (("train", 96, 1), ("validation", 40, 2)):
         write_jsonl(folder / "sst2" / f"{split}.jsonl.gz", sentiment_rows(count, seed))
         write_jsonl(folder / "squad" / f"{split}.jsonl.gz", question_rows(count, seed))
     return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))

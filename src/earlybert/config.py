@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Scope = Literal["layer", "global"]
@@ -75,9 +76,24 @@ def named(name: str, known: Any, what: str) -> str:
     """
     if isinstance(name, str) and name in known:
         return name
-    near = get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    near = get_close_matches(name[:LONGEST_SHOWN], list(known), n=3, cutoff=0.5) if isinstance(name, str) else []
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
-    raise BadSetting(f"unknown {what} {name!r}; {hint}")
+    raise BadSetting(f"unknown {what} {shown(name)}; {hint}")
+
+
+LONGEST_SHOWN = 60
+"""Characters of a wrong value that a sentence repeats."""
+
+
+def shown(value: Any) -> str:
+    """A wrong value for a sentence: itself where it is short, else what it is."""
+    if isinstance(value, int) and abs(value) > 1e300:
+        return "a number beyond 1e300"
+    if isinstance(value, str | int | float | None):
+        return repr(
+            value if not isinstance(value, str) or len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "..."
+        )
+    return f"a {type(value).__name__}"
 
 
 NO_RESULT = ("offline", "log_every", "profile_steps", "tracker")
@@ -96,7 +112,7 @@ def between(name: str, value: float, low: float, high: float = float("inf")) -> 
     """
     if not low <= value <= high or value == float("inf"):
         limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise BadSetting(f"{name} must be {limits}, got {value!r}.")
+        raise BadSetting(f"{name} must be {limits}, got {shown(value)}.")
 
 
 def above_zero(name: str, value: float) -> None:
@@ -106,7 +122,7 @@ def above_zero(name: str, value: float) -> None:
         BadSetting: It is not.
     """
     if not 0 < value < float("inf"):
-        raise BadSetting(f"{name} must be above 0, got {value!r}.")
+        raise BadSetting(f"{name} must be above 0, got {shown(value)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,8 +382,13 @@ def typed(settings: Mapping[str, Any], kind: type = Finetune) -> dict[str, Any]:
     Raises:
         BadSetting: One is unknown or of another type.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return {name: _typed(name, value, hints[named(name, hints, "setting")]) for name, value in settings.items()}
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
@@ -379,10 +400,10 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
     if float in kinds and type(value) in (int, str):
         try:
             return float(value)  # YAML reads 1e-4 as text
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     words = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise BadSetting(f"{name} must be {words}, got {value!r}.")
+    raise BadSetting(f"{name} must be {words}, got {shown(value)}.")
 
 
 def trackers_of(setting: str) -> tuple[str, ...]:

@@ -26,6 +26,11 @@ def _fixed_threads():
 
 @pytest.fixture
 def flags(model_folder: Path, data_dir: Path) -> list[str]:
+    return tiny_flags(model_folder, data_dir)
+
+
+def tiny_flags(model_folder: Path, data_dir: Path) -> list[str]:
+    """Settings of a run of a second."""
     return [
         *("--model", str(model_folder), "--task", "sst2", "--data-dir", str(data_dir), "--device", "cpu"),
         *("--max-length", "16", "--batch-size", "4", "--precision", "no", "--align", "8", "--heads", "1"),

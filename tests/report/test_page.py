@@ -167,7 +167,14 @@ def test_the_stop_is_marked(copied: Path, ended: str) -> None:
     from safetensors.numpy import save_file
 
     scores = eb.Scores.load(copied / "scores.safetensors")
-    about = {"format": "earlybert-scores-1", "source": "coefficients", "steps": 12, "info": {"ended": ended}}
+    about = {
+        "format": "earlybert-scores-1",
+        "model_type": "bert",
+        "source": "coefficients",
+        "steps": 12,
+        "seed": 0,
+        "info": {"ended": ended},
+    }
     tensors = {name: np.stack([v.numpy() for v in getattr(scores, name)]) for name in ("heads", "neurons")}
     save_file(tensors, copied / "scores.safetensors", {"earlybert": json.dumps(about)})
     why = {"settled": "the mask had settled", "cap": "it was as long as asked for"}[ended]

@@ -114,7 +114,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from earlybert.tasks import predictions
+    import safetensors.numpy
 
     file = tmp_path / "p.safetensors"
     some().save(file)
@@ -123,7 +123,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predictions, "save_file", full)
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
     with pytest.raises(Refused, match="No space left"):
         questions().save(file)
     assert file.read_bytes() == before

@@ -22,6 +22,14 @@ INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after SIGINT and SIGTERM."""
 
 
+LESS = {
+    "finetune": "lower --batch-size (and raise --accumulate), or --max-length",
+    "pretrain": "lower --rows, which changes no result, or --length",
+    "prepare": "lower --workers",
+}
+"""What takes less memory."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
     arguments = underscored(sys.argv[1:] if argv is None else argv)
@@ -63,22 +71,25 @@ def _parse_and_run(name: str, arguments: list[str]) -> int:
     command.check(given)  # out of range: said before torch is loaded
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from torch import OutOfMemoryError
-
     from .. import __version__
     from ..anatomy import Refused
     from ..ticket import CutMismatch
+    from ..ticket.memory import out_of_memory
     from ..train import Diverged
+    from ..train.interrupt import terminable
 
     display.emit("start", command=name, version=__version__, settings=given)
     try:
-        result = command.run(given)
+        with terminable():
+            result = command.run(given)
     except Diverged as error:
         return _refuse(str(error), DIVERGED)
     except (Refused, CutMismatch) as error:
         return _refuse(str(error))
-    except OutOfMemoryError:
-        return _refuse("the device ran out of memory; lower --batch-size (and raise --accumulate), or --max-length.")
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return _refuse(f"the memory ran out; {LESS.get(name, LESS['finetune'])}.")
     display.emit("done", command=name, **(result or {}))
     return 0
 

@@ -26,6 +26,7 @@ import numpy as np
 from ..anatomy import Refused
 from ..config import Preparation
 from ..ticket.files import disk_errors
+from ..ticket.tensors import UNUSABLE, typed
 from . import shards, tokenise, vocabulary
 from .seen import Seen, digest
 from .sources import Source
@@ -174,8 +175,10 @@ def _resumed(folder: Path, wanted: dict[str, Any]) -> _Run:
     path = folder / PROGRESS
     try:
         saved = json.loads(path.read_bytes())
+        typed(saved, settings=dict, shards=list, tally=dict)
+        shards.check_entries(saved["shards"])
         run = _Run(folder, saved["settings"], saved["shards"], Tally(**saved["tally"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNUSABLE:
         raise Refused(f"{path} is broken; delete {folder} and prepare the corpus again.") from None
     changed = [name for name in wanted if run.settings.get(name) != wanted[name]]
     if changed:
@@ -295,7 +298,7 @@ def _refuse_unknown(done: tokenise.Tokenised, unknown: int | None) -> None:
 
 
 def _write(run: _Run, builder: shards.Builder, tally: Tally) -> None:
-    path = run.folder / f"{len(run.entries):05d}.safetensors"
+    path = run.folder / shards.name_of(len(run.entries))
     run.entries.append(builder.write(path))
     run.tally = tally
     run.save()

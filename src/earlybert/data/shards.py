@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 
 from ..anatomy import Refused
 from ..ticket.files import write_atomically
+from ..ticket.tensors import UNUSABLE, Kind, mapped, typed
 
 FORMAT = "earlybert-corpus-1"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-DTYPES = {"U16": np.dtype("<u2"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8")}
+FILE = Kind("shard", FORMAT, "delete it and prepare the corpus again")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Shard:
     sentences: NDArray[np.uint32]
     documents: NDArray[np.uint32]
     hashes: NDArray[np.uint64]
+
+
+PARTS = tuple(Shard.__dataclass_fields__)
 
 
 class Builder:
@@ -97,23 +101,24 @@ def read(path: Path) -> dict[Split, Shard]:
     Raises:
         Refused: The file is missing or broken.
     """
-    try:
-        mapped = np.memmap(path, dtype=np.uint8, mode="r")
-        size = int.from_bytes(mapped[:8].tobytes(), "little")
-        header = json.loads(mapped[8 : 8 + size].tobytes())
-        arrays = {name: _array(mapped, 8 + size, about) for name, about in header.items() if name != "__metadata__"}
-        return {
-            split: Shard(**{part: arrays[f"{split}.{part}"] for part in Shard.__dataclass_fields__}) for split in SPLITS
-        }
-    except FileNotFoundError:
-        raise Refused(f"shard {path} is not there; prepare the corpus again.") from None
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Refused(f"shard {path} is broken; delete it and prepare the corpus again.") from None
+    with FILE.reading(path):
+        arrays = mapped(path)
+        return {split: _shard({part: arrays[f"{split}.{part}"] for part in PARTS}) for split in SPLITS}
 
 
-def _array(mapped: NDArray[np.uint8], start: int, about: Mapping[str, Any]) -> NDArray[Any]:
-    begin, end = about["data_offsets"]
-    return mapped[start + begin : start + end].view(np.ndarray).view(DTYPES[about["dtype"]]).reshape(about["shape"])
+def _shard(arrays: dict[str, NDArray[Any]]) -> Shard:
+    """One split, whose sentences lie within its tokens and whose documents lie within its sentences.
+
+    Raises:
+        ValueError: They do not.
+    """
+    shard = Shard(**arrays)
+    for bounds, end in ((shard.sentences, len(shard.tokens)), (shard.documents, len(shard.sentences) - 1)):
+        if bounds.ndim != 1 or bounds[0] != 0 or bounds[-1] != end or (bounds[1:] < bounds[:-1]).any():
+            raise ValueError
+    if shard.tokens.ndim != 1 or shard.hashes.shape != (len(shard.documents) - 1, 2):
+        raise ValueError
+    return shard
 
 
 def _bounds(lengths: list[int]) -> NDArray[np.uint32]:
@@ -135,14 +140,37 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
         known = manifest["format"] == FORMAT
-        whole = all(manifest[part] is not None for part in ("tokenizer", "counts", "shards"))
+        if known:
+            typed(manifest, tokenizer=dict, counts=dict, settings=dict, shards=list)
+            typed(manifest["tokenizer"], sha256=str)
+            for split in SPLITS:
+                typed(manifest["counts"], **{split: dict})
+                typed(manifest["counts"][split], documents=int, sentences=int, tokens=int)
+            check_entries(manifest["shards"])
     except FileNotFoundError:
         raise Refused(f"{folder} holds no prepared corpus; make one with `earlybert prepare`.") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNUSABLE:
         raise Refused(f"manifest {path} is broken; prepare the corpus again.") from None
-    if not known or not whole:
+    if not known:
         raise Refused(f"manifest {path} is of another version; prepare the corpus again.")
     return manifest
+
+
+def check_entries(entries: Any) -> None:
+    """Hold what is said of shards against what `Builder.write` says: files of these names and no others are opened.
+
+    Raises:
+        ValueError, TypeError, KeyError: It is something else.
+    """
+    for number, entry in enumerate(entries):
+        typed(entry, file=str, bytes=int, sha256=str)
+        if entry["file"] != name_of(number):  # a name may not lead out of the folder
+            raise ValueError
+
+
+def name_of(number: int) -> str:
+    """The file of a shard."""
+    return f"{number:05d}.safetensors"
 
 
 def check(folder: Path, entry: Mapping[str, Any], *, checksum: bool) -> None:

@@ -107,7 +107,7 @@ def load(name: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(os.fspath(name))
+        tokenizer: Any = AutoTokenizer.from_pretrained(os.fspath(name), trust_remote_code=False)
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise Refused(f"the tokenizer {os.fspath(name)} cannot be loaded ({reason.rstrip('.')}).") from None

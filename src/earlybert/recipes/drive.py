@@ -152,7 +152,7 @@ def take(
         )
         if isinstance(log, StepLog):
             log.flush()
-    refuse_infinite(step.model, done)
+    refuse_infinite(step.model, done, step.gates)
     return done
 
 
@@ -226,7 +226,7 @@ class Checkpoints:
             # What is not finite stops the run here, before a good checkpoint is replaced.
             for flush in self._before:
                 flush()
-            refuse_infinite(self._step.model, done.step)
+            refuse_infinite(self._step.model, done.step, self._step.gates)
             if self._ranks.main:
                 self._write(done.step)
             self._ranks.reseed(self._run.config.seed, done.step)

@@ -13,14 +13,15 @@ from typing import Any
 from ..anatomy import Refused
 from ..config import METHODS, NO_RESULT, RIVALS, Finetune, changed, to_dict
 from ..ticket import Scores, Ticket, load
-from ..ticket.files import disk_errors
+from ..ticket.files import HALF, disk_errors
 from .bench import Bench
 from .display import say
+from .lock import locked
 from .methods import of_method, settled
 from .plan import advice, check_drawing, draw_ticket, plan
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output
-from .stages import draw_stage, search_stage, train_stage
+from .stages import close, draw_stage, search_stage, train_stage
 from .trackers import require, tracked
 from .versus import versus
 
@@ -31,6 +32,20 @@ class Start:
 
     bench: Bench
     run: Run
+    fresh: bool
+    """Whether the folder has to be a new one."""
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Around the work: no other process is at it, and none was since the checks.
+
+        Raises:
+            Refused: Another one is, or was.
+        """
+        with locked(self.run.path):
+            if self.fresh:
+                Run.create(self.run.path, self.run.config)
+            yield
 
 
 def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reuse: bool = False) -> Start:
@@ -61,7 +76,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
         check_drawing(bench)
     bench.theta_0()  # weights that cannot be read are refused before anything is written
     bench = settled(bench)
-    return Start(bench, Run(run.path, bench.config))
+    return Start(bench, Run(run.path, bench.config), fresh=not resume)
 
 
 def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
@@ -121,8 +136,9 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
     bench, run = start.bench, start.run
     if compare and run.config.method != "ticket":
         raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
-    announce(bench, run)
-    with resumable(f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"):
+    command = f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"
+    with start.alone(), resumable(command):
+        announce(bench, run)
         with tracked(run):
             metrics = _all_stages(bench, run)
         if compare:
@@ -138,8 +154,8 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
 def search(start: Start) -> Run:
     """Stage 1 alone."""
     run = start.run
-    announce(start.bench, run)
-    with resumable(f"earlybert search --output {run.path} --resume"), tracked(run):
+    with start.alone(), resumable(f"earlybert search --output {run.path} --resume"), tracked(run):
+        announce(start.bench, run)
         scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
     say(f"next: earlybert draw {run.path}")
@@ -155,6 +171,12 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
         into: A new run folder for this ticket, so that one search serves many.
     """
     run = Run.open(path)
+    with locked(run.path):
+        return _draw(run, settings=settings, into=into)
+
+
+def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
+    path = run.path
     if not run.scores.exists():
         raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
     scores = Scores.load(run.scores)
@@ -178,7 +200,7 @@ def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
         raise Refused(f"{into} exists; choose another --into.")
     with disk_errors(into):
         into.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix=f".{into.name}.", dir=into.parent))
+        half = Path(tempfile.mkdtemp(prefix=f".{into.name}.", suffix=HALF, dir=into.parent))
         try:
             copied = Run(half, config)
             copy_search(run, copied)
@@ -198,6 +220,11 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
         settings: Training settings that replace those of the run; none once training has begun.
     """
     run = Run.open(path)
+    with locked(run.path):
+        return _train(run, settings=settings)
+
+
+def _train(run: Run, *, settings: dict[str, Any]) -> Run:
     if run.metrics.exists():
         raise Refused(f"{run.path} is already trained; see earlybert evaluate {run.path}.")
     config = replace(run.config, **settings)
@@ -285,6 +312,7 @@ def announce(bench: Bench, run: Run) -> None:
 
 def _all_stages(bench: Bench, run: Run) -> dict[str, Any]:
     if run.metrics.exists():
+        close(run)  # if it was stopped just behind its end
         return run.read_metrics()
     way = of_method(bench.config.method)
     way.prepare(bench, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -25,7 +24,9 @@ from ..anatomy import Refused
 from ..config import BadSetting, LogMode
 from ..ticket import CutMismatch
 from ..ticket.files import write_atomically
+from ..ticket.memory import out_of_memory
 from ..train import Diverged
+from ..train.interrupt import Terminated
 from .display import display, say
 from .kinds import KINDS, RESULTS, Kind
 from .progress import COLUMNS, NUMBERS, clock
@@ -33,6 +34,8 @@ from .progress import COLUMNS, NUMBERS, clock
 TRACEBACK = "failed.log"
 FAILED = "failed.json"
 """In the folder of a cell that failed: why. It is tried again when the grid is run again."""
+NEEDED = ".needs.json"
+"""In the folder of a cell that takes something from another: the checksum of what that one came to."""
 
 
 CORES_A_RUN = 4
@@ -169,18 +172,25 @@ def outcome(folder: Path, cell: Cell) -> Outcome | None:
 
 def stale(folder: Path, cell: Cell) -> bool:
     """Whether a finished run took something from a run that has been done again since."""
-    mine = _date(folder / cell.name)
-    if mine is None:
+    if _digest(folder / cell.name) is None:
         return False
-    theirs = [_date(folder / name) for name in cell.needs.values()]
-    return any(date is None or mine < date for date in theirs)  # None: what it was taken from is gone
+    # Not by the dates: a clock may go backwards.
+    try:
+        before = json.loads((folder / cell.name / NEEDED).read_bytes())
+    except (OSError, ValueError):
+        before = None
+    return bool(cell.needs) and before != _digests(folder, cell)
 
 
-def _date(path: Path) -> str | None:
-    """When a finished run was finished."""
+def _digests(folder: Path, cell: Cell) -> dict[str, str | None]:
+    """SHA-256 of what the runs came to that this one takes something from, by setting; None where one is gone."""
+    return {setting: _digest(folder / name) for setting, name in cell.needs.items()}
+
+
+def _digest(path: Path) -> str | None:
     for name in RESULTS:
         if (path / name).exists():
-            return json.loads((path / name).read_bytes())["environment"]["date"]
+            return hashlib.sha256((path / name).read_bytes()).hexdigest()
     return None
 
 
@@ -199,42 +209,30 @@ def run_cell(folder: Path, cell: Cell) -> Outcome:
     """Run one cell, or go on with it. What is wrong with it becomes its outcome, and `failed.json`."""
     path = folder / cell.name
     settings = _settings(folder, cell)
-    (path / FAILED).unlink(missing_ok=True)
+    for told in (FAILED, TRACEBACK):
+        (path / told).unlink(missing_ok=True)
     try:
-        with display.muted(), locked(path):
-            return _run_cell(path, cell, settings)
+        with display.muted():
+            return _run_cell(folder, cell, settings)
     except (Refused, BadSetting, Diverged, CutMismatch) as error:
         return _failed(path, str(error))
-    except torch.OutOfMemoryError:
-        return _failed(path, "the device ran out of memory; run fewer jobs at once, or lower batch_size.")
     except Exception as error:  # one broken run must not end a night of others
+        if out_of_memory(error):
+            return _failed(path, "the memory ran out; run fewer jobs at once, or lower batch_size.")
         write_atomically(path / TRACEBACK, traceback.format_exc().encode())
         said = str(error).strip().splitlines()
         return _failed(path, f"{type(error).__name__}: {said[0][:200] if said else 'no message'} (see {TRACEBACK}).")
 
 
-def _run_cell(path: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
+def _run_cell(folder: Path, cell: Cell, settings: dict[str, Any]) -> Outcome:
+    path = folder / cell.name
+    if cell.needs and not (path / NEEDED).exists():
+        write_atomically(path / NEEDED, json.dumps(_digests(folder, cell)).encode() + b"\n")
     KINDS[cell.kind].run(path, settings)
     if not cell.keep_model:
         for weights in (path / "model").glob("*.safetensors"):
             weights.unlink()
     return Outcome(KINDS[cell.kind].finished(path, settings))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time works on a run folder; the lock goes with the process, however it ends.
-
-    Raises:
-        Refused: Another one is at it.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Refused(f"another process is at work on {path}; wait for it, or end it.") from None
-        yield
 
 
 def _failed(path: Path, sentence: str) -> Outcome:
@@ -290,6 +288,10 @@ def _side_by_side(
                     running.clear()
                     pool = _pool(jobs, threads)
                     break
+    except Terminated:
+        for process in (pool._processes or {}).values():
+            process.terminate()  # which a run takes for "write a checkpoint and stop"
+        raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from ..ticket.files import write_atomically
 from ..train.steplog import totals
 from .display import say
 from .finetune import describe, resumable
+from .lock import locked
 from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
 from .pretraining.stages import search_stage, ticket_stage, train_stage
@@ -35,6 +36,8 @@ class Start:
 
     bench: Bench
     run: PretrainRun
+    fresh: bool
+    """Whether the folder has to be a new one."""
 
 
 def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> Start:
@@ -70,17 +73,20 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
     require(run.config.tracker)
     bench = Bench.set_up(run.config, machine)
     run.refuse_other_text(bench)
-    return Start(bench, run)
+    return Start(bench, run, fresh=not resume)
 
 
 def pretrain(start: Start) -> PretrainRun:
     """Search, draw and train, in one run folder; what is finished already is left as it is."""
     bench, run = start.bench, start.run
     ranks = bench.ranks
-    if ranks.main:
-        run.write_config()
-        announce(bench, run)
-    with resumable(f"earlybert pretrain --output {run.path} --resume"), tracked(run) if ranks.main else nullcontext():
+    with ExitStack() as held:
+        if ranks.main:
+            held.enter_context(_alone(start))
+            announce(bench, run)
+        held.enter_context(resumable(f"earlybert pretrain --output {run.path} --resume"))
+        if ranks.main:
+            held.enter_context(tracked(run))
         if ranks.said(run.metrics.exists()):
             metrics = run.read_metrics()
         else:
@@ -93,6 +99,20 @@ def pretrain(start: Start) -> PretrainRun:
     return run
 
 
+@contextmanager
+def _alone(start: Start) -> Iterator[None]:
+    """On the main process: the run folder, held, with its settings in it.
+
+    Raises:
+        Refused: Another process holds it, or it has been begun since the start was checked.
+    """
+    with locked(start.run.path):
+        if start.fresh:
+            PretrainRun.create(start.run.path, start.run.config)
+        start.run.write_config()
+        yield
+
+
 def search(start: Start) -> PretrainRun:
     """Stage 1 alone, for its history of coefficients; writes `search.json`. Training can follow with `pretrain`.
 
@@ -102,10 +122,9 @@ def search(start: Start) -> PretrainRun:
     bench, run = start.bench, start.run
     if run.config.method != "ticket":
         raise Refused(f"method {run.config.method} has no search; use method: ticket.")
-    if bench.ranks.main:
-        run.write_config()
-    with resumable(f"earlybert pretrain --output {run.path} --resume"):
-        search_stage(bench, run)
+    with _alone(start) if bench.ranks.main else nullcontext():
+        with resumable(f"earlybert pretrain --output {run.path} --resume"):
+            search_stage(bench, run)
     if bench.ranks.main:
         stage = totals(run.steps)["search"]
         result = {

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..baselines import imp
-from ..ticket.files import write_atomically
+from ..ticket.tensors import Kind
 from ..train.engine import build
 from ..train.optimizer import adamw
 from .bench import SHARED_ORDER, Bench
@@ -19,6 +18,7 @@ from .plan import plan
 from .run import Run
 from .stages import Begun
 
+FILE = Kind("masks file", "earlybert-masks-1", "delete it and resume")
 ROUND_STEPS = "search"
 """All rounds but the last find the ticket; they are logged as its search."""
 
@@ -33,7 +33,7 @@ def imp_rounds(bench: Bench, run: Run) -> None:
 def begin_imp(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
     """theta_0 under the last masks, for the last training; zeros become part of the weights at its end."""
     imp.masked(theta_0)
-    imp.set_masks(theta_0, load_file(_masks(run, imp.ROUNDS - 2)))
+    _set_masks(run, imp.ROUNDS - 2, theta_0)
     about = {"imp": {**imp.cost(), "sparsity": imp.sparsity(theta_0)}}
     return Begun(theta_0, SHARED_ORDER, static=False, finish=lambda: imp.harden(theta_0), about=about)
 
@@ -43,7 +43,7 @@ def _one_round(bench: Bench, run: Run, number: int) -> None:
     model = bench.theta_0()
     imp.masked(model)
     if number > 0:
-        imp.set_masks(model, load_file(_masks(run, number - 1)))
+        _set_masks(run, number - 1, model)
     torch.manual_seed(config.seed)
     step = build(
         config.engine,
@@ -69,9 +69,13 @@ def _one_round(bench: Bench, run: Run, number: int) -> None:
         observers=(),
     )
     imp.shrink(model)
-    masks = imp.masks(model)
-    write_atomically(_masks(run, number), lambda temporary: save_file(masks, temporary))
+    FILE.write(_masks(run, number), imp.masks(model), {"round": number + 1})
     run.checkpoint.unlink(missing_ok=True)
+
+
+def _set_masks(run: Run, number: int, model: nn.Module) -> None:
+    with FILE.reading(_masks(run, number)):
+        imp.set_masks(model, FILE.read(_masks(run, number))[1])
 
 
 def _masks(run: Run, number: int) -> Path:

@@ -18,8 +18,11 @@ import yaml
 
 from .. import __version__
 from ..anatomy import Refused
-from ..config import BadSetting, Finetune, to_dict
+from ..config import BadSetting, Finetune, shown, to_dict, typed
+from ..config_file import parse
 from ..ticket.files import write_atomically
+from ..ticket.tensors import UNUSABLE
+from ..ticket.tensors import typed as holds
 from ..train import checkpoint
 from ..train.steplog import LAST, truncate
 from .trackers import Tracker
@@ -82,19 +85,18 @@ class RunFolder(Generic[Settings]):
         folder = Path(path)
         file = folder / "config.yaml"
         try:
-            values = yaml.safe_load(file.read_bytes())
+            values = parse(file.read_bytes())
         except OSError:
             raise Refused(f"{folder} is not a run folder: it has no config.yaml that can be read.") from None
-        except yaml.YAMLError:
-            values = None
-        if not isinstance(values, dict):
-            raise Refused(f"{file} is broken; start a new run.")
-        unknown = sorted(map(str, set(values) - {f.name for f in fields(cls.kind)}))
+        except BadSetting:
+            raise Refused(f"{file} is broken; start a new run.") from None
+        unknown = sorted(set(values) - {f.name for f in fields(cls.kind)})
         if unknown:
-            raise Refused(f"{file} has settings this version does not know: {', '.join(unknown)}.")
+            names = ", ".join(map(shown, unknown[:5]))
+            raise Refused(f"{file} has settings this version does not know: {names}; start a new run.")
         try:
-            return cls(folder, cls.kind(**values))
-        except (BadSetting, TypeError) as error:
+            return cls(folder, cls.kind(**typed(values, cls.kind)))
+        except BadSetting as error:
             raise Refused(f"{file} is broken: {error}") from None
 
     def write_config(self) -> None:
@@ -109,8 +111,10 @@ class RunFolder(Generic[Settings]):
             Refused: It is missing or broken.
         """
         try:
-            return json.loads(self.metrics.read_bytes())
-        except (OSError, ValueError):
+            values = json.loads(self.metrics.read_bytes())
+            holds(values, score=dict, parameters=dict, stages=dict, seconds=int | float, flops=int | float)
+            return values
+        except UNUSABLE:
             raise Refused(f"run folder {self.path} has no metrics.json that can be read; train it first.") from None
 
     def read_profile(self) -> dict[str, Any]:

@@ -219,10 +219,15 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     metrics = summary(bench, run, model, before=before, engine=type(step).__name__, peak_memory=peak)
     metrics |= begun.about
     run.write_metrics(metrics)
+    close(run)
+    return model, metrics
+
+
+def close(run: Run) -> None:
+    """Behind the end of a run: write the model's card, and remove what only going on needs."""
     write_card(run)
     for leftover in (run.checkpoint, run.searched):
         leftover.unlink(missing_ok=True)
-    return model, metrics
 
 
 def begin_dense(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from ..anatomy import Refused
 from ..config import METHODS, RIVALS
-from ..ticket import History, Ticket
+from ..config_file import parse
+from ..ticket import History, Scores, Ticket
 from ..train.steplog import STAGES, Totals, read_steps, totals
 
 Part = TypeVar("Part")
@@ -25,7 +24,7 @@ PARTS = ("host", "forward", "backward", "optimizer", "whole")
 """Of a step, as `train.profile` names them."""
 CONFIG = "config.yaml"
 BROKEN = (
-    *(Refused, SafetensorError, OSError, yaml.YAMLError, RecursionError),
+    *(Refused, OSError, RecursionError),
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
 )
 """What reading a file that is not what its name says may raise."""
@@ -139,10 +138,7 @@ def read(path: Path) -> RunFolder:
 
 
 def _config(file: Path) -> dict[str, Any]:
-    values = yaml.safe_load(file.read_bytes())
-    if not isinstance(values, dict):
-        raise ValueError
-    return {str(name): value for name, value in values.items()}
+    return parse(file.read_bytes())
 
 
 def _metrics(file: Path) -> dict[str, Any]:
@@ -225,10 +221,9 @@ def _compare(file: Path) -> dict[str, Any]:
 
 
 def _scores(file: Path) -> Importance:
-    with safe_open(str(file), framework="np") as tensors:
-        about = json.loads((tensors.metadata() or {})["earlybert"])
-        heads, neurons = tensors.get_tensor("heads"), tensors.get_tensor("neurons")
-    return Importance(heads, neurons, str(about["source"]), int(about["steps"]), dict(about["info"]))
+    scores = Scores.load(file, weights=False)
+    heads, neurons = (np.stack([vector.numpy() for vector in part]) for part in (scores.heads, scores.neurons))
+    return Importance(heads, neurons, scores.source, scores.steps, scores.info)
 
 
 def _history(file: Path) -> History:

@@ -6,11 +6,12 @@ import csv
 import gzip
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ..anatomy import Refused
+from ..config import LONGEST_SHOWN, shown
 from .examples import Examples
 from .source import read_jsonl
 from .task import Problem, Task, hold_out
@@ -76,7 +77,7 @@ def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, Any]]:
         raise Refused(f"data file {path} is empty.")
     for column in columns:
         if column not in rows[0]:
-            raise Refused(f"data file {path} has no column {column!r}; its columns are {', '.join(map(str, rows[0]))}.")
+            raise Refused(f"data file {path} has no column {column!r}; its columns are {_listed(rows[0])}.")
         for number, row in enumerate(rows, start=1):
             if row.get(column) is None or (isinstance(row[column], str) and not row[column].strip()):
                 raise Refused(f"data file {path}, row {number}: column {column!r} is empty.")
@@ -101,13 +102,20 @@ def _read_table(path: Path, delimiter: str) -> list[Mapping[str, Any]]:
     except OSError as error:
         raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
     if len(set(names)) < len(names):
-        raise Refused(f"data file {path} names a column twice in its header: {', '.join(names)}.")
+        raise Refused(f"data file {path} names a column twice in its header: {_listed(names)}.")
     for number, row in enumerate(rows, start=1):
         if None in row:
             raise Refused(
                 f"data file {path}, row {number} has more cells than the header; quote texts that hold {delimiter!r}."
             )
     return rows
+
+
+def _listed(names: Iterable[Any]) -> str:
+    """The first names, each of them short."""
+    some = [str(name) for name in names]
+    parts = [name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..." for name in some[:10]]
+    return ", ".join([*parts, *(["..."] if len(some) > 10 else [])])
 
 
 def _problem(labels: Sequence[Any], column: str, wanted: str) -> Problem:
@@ -117,14 +125,16 @@ def _problem(labels: Sequence[Any], column: str, wanted: str) -> Problem:
     if wanted == "regression":
         missing = next((row for row, number in enumerate(numbers, start=1) if number is None), None)
         if missing is not None:
-            raise Refused(f"column {column!r}, row {missing}: {labels[missing - 1]!r} is not a number to regress on.")
+            raise Refused(
+                f"column {column!r}, row {missing}: {shown(labels[missing - 1])} is not a number to regress on."
+            )
         return "regression"
     if wanted == "classification":
         return "classification"
     odd = [row for row, number in enumerate(numbers, start=1) if number is None]
     if odd and len(odd) < len(numbers) / 2:
         raise Refused(
-            f"column {column!r} holds numbers, but not in row {odd[0]} ({labels[odd[0] - 1]!r}); mend it, or say "
+            f"column {column!r} holds numbers, but not in row {odd[0]} ({shown(labels[odd[0] - 1])}); mend it, or say "
             "--problem classification."
         )
     if not odd and any(number != int(number) for number in numbers if number is not None):
@@ -177,8 +187,8 @@ def _examples(
         place = {name: number for number, name in enumerate(names)}
         labels = [place.get(_name(row[label])) for row in rows]
         unfit = next((number for number, value in enumerate(labels, start=1) if value is None), None)
-        expected = f"one of the training labels ({', '.join(names[:10])}{', ...' if len(names) > 10 else ''})"
+        expected = f"one of the training labels ({_listed(names)})"
     if unfit is not None:
-        raise Refused(f"data file {where}, row {unfit}: label {rows[unfit - 1][label]!r} is not {expected}.")
+        raise Refused(f"data file {where}, row {unfit}: label {shown(rows[unfit - 1][label])} is not {expected}.")
     pairs = None if text_pair is None else [str(row[text_pair]) for row in rows]
     return Examples([str(row[text]) for row in rows], pairs, labels)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ..anatomy import Refused, family_of
-from ..ticket.store import cut_class, quiet
+from ..ticket.store import cut_class, quiet, refuse_climbing
 from . import demo
 from .hub import hub, locally
 from .task import Task
@@ -41,7 +41,7 @@ def load_config(model: str, *, offline: bool = False, cut: bool = False) -> Any:
     where = locate(model)
     try:
         with quiet(), hub(offline=offline or locally(where)):
-            config = AutoConfig.from_pretrained(where)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if Path(where).is_dir():
             raise Refused(f"model folder {where} has no usable config.json ({_first_line(error)}).") from error
@@ -78,7 +78,7 @@ def load_tokenizer(model: str, *, offline: bool = False) -> Any:
     where = locate(model)
     try:
         with quiet(), hub(offline=offline or locally(where)):
-            return AutoTokenizer.from_pretrained(where)
+            return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise Refused(f"model {model!r} has no usable tokenizer ({_first_line(error)}).") from error
 
@@ -100,6 +100,8 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
     where = locate(model)
     kind, options = _head(task)
     config = load_config(model, offline=offline, cut=True)
+    if locally(where):
+        refuse_climbing(Path(where))
     with torch.device("meta"):
         stock = type(kind.from_config(config))
     entry = getattr(config, "earlybert", None)
@@ -137,7 +139,9 @@ def load_masked(model: str, *, offline: bool = False) -> Any:
     where = locate(model)
     try:
         with quiet(), hub(offline=offline or locally(where)):
-            found, report = AutoModelForMaskedLM.from_pretrained(where, use_safetensors=True, output_loading_info=True)
+            found, report = AutoModelForMaskedLM.from_pretrained(
+                where, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(
             f"model {model!r} cannot be loaded with a masked-language head ({_first_line(error)})."

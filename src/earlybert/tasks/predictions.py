@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,14 +9,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..anatomy import Refused
-from ..ticket.files import write_atomically
+from ..ticket.tensors import Kind, typed
 from .metrics import METRICS, compute
 
-FORMAT = "earlybert-predictions-1"
+FILE = Kind("predictions file", "earlybert-predictions-1", "evaluate the run again")
+MOST_CLASSES = 1 << 16
+"""A file that speaks of more is not believed: scores take memory by the number of classes."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,7 @@ class Predictions:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as safetensors; whole or not at all."""
         tensors, about = self._plain("")
-        metadata = {"earlybert": json.dumps({"format": FORMAT, **about})}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        FILE.write(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Predictions:
@@ -99,20 +97,12 @@ class Predictions:
         Raises:
             Refused: The file is missing or is not one.
         """
-        where = f"predictions file {os.fspath(path)}"
-        try:
-            with safe_open(os.fspath(path), framework="np") as file:
-                about = json.loads((file.metadata() or {})["earlybert"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about.pop("format") != FORMAT:
-                raise Refused(f"{where} is of another version; evaluate the run again.")
-            return cls._of_plain(tensors, about, "")
-        except FileNotFoundError:
-            raise Refused(f"{where} is not there.") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, Refused) as error:
-            if isinstance(error, Refused) and "version" in str(error):
-                raise
-            raise Refused(f"{where} is broken or not a predictions file; evaluate the run again.") from None
+        with FILE.reading(path):
+            about, tensors = FILE.read(path, framework="np")
+            try:
+                return cls._of_plain(tensors, about, "")
+            except Refused as error:
+                raise ValueError from error
 
     def _plain(self, prefix: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Tensors by name, and everything else as JSON."""
@@ -133,12 +123,19 @@ class Predictions:
 
     @classmethod
     def _of_plain(cls, tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any], prefix: str) -> Predictions:
+        if not all(isinstance(name, str) for name in (*about["metrics"], *about["extra"])):
+            raise TypeError
+        typed(about, metrics=list, classes=int, extra=list, also=dict, ids=list | None, answers=list | None)
         texts = {name: None if about[name] is None else tuple(map(str, about[name])) for name in ("ids", "answers")}
+        columns = [
+            tensors[prefix + name] for name in ("values", "labels", *(f"extra.{name}" for name in about["extra"]))
+        ]
+        _hold(columns, about["classes"], about["metrics"])
         return cls(
             tensors[f"{prefix}values"],
             tensors[f"{prefix}labels"],
             tuple(about["metrics"]),
-            int(about["classes"]),
+            about["classes"],
             ids=texts["ids"],
             answers=texts["answers"],
             extra={name: tensors[f"{prefix}extra.{name}"] for name in about["extra"]},
@@ -146,3 +143,19 @@ class Predictions:
                 name: cls._of_plain(tensors, other, f"{prefix}also.{name}.") for name, other in about["also"].items()
             },
         )
+
+
+def _hold(columns: Sequence[NDArray[Any]], classes: int, metrics: Sequence[str]) -> None:
+    """Whether scores can be had of what a file says: values, labels and further columns.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    for column in columns:
+        if column.ndim != 1 or not len(column) or column.dtype.kind not in "iuf" or not np.isfinite(column).all():
+            raise ValueError
+    if not 0 <= classes <= MOST_CLASSES or (classes == 1 and not {*metrics} <= {"pearson", "spearman"}):
+        raise ValueError
+    for column in columns[:2]:
+        if classes > 1 and (column.dtype.kind == "f" or column.min() < 0 or column.max() >= classes):
+            raise ValueError

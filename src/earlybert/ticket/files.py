@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..anatomy import Refused
+
+HALF = ".half"
+"""How the name of a file or folder ends that is being written; it starts with a dot."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[str], None]) -> None:
@@ -25,7 +29,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent)
         os.close(handle)
         if callable(content):
             content(temporary)
@@ -43,6 +47,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
                 f"{target} could not be written ({error}); the file that was there before is unchanged."
             ) from error
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed had not finished writing, in a folder nobody else writes to.
+
+    Raises:
+        Refused: The folder cannot be written.
+    """
+    with disk_errors(folder):
+        for half in [*folder.rglob(f".*{HALF}")]:
+            if half.is_dir() and not half.is_symlink():
+                shutil.rmtree(half)
+            else:
+                half.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from .distance import Distance, mask_distance
 from .draw import Mask, Scope, keep_mask
 from .files import disk_errors
 from .gates import Gates
+from .tensors import UNUSABLE, typed
 
 FORMAT = "earlybert-history-1"
 HEADER_BYTES = 256
@@ -51,17 +52,18 @@ class HistoryWriter:
         layers, heads = gates.heads.shape
         about = {"format": FORMAT, "layers": layers, "heads": heads, "neurons": gates.neurons.shape[1]}
         header = json.dumps(about).encode().ljust(HEADER_BYTES - 1) + b"\n"
-        if rows:
-            there = History(self.path)
-            if len(there) < rows or there.about != about:
-                raise Refused(f"{self.path} does not hold the {rows} steps of the search to resume; start a new run.")
-            self._file = open(self.path, "r+b")
-            self._file.truncate(HEADER_BYTES + rows * there.row_bytes)
-            self._file.seek(0, os.SEEK_END)
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "wb")
-            self._file.write(header)
+        there = History(self.path) if rows else None
+        if there is not None and (len(there) < rows or there.about != about):
+            raise Refused(f"{self.path} does not hold the {rows} steps of the search to resume; start a new run.")
+        with disk_errors(self.path):
+            if there is not None:
+                self._file = open(self.path, "r+b")
+                self._file.truncate(HEADER_BYTES + rows * there.row_bytes)
+                self._file.seek(0, os.SEEK_END)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(self.path, "wb")
+                self._file.write(header)
 
     def record(self) -> None:
         """Take one row, after an optimizer step."""
@@ -99,11 +101,12 @@ class History:
         try:
             with open(self.path, "rb") as file:
                 self.about = json.loads(file.read(HEADER_BYTES))
-            self.layers, self._heads, self._neurons = (int(self.about[key]) for key in ("layers", "heads", "neurons"))
+            typed(self.about, layers=int, heads=int, neurons=int)
+            self.layers, self._heads, self._neurons = (self.about[key] for key in ("layers", "heads", "neurons"))
             broken = self.about["format"] != FORMAT or min(self.layers, self._heads, self._neurons) < 1
         except OSError as error:
             raise Refused(f"history file {self.path} cannot be read ({error.strerror}).") from None
-        except (ValueError, KeyError, TypeError):
+        except UNUSABLE:
             broken = True
         if broken:
             raise Refused(f"history file {self.path} is broken or of another version; search again.")

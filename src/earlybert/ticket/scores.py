@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..anatomy import Refused
-from .files import write_atomically
 from .gates import Gates
+from .tensors import Kind, typed
 
-FORMAT = "earlybert-scores-1"
+FILE = Kind("scores file", "earlybert-scores-1", "search again")
 
 
 @dataclass(frozen=True)
@@ -81,36 +78,30 @@ class Scores:
         for name, tensor in (self.weights or {}).items():
             tensors[f"weights.{name}"] = tensor.detach().cpu().contiguous().clone()
         about = {
-            "format": FORMAT,
             "model_type": self.model_type,
             "source": self.source,
             "steps": self.steps,
             "seed": self.seed,
             "info": self.info,
         }
-        metadata = {"earlybert": json.dumps(about, sort_keys=True)}
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata))
+        FILE.write(path, tensors, about)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Scores:
+    def load(cls, path: str | os.PathLike[str], *, weights: bool = True) -> Scores:
         """Read a scores file.
+
+        Args:
+            path: The file.
+            weights: Also read theta_T, if it is there.
 
         Raises:
             Refused: The file is missing or is not one.
         """
-        where = f"scores file {os.fspath(path)}"
-        try:
-            with safe_open(os.fspath(path), framework="pt") as file:
-                about = json.loads((file.metadata() or {})["earlybert"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if about.pop("format") != FORMAT:
-                raise Refused(f"{where} is of another version; search again.")
-            heads, neurons = tuple(tensors.pop("heads")), tuple(tensors.pop("neurons"))
-            weights = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()} or None
-            return cls(heads, neurons, weights=weights, **about)
-        except FileNotFoundError:
-            raise Refused(f"{where} is not there.") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, Refused):
-                raise
-            raise Refused(f"{where} is broken or not a scores file; search again.") from None
+        with FILE.reading(path):
+            about, tensors = FILE.read(path, only=None if weights else ("heads", "neurons"))
+            typed(about, model_type=str, source=str, steps=int, seed=int, info=dict)
+            heads, neurons = matrices = tensors.pop("heads"), tensors.pop("neurons")
+            if any(matrix.dim() != 2 or not matrix.numel() or not matrix.is_floating_point() for matrix in matrices):
+                raise ValueError("not one vector a layer")
+            kept = {name.removeprefix("weights."): tensor for name, tensor in tensors.items()} or None
+            return cls(tuple(heads), tuple(neurons), weights=kept, **about)

@@ -20,7 +20,7 @@ from transformers.utils import logging as hf_logging
 
 from ..anatomy import Refused, family_of
 from . import card
-from .files import is_disk_error
+from .files import HALF, is_disk_error
 from .surgery import cut
 from .ticket import Ticket
 
@@ -40,7 +40,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
     fresh = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
         with quiet():
             model.save_pretrained(fresh)  # pyright: ignore[reportCallIssue]
             if tokenizer is not None:
@@ -78,6 +78,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     kind = _model_class(config, folder)
     if not any(folder.glob("*.safetensors")):
         raise Refused(f"model folder {folder} holds no safetensors file; other formats are not opened.")
+    refuse_climbing(folder)
     entry = config.get("earlybert")
     build = kind if entry is None else cut_class(kind, entry, f"the ticket in {folder}")
     try:
@@ -135,6 +136,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise Refused(f"the config.json in {folder} is broken.")
     return config
+
+
+def refuse_climbing(folder: Path) -> None:
+    """Stop before weights are read that an index places outside of the model's folder.
+
+    Raises:
+        Refused: As said, or the index is broken.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        inside = all(Path(name).name == name for name in names)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise Refused(f"{index} is broken; save the model again.") from None
+    if not inside:
+        raise Refused(f"{index} names files outside of the folder; they are not opened.")
 
 
 @contextmanager

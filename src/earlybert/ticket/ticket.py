@@ -111,9 +111,10 @@ class Ticket:
         expected = {"format", "model_type", "num_heads", "num_neurons", "heads", "neurons", "drawn"}
         if set(body) != expected:
             wrong = sorted(set(body) ^ expected)
-            raise Refused(f"{where} is not a ticket: missing or unknown {', '.join(wrong)}.")
+            raise Refused(f"{where} is not a ticket: missing or unknown {', '.join(wrong)[:200]}.")
         if body["format"] != FORMAT:
-            raise Refused(f"{where} has format {body['format']!r}; this version reads format {FORMAT}.")
+            found = body["format"] if type(body["format"]) is int else "of another kind"
+            raise Refused(f"{where} has format {found}; this version reads format {FORMAT}.")
         if not isinstance(body["model_type"], str) or not isinstance(body["drawn"], dict):
             raise Refused(f"{where} is broken: model_type must be text and drawn an object.")
         for key in ("num_heads", "num_neurons"):
@@ -178,6 +179,6 @@ def _index_lists(value: Any, where: str) -> Layers:
 def _checksum(body: Mapping[str, Any]) -> str:
     try:
         text = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except ValueError:
-        raise Refused("a ticket holds a number that is not finite.") from None
+    except (ValueError, RecursionError):
+        raise Refused("a ticket holds a number that is not finite, or lists within lists without end.") from None
     return hashlib.sha256(text.encode()).hexdigest()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..anatomy import Refused
 from ..ticket import Gates
-from ..ticket.files import write_atomically
+from ..ticket.tensors import Kind, typed
 
-FORMAT = "earlybert-checkpoint-1"
+FILE = Kind("checkpoint", "earlybert-checkpoint-1", "start a new run")
 
 
 def save(
@@ -51,10 +47,9 @@ def save(
                 numbers.setdefault(str(index), {})[key] = value
     for device, random in _random_states(model).items():
         tensors[f"random.{device}"] = random
-    header = {"format": FORMAT, "state": state, "groups": about["param_groups"], "numbers": numbers}
+    header = {"state": state, "groups": about["param_groups"], "numbers": numbers}
     plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    metadata = {"earlybert": json.dumps(header)}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata))
+    FILE.write(path, plain, header)
 
 
 def load(
@@ -68,12 +63,34 @@ def load(
     Raises:
         Refused: The file is missing, broken, or of another model.
     """
-    where = f"checkpoint {os.fspath(path)}"
-    header, tensors = _read(Path(path), where)
+    header, tensors = FILE.read(path)
     values = _values(model, gates)
     saved = {name for name in tensors if name.startswith(("model.", "gates."))}
     if saved != set(values) or any(tensors[name].shape != value.shape for name, value in values.items()):
-        raise Refused(f"{where} is of another model; start a new run.")
+        raise Refused(f"checkpoint {os.fspath(path)} is of another model; start a new run.")
+    with FILE.reading(path):
+        typed(header, state=dict, groups=list, numbers=dict)
+        _put_back(header, tensors, values, optimizer)
+    return header["state"]
+
+
+def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The `state` of a checkpoint, without loading the rest.
+
+    Raises:
+        Refused: The file is missing or broken.
+    """
+    with FILE.reading(path):
+        header, _ = FILE.read(path, only=())
+        typed(header, state=dict)
+        typed(header["state"], step=int)
+    return header["state"]
+
+
+def _put_back(
+    header: dict[str, Any], tensors: dict[str, Tensor], values: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> None:
+    """Set weights, buffers and coefficients, the optimizer's state, and the random state."""
     with torch.no_grad():
         for name, value in values.items():
             value.copy_(tensors[name])
@@ -88,32 +105,6 @@ def load(
             torch.set_rng_state(tensor)
         elif name.startswith("random.") and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensor, name.removeprefix("random."))
-    return header["state"]
-
-
-def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The `state` of a checkpoint, without loading the rest.
-
-    Raises:
-        Refused: The file is missing or broken.
-    """
-    return _read(Path(path), f"checkpoint {os.fspath(path)}", header_only=True)[0]["state"]
-
-
-def _read(path: Path, where: str, *, header_only: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {})["earlybert"])
-            if header["format"] != FORMAT:
-                raise Refused(f"{where} is of another version; start a new run.")
-            names = [] if header_only else file.keys()
-            return header, {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError:
-        raise Refused(f"{where} is not there.") from None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
-        raise Refused(f"{where} is broken; start a new run.") from None
 
 
 def _values(model: nn.Module, gates: Gates | None) -> dict[str, Tensor]:

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
-    """Stopped by SIGTERM, as a queue or a container does it, and not by a person's Ctrl-C."""
+    """SIGTERM: only this process was asked to stop, while Ctrl-C reaches all that a terminal has started."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C would: with a sentence, and files cleared away.
+
+    Raises:
+        Terminated: It has come.
+    """
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Interrupt:

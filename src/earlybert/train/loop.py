@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tasks.batches import Batch
+from ..ticket import Gates
 from .clock import Clock
 from .optimizer import set_rate
 from .schedule import Schedule
@@ -123,11 +124,13 @@ class LossWatch:
             raise Diverged(f"the loss is {loss} at step {step}; lower the learning rate or look at the data.")
 
 
-def refuse_infinite(model: nn.Module, step: int) -> None:
-    """Stop before weights that are not finite are saved.
+def refuse_infinite(model: nn.Module, step: int, gates: Gates | None = None) -> None:
+    """Stop before weights, or coefficients of a search, that are not finite are saved.
 
     Raises:
         Diverged: As said.
     """
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise Diverged(f"the weights are not finite after step {step}; lower the learning rate or look at the data.")
+    for what, module in (("weights", model), ("coefficients", gates)):
+        if module is None or all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+            continue
+        raise Diverged(f"the {what} are not finite after step {step}; lower the learning rate or look at the data.")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..anatomy import Refused
 from ..ticket.files import disk_errors, write_atomically
 from .clock import Clock
 from .loop import Done, LossWatch
@@ -132,33 +134,54 @@ def append(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_steps(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a step log; a last line that was not finished is left out."""
+    """The lines of a step log; a last line that was not finished is left out.
+
+    Raises:
+        Refused: Another line is not a JSON object.
+    """
     if not path.exists():
         return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
+    with open(path, "rb") as file:
+        torn = False
+        for number, line in enumerate(file, start=1):
             try:
-                yield json.loads(line)
-            except ValueError:
-                return
+                entry = None if torn else json.loads(line)
+            except (ValueError, RecursionError):
+                torn = True
+                continue
+            if not isinstance(entry, dict):
+                raise Refused(f"step log {path} is broken in line {number - torn}; start a new run.")
+            yield entry
 
 
 def truncate(path: Path, stage: str, step: int) -> None:
     """Forget what was logged after `step` of `stage`: a resumed run takes those steps again."""
     place = (STAGES.index(stage), step)
-    kept = [line for line in read_steps(path) if (STAGES.index(line["stage"]), line["step"]) <= place]
+    with _understood(path):
+        kept = [line for line in read_steps(path) if (STAGES.index(line["stage"]), line["step"]) <= place]
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def totals(path: Path) -> dict[str, Totals]:
     """Sums for each stage that has steps."""
     sums: dict[str, Totals] = {}
-    for line in read_steps(path):
-        before = sums.get(line["stage"], Totals(0, 0.0, 0, 0))
-        sums[line["stage"]] = Totals(
-            before.steps + 1,
-            before.seconds + line["seconds"],
-            before.flops + line["flops"],
-            before.rows + line["rows"],
-        )
+    with _understood(path):
+        for line in read_steps(path):
+            before = sums.get(line["stage"], Totals(0, 0.0, 0, 0))
+            sums[line["stage"]] = Totals(
+                before.steps + 1,
+                before.seconds + line["seconds"],
+                before.flops + line["flops"],
+                before.rows + line["rows"],
+            )
     return sums
+
+
+@contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ArithmeticError, ValueError) as error:
+        if isinstance(error, Refused):
+            raise
+        raise Refused(f"step log {path} is broken; start a new run.") from None
