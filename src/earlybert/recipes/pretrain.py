@@ -122,9 +122,9 @@ def search(start: Start) -> PretrainRun:
     bench, run = start.bench, start.run
     if run.config.method != "ticket":
         raise Refused(f"method {run.config.method} has no search; use method: ticket.")
-    with _alone(start) if bench.ranks.main else nullcontext():
-        with resumable(f"earlybert pretrain --output {run.path} --resume"):
-            search_stage(bench, run)
+    alone = _alone(start) if bench.ranks.main else nullcontext()
+    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"):
+        search_stage(bench, run)
     if bench.ranks.main:
         stage = totals(run.steps)["search"]
         result = {
