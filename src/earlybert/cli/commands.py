@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import METHODS, PARTS, Drawing, Finetune, Preparation, Ticketing
+from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, Preparation, Ticketing
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
 
 Given = dict[str, Any]
@@ -109,6 +109,20 @@ def _report(given: Given) -> None:
     )
 
 
+def _export(given: Given) -> None:
+    from ..recipes.export import export
+
+    export(given["model_or_run"], to=given["to"], output=given["output"])
+
+
+def _check_export(given: Given) -> None:
+    missing = [f"--{name}" for name in ("to", "output") if name not in given]
+    if "model_or_run" not in given or missing:
+        raise BadSetting(
+            "say what to export, as what, and where to: earlybert export RUN --to onnx|torch|expanded --output FOLDER."
+        )
+
+
 def _compare(given: Given) -> None:
     if given.get("list"):
         width = max(map(len, METHODS))
@@ -197,6 +211,17 @@ COMMANDS = {
             Option("figures", "folder for every figure as SVG and PDF, fit for a paper"),
         ),
         yaml=False,
+    ),
+    "export": Command(
+        "write a model as ONNX, as a torch.export program, or as a stock checkpoint of full size",
+        _export,
+        (
+            Option("model_or_run", "MODEL: a run folder that is trained, or a model folder", positional=True),
+            Option("to", "onnx, torch or expanded", Literal["onnx", "torch", "expanded"]),
+            Option("output", "folder to be made"),
+        ),
+        yaml=False,
+        check=_check_export,
     ),
     "compare": Command(
         "methods x tasks x seeds, one honest table",
