@@ -24,7 +24,8 @@ class CutConfig:
     @classmethod
     def get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The stored values, with the stock type."""
-        values, rest = super().get_config_dict(*args, **kwargs)
+        stock: Any = super()
+        values, rest = stock.get_config_dict(*args, **kwargs)
         return {**values, "model_type": cls.model_type} if values.get("model_type") == MODEL_TYPE else values, rest
 
     def to_json_file(self: Any, json_file_path: Any, use_diff: bool = True) -> None:
@@ -45,8 +46,9 @@ class Cut:
     """What the family needs besides sizes: takes the attention modules, and the heads that each keeps."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock: Any = super()
         with as_stock(config):
-            super().__init__(config, *args, **kwargs)
+            stock.__init__(config, *args, **kwargs)
         shrink(self, config.earlybert["ticket"], config.earlybert["parts"], type(self).settle)
         self.__class__ = stock_class(type(self))
 
