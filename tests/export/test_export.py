@@ -129,7 +129,9 @@ def test_refusals(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(Refused, match="full exists; choose another folder"):
         export.expanded(small, tmp_path / "full")
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"needs onnx, onnxruntime, onnxscript; install them with pip install 'earlybert\[export\]'"):
+    with pytest.raises(
+        Refused, match=r"needs onnx, onnxruntime, onnxscript; install them with pip install 'earlybert\[export\]'"
+    ):
         export.onnx(small, tmp_path / "out")
     assert [file.name for file in tmp_path.iterdir()] == ["full"]
 
