@@ -178,7 +178,8 @@ for name in ("by_save", "by_save_pretrained"):
     assert [len(kept) for kept in earlybert.ticket_of(model).heads] == [1, 3, 4]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-    assert {file.name for file in (tmp_path / "by_save").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    written = {"README.md", "config.json", "model.safetensors", "modeling_earlybert.py"}
+    assert {file.name for file in (tmp_path / "by_save").iterdir()} == written
 
 
 def test_saving_again_replaces_whole_files_and_a_whole_model_loads_too(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from .refused import Refused
 from .t5 import T5, T5_GATED
 from .vit import VIT, VIT_4
 
-__all__ = ["FAMILIES", "SUPPORTED", "Anatomy", "Blocks", "Family", "Layer", "Refused", "family_of", "of"]
+__all__ = ["FAMILIES", "SUPPORTED", "Anatomy", "Blocks", "Family", "Layer", "Refused", "base_prefix", "family_of", "of"]
 
 FAMILIES = (
     BERT, ROBERTA, DISTILBERT, MPNET, DEBERTA, ALBERT, MODERNBERT, VIT, VIT_4, BART, T5, T5_GATED, GPT2, LLAMA,
@@ -133,7 +133,7 @@ def of(model: nn.Module) -> Anatomy:
 
 def _read(model: nn.Module, family: Family) -> Anatomy:
     config: Any = model.config
-    prefix = _base_prefix(model)
+    prefix = base_prefix(model)
     names = list(_children(model, prefix + family.layers))
     attention = model.get_submodule(f"{names[0]}.{family.attention}")
     head_size = int(getattr(attention, family.head_size))
@@ -195,7 +195,7 @@ def _has(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _base_prefix(model: nn.Module) -> str:
+def base_prefix(model: nn.Module) -> str:
     """`"bert."` for a model with a head, `""` for a bare encoder."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and hasattr(model, prefix) else ""

@@ -125,6 +125,20 @@ def _report(given: Given) -> Given:
     return {"report": str(page)}
 
 
+def _export(given: Given) -> Given:
+    from ..recipes.export import export
+
+    return {"file": str(export(given["model_or_run"], to=given["to"], output=given["output"]))}
+
+
+def _check_export(given: Given) -> None:
+    missing = [f"--{name}" for name in ("to", "output") if name not in given]
+    if "model_or_run" not in given or missing:
+        raise BadSetting(
+            "say what to export, as what, and where to: earlybert export RUN --to onnx|torch|expanded --output FOLDER."
+        )
+
+
 def _compare(given: Given) -> Given | None:
     from ..recipes.display import say
 
@@ -246,6 +260,17 @@ COMMANDS = {
             Option("figures", "folder for every figure as SVG and PDF, fit for a paper"),
         ),
         yaml=False,
+    ),
+    "export": Command(
+        "write a model as ONNX, as a torch.export program, or as a stock checkpoint of full size",
+        _export,
+        (
+            Option("model_or_run", "MODEL: a run folder that is trained, or a model folder", positional=True),
+            Option("to", "onnx, torch or expanded", Literal["onnx", "torch", "expanded"]),
+            Option("output", "folder to be made"),
+        ),
+        yaml=False,
+        check=_check_export,
     ),
     "compare": Command(
         "methods x tasks x seeds, one honest table",

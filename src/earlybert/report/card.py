@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..ticket.card import model_card, one_line
+from ..ticket.ordinary import stock_type
 from . import numbers
 from .folder import RunFolder
 from .headline import headline
@@ -31,7 +32,7 @@ def card(run: RunFolder, judged: Judged) -> str:
     if run.metrics is None:
         raise KeyError("the run has no metrics")
     config = json.loads((run.path / "model" / "config.json").read_bytes())
-    architecture, model_type = str(config["architectures"][0]), str(config["model_type"])
+    architecture, model_type = str(config["architectures"][0]), str(stock_type(config))
     return model_card(
         architecture, model_type, run.ticket, sections=_sections(run, judged), **_metadata(run, architecture)
     )

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from ..anatomy import Refused, family_of
-from ..ticket.store import cut_class, quiet, refuse_climbing
+from ..ticket.ordinary import model_class, ticket_in
+from ..ticket.store import quiet, refuse_climbing
 from . import demo
 from .hub import hub, locally
 from .task import Task
@@ -105,7 +106,9 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
     with torch.device("meta"):
         stock = type(kind.from_config(config))
     entry = getattr(config, "earlybert", None)
-    build = cut_class(stock, entry, f"the ticket of model {model!r}") if entry else stock
+    if entry:
+        ticket_in(entry, f"the ticket of model {model!r}")
+    build = model_class(stock) if entry else stock
     torch.manual_seed(seed)
     try:
         with quiet(), hub(offline=offline or locally(where)):
@@ -117,7 +120,6 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
             f"the weights of model {model!r} cannot be loaded as safetensors ({_first_line(error)}); "
             "pickled weights are not opened."
         ) from error
-    found.__class__ = stock
     encoder = f"{found.base_model_prefix}."
     wrong = [
         str(key) for key in (*report["mismatched_keys"], *report["missing_keys"]) if _name(key).startswith(encoder)

@@ -109,7 +109,10 @@ def _load(ticket: Ticket | None) -> str:
         "```",
     ]
     if ticket is not None:
-        lines += ["", "Stock `from_pretrained` does not know the smaller sizes; what is loaded is the stock class."]
+        lines += [
+            "",
+            "After `import earlybert` the Auto classes load it too; without, they do with `trust_remote_code=True`.",
+        ]
     lines += [
         "",
         "It goes to the hub as any model does; the card first, since `push_to_hub` writes a bare one where none is:",

@@ -20,8 +20,9 @@ from transformers.utils import logging as hf_logging
 
 from ..anatomy import Refused, family_of
 from . import card
+from .code import CODE
 from .files import HALF, is_disk_error
-from .surgery import cut
+from .ordinary import model_class, stock_type, ticket_in
 from .ticket import Ticket
 
 
@@ -74,13 +75,15 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     """
     folder = Path(path)
     config = read_config(folder)
-    family_of(config.get("model_type"))
+    family_of(stock_type(config))
     kind = _model_class(config, folder)
     if not any(folder.glob("*.safetensors")):
         raise Refused(f"model folder {folder} holds no safetensors file; other formats are not opened.")
     refuse_climbing(folder)
-    entry = config.get("earlybert")
-    build = kind if entry is None else cut_class(kind, entry, f"the ticket in {folder}")
+    build = kind
+    if config.get("earlybert") is not None:
+        ticket_in(config["earlybert"], f"the ticket in {folder}")
+        build = model_class(kind)
     try:
         with quiet():
             model: Any = build.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
@@ -88,30 +91,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
         if isinstance(error, Refused):
             raise
         raise Refused(f"model folder {folder} cannot be loaded ({str(error).splitlines()[0]}).") from error
-    model.__class__ = kind
     return model.eval()
-
-
-def cut_class(kind: Any, entry: Any, where: str) -> Any:
-    """A subclass of a stock class that builds the model cut to size, for the stock loader to fill.
-
-    What it loads is then made one of the stock class by setting `__class__`.
-
-    Args:
-        kind: The stock class.
-        entry: What the model's configuration holds under `earlybert`.
-        where: Names the ticket in a refusal.
-
-    Raises:
-        Refused: The entry holds no ticket.
-    """
-    ticket = Ticket.from_dict(entry.get("ticket") if isinstance(entry, dict) else None, where)
-
-    def cut_after_init(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        kind.__init__(self, config, *args, **kwargs)
-        cut(self, ticket)
-
-    return type(kind.__name__, (kind,), {"__init__": cut_after_init, "__module__": kind.__module__})
 
 
 def ticket_of(model: nn.Module) -> Ticket | None:
@@ -193,8 +173,8 @@ def _move(fresh: Path, target: Path) -> None:
     new = {file.name for file in fresh.iterdir()}
     for file in sorted(fresh.iterdir(), key=lambda file: file.name == "config.json"):
         os.replace(file, target / file.name)
-    # Weights of an earlier save, under the names transformers gives them; other files are not ours to remove.
-    for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"):
+    # Weights of an earlier save, under the names transformers gives them, and code; other files are not ours to remove.
+    for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", CODE):
         for stale in target.glob(pattern):
             if stale.name not in new:
                 stale.unlink()

@@ -14,6 +14,7 @@ from ..anatomy import Anatomy, Blocks, Refused, linear, of
 from ..anatomy.probe import probe
 from .gates import expand_heads
 from .scores import Scores
+from .stored import remember
 from .ticket import Ticket
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -89,8 +90,7 @@ def cut(model: nn.Module, ticket: Ticket) -> None:
         _update(attention, family.head_width, len(kept) * anatomy.head_size)
     if family.settle:
         family.settle(attentions, ticket.heads)
-    config: Any = model.config
-    config.earlybert = {"ticket": ticket.to_dict()}
+    remember(model, anatomy, ticket)
 
 
 def slices(anatomy: Anatomy, ticket: Ticket) -> Slices:

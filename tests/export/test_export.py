@@ -1,0 +1,143 @@
+"""What was exported computes what the model computes, read back by the tools it is for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, BartForSequenceClassification
+
+import earlybert
+from earlybert import Refused, Ticket, apply, export
+from earlybert.cli import main
+from earlybert.export import graph as graphs
+from earlybert.export import onnx_file
+from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
+
+TICKET = Ticket(
+    ((0,), (1, 2, 3), tuple(range(HEADS))), (tuple(range(7)), tuple(range(9, 50)), tuple(range(NEURONS))),
+    "bert", HEADS, NEURONS,
+)  # fmt: skip
+FRESH = """
+import json, sys
+sys.modules["earlybert"] = None
+import torch
+from safetensors.torch import load_file
+program = torch.export.load("{folder}/torch/model.pt2").module()
+batches = [load_file("{folder}/" + str(number)) for number in range(3)]
+expected = [batch.pop("logits") for batch in batches]
+found = {{"torch": [float((program(**b)[0] - e).abs().max()) for b, e in zip(batches, expected)]}}
+found["alone"] = "transformers" not in sys.modules
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+model = AutoModelForSequenceClassification.from_pretrained("{folder}/expanded")
+found["expanded"] = [float((model(**b).logits - e).detach().abs().max()) for b, e in zip(batches, expected)]
+found["parameters"] = model.num_parameters()
+found["words"] = len(AutoTokenizer.from_pretrained("{folder}/expanded"))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture
+def small() -> Any:
+    return apply(tiny_model("bert", id2label={0: "bad", 1: "good"}), TICKET).eval()
+
+
+def test_layers_of_the_ticket_are_those_of_the_tiny_model() -> None:
+    assert len(TICKET.heads) == LAYERS
+
+
+def test_torch_and_expanded_in_a_fresh_process_without_earlybert(
+    small: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    for number, (rows, length) in enumerate(((4, 12), (1, 2), (9, 40))):
+        batch = tiny_batch(rows, length, labels=False)
+        with torch.no_grad():
+            save_file({**batch, "logits": small(**batch).logits}, tmp_path / str(number))
+    earlybert.save(small, tmp_path / "cut", tokenizer=tiny_tokenizer)
+    for form in ("torch", "expanded"):
+        assert main(["export", str(tmp_path / "cut"), "--to", form, "--output", str(tmp_path / form)]) == 0
+    program = FRESH.format(folder=tmp_path.as_posix())
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["alone"]
+    assert max(found["torch"]) <= 1e-5
+    assert max(found["expanded"]) <= 1e-5
+    assert found["parameters"] == tiny_model("bert").num_parameters() > small.num_parameters()
+    assert found["words"] == len(tiny_tokenizer)
+    config = json.loads((tmp_path / "expanded" / "config.json").read_text())
+    assert config["model_type"] == "bert"
+    assert not {"earlybert", "auto_map"} & set(config)
+    assert {file.name for file in (tmp_path / "torch").iterdir()} >= {"model.pt2", "config.json", "tokenizer.json"}
+
+
+@pytest.mark.slow
+def test_onnx_in_onnxruntime(small: Any, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the export extra is not installed")
+    pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    file = export.onnx(small, tmp_path / "onnx", tokenizer=tiny_tokenizer)
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask"]
+    assert [each.name for each in session.get_outputs()] == ["logits"]
+    assert all(isinstance(size, str) for each in session.get_inputs() for size in each.shape)  # named, so any
+    for rows, length in ((4, 12), (1, 2), (17, 33)):
+        batch = tiny_batch(rows, length, labels=False)
+        (found,) = session.run(None, {name: value.numpy() for name, value in batch.items()})
+        with torch.no_grad():
+            assert np.abs(found - small(**batch).logits.numpy()).max() <= 1e-4
+    assert (tmp_path / "onnx" / "tokenizer.json").exists()
+    assert json.loads((tmp_path / "onnx" / "config.json").read_text())["id2label"]["1"] == "good"
+
+
+def test_a_whole_model_has_nothing_to_expand(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="not cut, so there is nothing to expand"):
+        export.expanded(tiny_model("bert"), tmp_path / "out")
+
+
+def test_an_expanded_model_can_be_cut_again_to_the_same(small: Any) -> None:
+    again = apply(export.expand(small), TICKET)
+    for name, value in small.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_what_differs_is_refused_and_not_written(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(self: graphs.OfText, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return (self.model(input_ids=input_ids, attention_mask=attention_mask).logits + 1e-2,)
+
+    monkeypatch.setattr(graphs.OfText, "forward", wrong)
+    with pytest.raises(Refused, match=r"differs from the model by .+ in logits on a batch of 3x11"):
+        export.program(small, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusals(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "d_model": 8}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": 20}
+    bart = BartForSequenceClassification(AutoConfig.for_model("bart", **sizes, **heads))
+    with pytest.raises(Refused, match="BartForSequenceClassification has a decoder"):
+        export.program(bart, tmp_path / "out")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    with pytest.raises(Refused, match="full exists; choose another folder"):
+        export.expanded(small, tmp_path / "full")
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
+    with pytest.raises(
+        Refused, match=r"needs onnx, onnxruntime, onnxscript; install them with pip install 'earlybert\[export\]'"
+    ):
+        export.onnx(small, tmp_path / "out")
+    assert [file.name for file in tmp_path.iterdir()] == ["full"]
+
+
+def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["export", str(tmp_path), "--to", "onnx"]) == 2
+    assert "say what to export" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "none"), "--to", "torch", "--output", str(tmp_path / "out")]) == 2
+    assert "is not a model folder" in capsys.readouterr().err
