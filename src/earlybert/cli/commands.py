@@ -109,6 +109,12 @@ def _report(given: Given) -> None:
     )
 
 
+def _ticket(given: Given) -> None:
+    from ..recipes.tickets import look
+
+    look(given.get("words") or [], as_json=given.get("json", False))
+
+
 def _compare(given: Given) -> None:
     if given.get("list"):
         width = max(map(len, METHODS))
@@ -195,6 +201,20 @@ COMMANDS = {
             Option("runs", "RUN...: run folders, finished or not", positional=True, count="*"),
             Option("output", "the page [report.html in the first run folder; ./report.html for several]"),
             Option("figures", "folder for every figure as SVG and PDF, fit for a paper"),
+        ),
+        yaml=False,
+    ),
+    "ticket": Command(
+        "show which heads and neurons a ticket keeps, or how two tickets differ",
+        _ticket,
+        (
+            Option(
+                "words",
+                "show PATH | diff A B: each a ticket.json, a run folder or a saved model",
+                positional=True,
+                count="*",
+            ),
+            Option("json", "print JSON instead of tables", flag=True),
         ),
         yaml=False,
     ),
