@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    EvalPrediction,
     Trainer,
     TrainingArguments,
 )
 
 import earlybert as eb
 from earlybert.tasks import demo
+
+
+def accuracy(found: EvalPrediction) -> dict[str, float]:
+    """Share of the rows that are right."""
+    return {"accuracy": float((np.argmax(found.predictions, axis=-1) == found.label_ids).mean())}  # pyright: ignore
 
 
 def main() -> None:
@@ -59,14 +66,14 @@ def main() -> None:
         DataCollatorWithPadding(tokenizer),
         train,  # pyright: ignore[reportArgumentType]
         validation[:200],  # pyright: ignore[reportArgumentType]
-        compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
+        compute_metrics=accuracy,
         callbacks=[early_bird],
     )
     trainer.train()
-    accuracy = trainer.evaluate()["eval_accuracy"]
+    score = trainer.evaluate()["eval_accuracy"]
     eb.save(model, args.output, tokenizer=tokenizer)
     after = eb.load(args.output).num_parameters()
-    print(f"{before:,} -> {after:,} parameters after {args.search} of {args.steps} steps; accuracy {accuracy:.3f}")
+    print(f"{before:,} -> {after:,} parameters after {args.search} of {args.steps} steps; accuracy {score:.3f}")
 
 
 if __name__ == "__main__":
