@@ -8,6 +8,7 @@ One callback is all that is added to an ordinary Trainer: its first steps are th
 from __future__ import annotations
 
 import argparse
+import random
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def main() -> None:
         ),
         DataCollatorWithPadding(tokenizer),
         train,  # pyright: ignore[reportArgumentType]
-        validation[:200],  # pyright: ignore[reportArgumentType]
+        random.Random(0).sample(validation, 200),  # pyright: ignore[reportArgumentType]
         compute_metrics=accuracy,
         callbacks=[early_bird],
     )
