@@ -47,7 +47,7 @@ dist:  ## wheel and sdist into dist/, the wheel installed in an empty environmen
 	$(DIST)/bin/python -m pip install --quiet --progress-bar off -c constraints.txt dist/*.whl
 	$(DIST)/bin/python -I supply/try_install.py
 
-lowest: $(LOWEST)/.ready  ## families, anatomy and tickets on the lower bounds, with the torch of constraints.txt
+lowest: $(LOWEST)/.ready  ## families, tickets and the callback on the lower bounds, with the torch of constraints.txt
 	PYTHONPATH=src:$$PYTHONPATH $(LOWEST)/bin/python -m pytest -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py tests/train/test_callback.py
 
 $(LOWEST)/.ready: pyproject.toml constraints.txt

@@ -208,7 +208,7 @@ def test_what_it_does_not_support_is_refused_and_leaves_the_model_alone(
     callback, plain = EarlyBirdCallback(steps=2, **CUT), trainer(tiny_model(), tmp_path).args
     for change, sentence in (
         ({"n_gpu": 2}, "DataParallel"),
-        ({"world_size": 2}, "several processes"),
+        ({"world_size": 2}, "training on several processes"),
         ({"deepspeed": "zero.json"}, "DeepSpeed"),
         ({"fsdp": "full_shard"}, "FSDP"),
         ({"torch_compile": True}, "torch_compile"),
