@@ -8,7 +8,11 @@ OLD := $(VENV)-4.57
 
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test fast old lint docs links format clean
+# The built wheel in an environment of its own; and one with the lowest versions that pyproject.toml allows.
+DIST := $(VENV)-dist
+LOWEST := $(VENV)-lowest
+
+.PHONY: demo test fast old dist lowest lint docs links format clean
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -34,6 +38,25 @@ $(OLD)/.ready: $(READY)
 		'huggingface-hub<1' 'tokenizers<0.23' requests urllib3 charset-normalizer certifi idna
 	@touch $@
 
+dist:  ## wheel and sdist into dist/, the wheel installed in an empty environment and tried there
+	rm -rf dist $(DIST)
+	$(PYTHON) -m venv $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --progress-bar off build
+	$(DIST)/bin/python -m build
+	$(PYTHON) -m venv --clear $(DIST)
+	$(DIST)/bin/python -m pip install --quiet --progress-bar off -c constraints.txt dist/*.whl
+	$(DIST)/bin/python -I supply/try_install.py
+
+lowest: $(LOWEST)/.ready  ## families, tickets and the callback on the lower bounds, with the torch of constraints.txt
+	PYTHONPATH=src:$$PYTHONPATH $(LOWEST)/bin/python -m pytest -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py tests/train/test_callback.py
+
+$(LOWEST)/.ready: pyproject.toml constraints.txt
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) supply/lowest.py torch | cat - constraints.txt > $(LOWEST)/bounds.txt
+	$(LOWEST)/bin/python -m pip install --quiet --progress-bar off -c $(LOWEST)/bounds.txt -e . pytest hypothesis
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +74,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLD) runs docs/_build
+	rm -rf $(VENV) $(OLD) $(DIST) $(LOWEST) dist runs docs/_build

@@ -31,6 +31,25 @@ def test_hf_trainer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("weights", ["keep", "reset"])
+def test_trainer_callback(weights: str, tmp_path: Path) -> None:
+    words = ["--steps", "4", "--search", "2", "--weights", weights, "--output", "out"]
+    out = run(str(ROOT / "examples" / "trainer_callback.py"), *words, cwd=tmp_path)
+    assert re.search(r"22,\d{3},\d{3} -> 18,\d{3},\d{3} parameters after 2 of 4 steps; accuracy 0\.\d", out)
+
+
+@pytest.mark.slow
+def test_transfer(tmp_path: Path) -> None:
+    from earlybert.cli import main
+
+    out = run(str(ROOT / "examples" / "transfer.py"), "--steps", "2", "--rows", "20", cwd=tmp_path)
+    assert (
+        len(re.findall(r"^(?:ticket of the source|its own ticket|random ticket|whole) +[01]\.\d{3}$", out, re.M)) == 4
+    )
+    assert main(["ticket", "diff", str(tmp_path / "source.json"), str(tmp_path / "target.json")]) == 0
+
+
+@pytest.mark.slow
 def test_sentence_embeddings(tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     out = run(str(ROOT / "examples" / "sentence_embeddings.py"), "--steps", "4", "--output", "out", cwd=tmp_path)

@@ -34,12 +34,14 @@ if TYPE_CHECKING:
         ticket_of,
     )
     from .train import search
+    from .train.callback import EarlyBirdCallback
 
 __version__ = "0.1.0"
 
 # Names load on first use: `import earlybert` and `earlybert --help` do not wait for torch.
 _HOMES = {
     "CutMismatch": "ticket",
+    "EarlyBirdCallback": "train.callback",
     "Gates": "ticket",
     "History": "ticket",
     "Refused": "anatomy",
@@ -58,6 +60,7 @@ _HOMES = {
 
 __all__ = [
     "CutMismatch",
+    "EarlyBirdCallback",
     "Gates",
     "History",
     "Refused",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import earlybert
 from earlybert import CutMismatch, Refused, Ticket, anatomy, apply
 from earlybert.anatomy import of
 from tests.test_families import HEADS, NEURONS, build, inputs_of, uneven
@@ -96,6 +98,75 @@ def test_models_of_quantisers_and_of_peft_are_refused() -> None:
                 of(model)
         merged = adapted.merge_and_unload()
         apply(merged, uneven(merged))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_go_on_a_cut_model(tmp_path: Path) -> None:
+    """LoRA on it trains, is saved, fits the cut model that `earlybert.load` gives, and merges."""
+    peft = pytest.importorskip("peft")
+    model = build("bert").eval()
+    small = apply(model, uneven(model))
+    earlybert.save(small, tmp_path / "base")
+    lora = peft.LoraConfig(target_modules=["query", "dense"], init_lora_weights=False, modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(small, lora)
+    batch = inputs_of(model)
+    adapted(**batch).logits.sum().backward()
+    assert all(
+        p.grad is not None for name, p in adapted.named_parameters() if "lora_B" in name and "pooler" not in name
+    )
+    expected = adapted.eval()(**batch).logits
+    adapted.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(earlybert.load(tmp_path / "base"), tmp_path / "adapter").eval()
+    torch.testing.assert_close(again(**batch).logits, expected)
+    merged = again.merge_and_unload()
+    torch.testing.assert_close(merged(**batch).logits, expected, rtol=1e-4, atol=1e-5)
+    earlybert.save(merged, tmp_path / "merged")
+    torch.testing.assert_close(earlybert.load(tmp_path / "merged")(**batch).logits, merged(**batch).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["IA3Config", "LoHaConfig", "PromptTuningConfig", "PrefixTuningConfig"])
+def test_other_adapters_are_refused(kind: str) -> None:
+    peft = pytest.importorskip("peft")
+    settings: dict[str, dict[str, Any]] = {
+        "IA3Config": {"target_modules": ["key"], "feedforward_modules": []},
+        "LoHaConfig": {"target_modules": ["key"]},
+    }
+    prompts: dict[str, Any] = {"task_type": "SEQ_CLS", "num_virtual_tokens": 3}
+    adapted = peft.get_peft_model(build("bert"), getattr(peft, kind)(**settings.get(kind, prompts)))
+    with pytest.raises(Refused, match="has adapters attached; merge or remove them first"):
+        of(adapted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cut_model_can_be_quantised() -> None:
+    model = build("bert").eval()
+    small, batch = apply(model, uneven(model)), inputs_of(model)
+    quantised = torch.ao.quantization.quantize_dynamic(small, {torch.nn.Linear})
+    with torch.no_grad():
+        torch.testing.assert_close(quantised(**batch).logits, small(**batch).logits, rtol=0.1, atol=0.1)
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    model = build("bert", "BertForMaskedLM")
+    small = apply(model, uneven(model)).eval()
+    earlybert.save(small, tmp_path / "out")
+    loaded = earlybert.load(tmp_path / "out")
+    for now in (small, loaded):
+        assert now.get_output_embeddings().weight is now.get_input_embeddings().weight
+    batch = inputs_of(model)
+    torch.testing.assert_close(loaded(**batch).logits, small(**batch).logits)
+    optimizer = torch.optim.AdamW(model.parameters())
+    held = {id(p) for group in earlybert.rebind(optimizer, model, small).param_groups for p in group["params"]}
+    assert held == {id(p) for p in small.parameters()}
+
+
+def test_linears_tied_to_one_another_are_refused() -> None:
+    model = build("bert")
+    first, second = (layer.intermediate.dense for layer in model.bert.encoder.layer[:2])
+    second.weight = first.weight
+    with pytest.raises(Refused, match=r"layer\.0\.intermediate\.dense and .+layer\.1\.intermediate\.dense share"):
+        of(model)
 
 
 def test_the_graph_is_not_for_layers_that_run_more_than_once() -> None:

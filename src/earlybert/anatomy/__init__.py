@@ -113,8 +113,8 @@ def of(model: nn.Module) -> Anatomy:
         model: A stock `transformers` model of a supported family, with any head or none.
 
     Raises:
-        Refused: The model is of another family, quantised, a decoder with cross-attention, wrapped, or carries
-            adapters.
+        Refused: The model is of another family, quantised, a decoder with cross-attention, wrapped, carries
+            adapters, or has linears to cut that share their weights.
     """
     _refuse_unsafe(model)
     config: Any = model.config
@@ -122,9 +122,12 @@ def of(model: nn.Module) -> Anatomy:
     missing: Exception | None = None
     for family in (family_of(model_type), *(f for f in FAMILIES if model_type in f.model_types)):
         try:
-            return _read(model, family)
+            found = _read(model, family)
         except (AttributeError, IndexError) as error:
             missing = missing or error
+            continue
+        _refuse_shared(model, found)
+        return found
     raise Refused(
         f"{type(model).__name__} says it is a {model_type!r} but is not laid out like one "
         f"({missing}); use the stock transformers class."
@@ -199,6 +202,17 @@ def base_prefix(model: nn.Module) -> str:
     """`"bert."` for a model with a head, `""` for a bare encoder."""
     prefix = getattr(model, "base_model_prefix", "")
     return f"{prefix}." if prefix and hasattr(model, prefix) else ""
+
+
+def _refuse_shared(model: nn.Module, anatomy: Anatomy) -> None:
+    """Tied embeddings stay tied; linears tied to one another would come apart in a cut."""
+    names = [name for layer in anatomy.layers for name in layer.linears]
+    owner: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for parameter in module.parameters(recurse=False):
+            first = owner.setdefault(id(parameter), name)
+            if first != name and (first in names or name in names):
+                raise Refused(f"{first} and {name} share their weights; a cut would untie them, so it is refused.")
 
 
 def _refuse_unsafe(model: nn.Module) -> None:

@@ -139,6 +139,12 @@ def _check_export(given: Given) -> None:
         )
 
 
+def _ticket(given: Given) -> None:
+    from ..recipes.tickets import look
+
+    look(given.get("words") or [], as_json=given.get("json", False))
+
+
 def _compare(given: Given) -> Given | None:
     from ..recipes.display import say
 
@@ -156,18 +162,19 @@ def _compare(given: Given) -> Given | None:
 
 
 def _reproduce(given: Given) -> Given | None:
+    from ..recipes.display import say
     from ..recipes.reproduce import experiment
 
     if given.get("list"):
         width = max(map(len, experiment.names()))
-        print("\n".join(f"{name:<{width}}  {experiment.read(name)['caption']}" for name in experiment.names()))
+        say("\n".join(f"{name:<{width}}  {experiment.read(name)['caption']}" for name in experiment.names()))
         return None
     from ..recipes.reproduce.run import reproduce
 
     if "results" in given:
         from ..recipes.reproduce.page import write_page
 
-        print(f"written: {write_page(Path(given.get('output', '.')), Path(given['results']))}")
+        say(f"written: {write_page(Path(given.get('output', '.')), Path(given['results']))}")
         return None
     options = ("names", "scale", "output", "check", "list")
     wanted = list(given.get("names") or [])
@@ -271,6 +278,20 @@ COMMANDS = {
         ),
         yaml=False,
         check=_check_export,
+    ),
+    "ticket": Command(
+        "show which heads and neurons a ticket keeps, or how two tickets differ",
+        _ticket,
+        (
+            Option(
+                "words",
+                "show PATH | diff A B: each a ticket.json, a run folder or a saved model",
+                positional=True,
+                count="*",
+            ),
+            Option("json", "print JSON instead of tables", flag=True),
+        ),
+        yaml=False,
     ),
     "compare": Command(
         "methods x tasks x seeds, one honest table",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,3 +33,22 @@ def mask_distance(a: ArrayLike, b: ArrayLike) -> Distance:
     if first.shape != second.shape or first.ndim != 2:
         raise ValueError(f"masks must be [layers, units] and alike, got {first.shape} and {second.shape}")
     return Distance((first != second).mean(axis=1))
+
+
+def jaccard(a: Collection[int], b: Collection[int]) -> float:
+    """Units in both over units in either, of two sets that are not both empty (Jaccard 1912)."""
+    both = len(set(a) & set(b))
+    return both / (len(a) + len(b) - both)
+
+
+def jaccard_by_chance(first: int, second: int, units: int) -> float:
+    """What `jaccard` is on average for random sets of these sizes out of `units`: units in both are hypergeometric."""
+
+    def ways(whole: int, part: int) -> float:
+        return math.lgamma(whole + 1) - math.lgamma(part + 1) - math.lgamma(whole - part + 1)
+
+    total = ways(units, second)
+    return sum(
+        math.exp(ways(first, both) + ways(units - first, second - both) - total) * both / (first + second - both)
+        for both in range(max(0, first + second - units), min(first, second) + 1)
+    )

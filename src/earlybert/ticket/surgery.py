@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -133,8 +133,21 @@ def rebind(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module) -> 
     ticket = Ticket.from_dict(config.earlybert["ticket"])
     anatomy = of(old)
     ticket.fits(anatomy)
-    smaller = slices(anatomy, ticket)
-    names = {id(parameter): name for name, parameter in old.named_parameters()}
+    return carry(optimizer, dict(old.named_parameters()), new, slices(anatomy, ticket))
+
+
+def carry(
+    optimizer: torch.optim.Optimizer, old: Mapping[str, Tensor], new: nn.Module, smaller: Slices
+) -> torch.optim.Optimizer:
+    """What `rebind` does once both sides are known; `old` may be of a model that was cut in place since.
+
+    Args:
+        optimizer: As `rebind`.
+        old: Parameters of the full model by name, each once.
+        new: The cut model.
+        smaller: What the cut kept of them.
+    """
+    names = {id(parameter): name for name, parameter in old.items()}
     target = dict(new.named_parameters())
     state: dict[Any, Any] = optimizer.state
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group.get("name") != "coefficients"]
