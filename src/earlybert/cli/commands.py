@@ -316,6 +316,8 @@ COMMANDS = {
             Option("scale", "small runs on two cores; paper is the exact setting [small]", Literal["paper", "small"]),
             Option("output", "folder of the results; run again, it goes on [runs/reproduce]"),
             Option("data_dir", "folder with <task>/train.jsonl.gz; the hub when not given"),
+            Option("corpus", "folder of a prepared corpus, for the tables of pre-training"),
+            Option("text", "text files to prepare it from, where that folder is still empty", list[str]),
             Option("seeds", "paired seeds instead of the file's", list[int]),
             Option("jobs", "runs at once, 0 for as many as there is room for [1]", int),
             Option("offline", "load names from the hub's cache only", flag=True),

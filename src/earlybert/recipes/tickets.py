@@ -13,7 +13,7 @@ from ..ticket import Ticket
 from ..ticket.distance import jaccard, jaccard_by_chance
 from ..ticket.store import read_config
 from ..ticket.ticket import Layers
-from .progress import console
+from .display import display
 
 KEPT, GONE = "■", "·"
 """A head in a map."""
@@ -44,7 +44,7 @@ def look(words: Sequence[str], *, as_json: bool = False) -> None:
         print(json.dumps(found))
         return
     for table in tables:
-        console.print(table.rich())
+        display.show(table.rich())
 
 
 def find(path: Path) -> Ticket:

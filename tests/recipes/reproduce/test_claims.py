@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from earlybert import Gates, Ticket
 from earlybert.recipes.reproduce.claims import CHECKS, Runs
 from earlybert.tasks import Predictions
 from earlybert.ticket import HistoryWriter
-from tests.conftest import HEADS, LAYERS, NEURONS, tiny_model
+from tests.conftest import HEADS, NEURONS, tiny_model
 
 ROWS = 400
 RIGHT = {"best": 380, "good": 300, "same": 300, "bad": 200}
@@ -87,8 +88,8 @@ def _search(folder: Path, *, settles_at: int, steps: int = 50) -> None:
                 parameter.data = torch.rand_like(parameter)
         writer.record()
     writer.close()
-    half = tuple(tuple(range(NEURONS // 2)) for _ in range(LAYERS))
-    Ticket(tuple((0, 1) for _ in range(LAYERS)), half, "bert", HEADS, NEURONS).save(folder / "ticket.json")
+    settings = {"heads": 2, "heads_scope": "layer", "neurons": 0.5, "neurons_scope": "global"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 
 @pytest.mark.parametrize(("step", "answer"), [(9, "held"), (40, "not held")])
@@ -98,6 +99,27 @@ def test_a_mask_settles_early_or_late(runs: Runs, tmp_path: Path, kind: str, ste
     found = CHECKS["settles"](runs, row="good", kind=kind)
     assert found.answer == answer, found.evidence
     assert "chance is 0.500" in found.evidence
+
+
+def _wandering(folder: Path, *, still: range, steps: int = 100) -> None:
+    """Neurons that are drawn anew at every step but those in `still`."""
+    gates = Gates(tiny_model())
+    torch.manual_seed(0)
+    writer = HistoryWriter(folder / "history.bin", gates)
+    for step in range(1, steps + 1):
+        if step not in still:
+            gates.neurons.data = torch.rand_like(gates.neurons)
+        writer.record()
+    writer.close()
+    settings = {"heads": 2, "heads_scope": "layer", "neurons": 0.5, "neurons_scope": "global"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+@pytest.mark.parametrize(("still", "answer"), [(range(40, 71), "held"), (range(20, 101), "not held")])
+def test_a_mask_that_moves_again_later(runs: Runs, tmp_path: Path, still: range, answer: str) -> None:
+    _wandering(tmp_path / "good", still=still)
+    found = CHECKS["rises_later"](runs, row="good", kind="neurons")
+    assert found.answer == answer, found.evidence
 
 
 @pytest.mark.parametrize(("widths", "later"), [((60, 40, 20), "held"), ((20, 40, 60), "not held"), ((9, 9, 9), "open")])

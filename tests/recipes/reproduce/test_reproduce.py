@@ -11,13 +11,17 @@ import yaml
 
 from earlybert.config import BadSetting
 from earlybert.recipes.reproduce import experiment as files
+from earlybert.recipes.reproduce.claims import CHECKS
 from earlybert.recipes.reproduce.estimate import estimate
 from earlybert.recipes.reproduce.experiment import SCALES, Scale, experiment
 from earlybert.recipes.reproduce.page import load, page
 from earlybert.recipes.reproduce.record import Record
 from earlybert.recipes.reproduce.run import reproduce
+from earlybert.recipes.reproduce.studies import Pretraining, pretraining
 from earlybert.recipes.run import Run
+from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 from tests.recipes.conftest import run
+from tests.recipes.study.test_study import PRETRAIN
 
 ONE = {
     "title": "Table A",
@@ -64,8 +68,8 @@ def given(flags: list[str]) -> dict[str, Any]:
     words = {
         flag.removeprefix("--").replace("-", "_"): text for flag, text in zip(flags[::2], flags[1::2], strict=True)
     }
-    settings = {name: yaml.safe_load(text) for name, text in words.items() if name != "task"}
-    return {**settings, "precision": "no"}
+    plain = {name: yaml.safe_load(text) for name, text in words.items() if name != "task"}
+    return {**plain, "precision": "no"}
 
 
 def test_tables_share_runs_and_say_what_they_came_to(tables: Path, given: dict[str, Any], tmp_path: Path) -> None:
@@ -138,15 +142,79 @@ def test_every_file_is_one_that_runs(name: str, scale: Scale) -> None:
         with pytest.raises(BadSetting, match=f"{name} has no {scale} scale"):
             experiment(name, scale)
         return
-    each = experiment(name, scale)
+    said = files.read(name)
+    each = pretraining(name, scale, {}) if files.pretrains(name) else experiment(name, scale)
+    rows = {*said.get("methods", ()), *said.get("runs", ())} if files.pretrains(name) else {*said["methods"]}
+    rows |= {row for section in SCALES for row in (said.get(section) or {}).get("runs", ())}
+    assert {*each.published, *each.saved} <= rows
+    assert each.caption.endswith(".")
+    assert [claim for claim in each.claims if claim.check in CHECKS] == list(each.claims)
+    if isinstance(each, Pretraining):
+        return
     methods = {each.comparison.method_of(row) for row in each.comparison.methods}
     assert "dense" in methods
     assert {"dense_same_flops", "dense_same_time"} & methods or each.maps  # every comparison has the rival
-    assert set(each.published) <= set(files.read(name)["methods"])
-    assert each.caption.endswith(".")
     if scale == "paper":
         assert each.comparison.settings["model"].startswith("bert-")
         assert 0 < estimate(each.comparison).hours < 100
+
+
+def test_every_table_and_figure_of_the_paper_is_there() -> None:
+    wanted = {f"table{number}" for number in range(1, 10)} | {"figure2", "figure3", "figure4"}
+    assert wanted | {"figure1_pretraining", "figure1_finetuning", "table2_large", "imp"} == set(files.names())
+
+
+@pytest.mark.slow
+def test_pre_training_beside_the_paper_s_numbers(
+    tables: Path,
+    given: dict[str, Any],
+    corpus_folder: Path,  # noqa: F811
+    data_dir: Path,
+    tmp_path: Path,
+) -> None:
+    study = {
+        "base": "pretraining.yaml",
+        "title": "Table P",
+        "caption": "Pre-trained.",
+        "runs": {"BERT": {"method": "dense"}, "ticket": {"share": 0.75}},
+        "published": {"BERT": {"sst2": 90.48}},
+        "changes": {"ticket": 1.96},
+        "claims": [
+            {"says": "The ticket is better.", "check": "above", "rows": ["ticket", "BERT"]},
+            {"says": "It saves something.", "check": "saves", "row": "ticket", "low": 0, "high": 90},
+        ],
+    }
+    searching = {
+        "base": "pretraining.yaml",
+        "title": "Figure P",
+        "caption": "Masks.",
+        "runs": {"search": {"method": "search"}},
+        "tasks": [],
+        "small": {"pretrain": {"search_steps": 12}},
+        "claims": [
+            {"says": "It settles.", "check": "settles", "row": "search", "kind": "heads"},
+            {"says": "It rises.", "check": "rises_later", "row": "search", "kind": "neurons"},
+        ],
+    }
+    finetune = {"max_length": 16, "device": "cpu", "precision": "no", "dense_epochs": 1, "train_rows": 40}
+    base = {"small": {"pretrain": PRETRAIN, "tasks": ["sst2"], "finetune": finetune}}
+    for name, content in {"pretraining": base, "p": study, "f": searching}.items():
+        (tables / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    places = {"corpus": str(corpus_folder), "data_dir": str(data_dir)}
+    out = tmp_path / "out"
+    first, second = reproduce(["p", "f"], "small", out, places)
+    dense = json.loads(next((out / "pretraining/pretrain").glob("dense-*/metrics.json")).read_text())
+    ticket = json.loads(next((out / "pretraining/pretrain").glob("ticket-*/metrics.json")).read_text())
+    assert first.rows["ticket"].flops == pytest.approx(ticket["flops"] / dense["flops"])
+    assert first.more["ticket"]["steps"] == "6 + 15"
+    assert first.more["BERT"]["held-out loss"] == pytest.approx(dense["score"]["mlm_loss"])
+    assert first.more["ticket"]["change"].endswith("(+1.96%)")
+    assert first.claims[1].answer == "held"
+    assert [claim.evidence[:5] for claim in second.claims] == ["after", "the n"]
+    assert {"p-losses.svg", "f-mask-distance-heads.svg"} <= {*first.figures, *second.figures}
+    assert str(tmp_path) not in (out / "p.md").read_text() + (out / "p.json").read_text()
+    with pytest.raises(BadSetting, match="say --corpus FOLDER"):
+        reproduce(["p"], "small", out, {})
 
 
 def test_hours_grow_with_what_is_asked() -> None:

@@ -16,8 +16,12 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from ...config_file import parse
 from ...tasks import Predictions
 from ...ticket import History, Ticket
+from ...ticket.draw import Scope
+from ...ticket.history import Kind
+from ..kinds import RESULTS
 from ..statistics import Difference
 from ..verdict import paired
 
@@ -29,6 +33,10 @@ EARLY = 0.2
 CLEAR = 0.5
 """Rank correlation between depth and width from which one end of the network counts as cut more."""
 COST_WITHIN = 0.05
+FEWEST = 10
+"""Steps of a search in which a mask can settle."""
+RISES = 0.05
+"""Share of chance by which masks have to move more than before."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Runs:
     def folders(self, row: str) -> list[Path]:
         """Of a row's runs that are finished."""
         every = [self.where(task, row, seed) for task in self.tasks for seed in self.seeds]
-        return [folder for folder in every if (folder / "metrics.json").exists()]
+        return [folder for folder in every if any((folder / name).exists() for name in RESULTS)]
 
     def apart(self, first: str, second: str) -> tuple[float, float, float] | None:
         """Points by which the first row is better, mean over tasks, with its 95 % interval."""
@@ -121,29 +129,72 @@ def costs(runs: Runs, *, row: str, flops: float) -> Finding:
     return Finding("held" if near else "not held", f"{row}: {found:.2f} x the FLOPs of the dense run")
 
 
-def settles(runs: Runs, *, row: str, kind: Literal["heads", "neurons"], by: float = EARLY) -> Finding:
-    """By a fifth of the steps the mask is nearer to the last one than half of chance, and stays so."""
+def settles(runs: Runs, *, row: str, kind: Kind, by: float = EARLY) -> Finding:
+    """By a fifth of the steps, or another share, the mask is nearer to the last than half of chance, and stays so."""
     answers: list[Finding] = []
     for folder in runs.folders(row):
-        history = History(folder / "history.bin")
-        last = len(history)
-        ticket = Ticket.load(folder / "ticket.json")
-        units = ticket.num_heads if kind == "heads" else ticket.num_neurons
-        kept = sum(map(len, getattr(ticket, kind))) / (units * ticket.layers)
-        chance = 2 * kept * (1 - kept)
-        if chance == 0 or last < 5:
-            return MISSING
-        steps = sorted({max(1, round(share * last)) for share in np.linspace(by, 1, 30)})
-        removed = 1 - kept
-        far = [history.distance(step, last, kind, removed).overall for step in steps]
+        masks = _Masks.of(folder, kind)
+        if masks.chance == 0 or masks.last < FEWEST:
+            return Finding("open", f"{masks.last} steps of search, or nothing removed, show nothing")
+        steps = sorted({max(1, round(share * masks.last)) for share in np.linspace(by, 1, 30)})
+        far = [masks.apart(step, masks.last) for step in steps]
         answers.append(
             Finding(
-                "held" if max(far) < SETTLED * chance else "not held",
-                f"after {steps[0]} of {last} steps the {kind} differ from the last mask by {far[0]:.3f}, at most "
-                f"{max(far):.3f} later; chance is {chance:.3f}",
+                "held" if max(far) < SETTLED * masks.chance else "not held",
+                f"after {steps[0]} of {masks.last} steps the {kind} differ from the last mask by {far[0]:.3f}, at most "
+                f"{max(far):.3f} later; chance is {masks.chance:.3f}",
             )
         )
     return _all(answers) if answers else MISSING
+
+
+def rises_later(runs: Runs, *, row: str, kind: Kind) -> Finding:
+    """Masks a tenth of the steps apart differ more at the end than they did at some time before."""
+    answers: list[Finding] = []
+    for folder in runs.folders(row):
+        masks = _Masks.of(folder, kind)
+        steps = [round(share * masks.last) for share in np.linspace(0.1, 1, 10)]
+        if masks.chance == 0 or masks.last < FEWEST:
+            return Finding("open", f"{masks.last} steps of search, or nothing removed, show nothing")
+        moved = [masks.apart(a, b) for a, b in pairwise(steps)]
+        lowest = int(np.argmin(moved))
+        rise = moved[-1] - moved[lowest]
+        answers.append(
+            Finding(
+                "held" if rise > RISES * masks.chance else "not held",
+                f"the {kind} move least ({moved[lowest]:.3f}) up to step {steps[lowest + 1]} of {masks.last}, and by "
+                f"{moved[-1]:.3f} in the last tenth; chance is {masks.chance:.3f}",
+            )
+        )
+    return _all(answers) if answers else MISSING
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """Of one search, unaligned, as its run would have drawn them."""
+
+    history: History
+    kind: Kind
+    remove: int | float
+    scope: Scope
+    chance: float
+    """Distance of two random masks of the budget."""
+
+    @classmethod
+    def of(cls, folder: Path, kind: Kind) -> _Masks:
+        history, settings = History(folder / "history.bin"), parse((folder / "config.yaml").read_bytes())
+        remove, scope = settings[kind], settings[f"{kind}_scope"]
+        kept = float(history.mask(max(1, len(history)), kind, remove, scope).mean())
+        return cls(history, kind, remove, scope, 2 * kept * (1 - kept))
+
+    @property
+    def last(self) -> int:
+        """Steps of the search."""
+        return len(self.history)
+
+    def apart(self, first: int, second: int) -> float:
+        """Mask distance between two steps."""
+        return self.history.distance(first, second, self.kind, self.remove, self.scope).overall
 
 
 def later_lose_more(runs: Runs, *, row: str) -> Finding:
@@ -156,10 +207,8 @@ def earlier_lose_more(runs: Runs, *, row: str) -> Finding:
     return _depth(runs, row, sign=1)
 
 
-CHECKS: dict[str, Callable[..., Finding]] = {
-    check.__name__: check
-    for check in (above, within, alike, best, falls, saves, costs, settles, later_lose_more, earlier_lose_more)
-}
+EVERY = (above, within, alike, best, falls, saves, costs, settles, rises_later, later_lose_more, earlier_lose_more)
+CHECKS: dict[str, Callable[..., Finding]] = {check.__name__: check for check in EVERY}
 """By the names that files use."""
 MISSING = Finding("open", "a run that this needs is missing or failed")
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
+from ...anatomy import Refused
 from ...config import BadSetting, named
 from ..comparison import Comparison
 from .claims import CHECKS
+from .estimate import estimate
 
 Scale = Literal["paper", "small"]
 SCALES = ("paper", "small")
-DEFAULTS = "scales.yaml"
-OWN = ("title", "caption", "published", "saved", "remarks", "claims", "plot", "maps", *SCALES)
+DEFAULTS, BASE = "scales.yaml", "pretraining.yaml"
+"""What tables of fine-tuning, and those of pre-training, begin with."""
+OWN = ("title", "caption", "published", "saved", "changes", "remarks", "claims", "plot", "maps", *SCALES)
 """What a file says of the table itself; the rest is of `Comparison`."""
 ORDER = (
     *("figure1_pretraining", "figure1_finetuning", "table1", "table2", "table2_large", "figure2", "table3", "figure3"),
-    *("table5", "table4", "table4_large", "figure4", "table6", "table7", "table8", "table9", "imp"),
+    *("table5", "table4", "figure4", "table6", "table7", "table8", "table9", "imp"),
 )
 """As in the paper."""
 
@@ -57,6 +61,25 @@ class Experiment:
     maps: Mapping[str, Any]
     """Row whose masks are mapped, and the layer (counted from 1) that stands for the neurons."""
 
+    def size(self) -> str:
+        """What it will take, in words."""
+        runs = len(self.comparison.cells())
+        return f"{estimate(self.comparison) if self.scale == 'paper' else f'{runs} runs'}."
+
+    def check(self) -> None:
+        """Before anything runs.
+
+        Raises:
+            Refused: The paper's scale without a GPU, or a data folder that is not there.
+        """
+        if self.scale == "paper" and not torch.cuda.is_available():
+            raise Refused(
+                "the paper's scale needs a GPU, and there is none; --scale small runs here, --check only counts."
+            )
+        where = self.comparison.settings.get("data_dir")
+        if where is not None and not Path(str(where)).is_dir():
+            raise Refused(f"--data-dir {where} is not a folder.")
+
 
 def folder() -> Path:
     """Where the files are: inside the installed package, or in the source tree."""
@@ -66,7 +89,7 @@ def folder() -> Path:
 
 def names() -> list[str]:
     """Every table and figure there is, in the paper's order."""
-    found = {file.stem for file in folder().glob("*.yaml")} - {Path(DEFAULTS).stem}
+    found = {file.stem for file in folder().glob("*.yaml")} - {Path(DEFAULTS).stem, Path(BASE).stem}
     return sorted(found, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
@@ -103,9 +126,6 @@ def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) 
     of_scale = dict(said.get(scale) or {})
     methods = _rows(said["methods"], of_scale.pop("methods", None))
     comparison = Comparison.of({**common, **own, "methods": methods, **of_scale, **(given or {})})
-    every = _rows(said["methods"], None)
-    claims = [_claim(name, each, tuple(every)) for each in said.get("claims", ())]
-    claims = tuple(claim for claim in claims if set(_rows_of(claim.given)) <= set(methods))
     return Experiment(
         name,
         said["title"],
@@ -115,7 +135,7 @@ def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) 
         said.get("published", {}),
         said.get("saved", {}),
         tuple(said.get("remarks", ())),
-        claims,
+        claims_of(name, said, methods),
         said.get("plot", {}),
         said.get("maps", {}),
     )
@@ -130,6 +150,23 @@ def _rows(rows: Any, of_scale: Any) -> dict[str, dict[str, Any]]:
     for row, settings in (of_scale or {}).items():
         plain[named(row, plain, "row")].update(settings)
     return plain
+
+
+def pretrains(name: str) -> bool:
+    """Whether a table is of pre-training."""
+    return "base" in read(name)
+
+
+def claims_of(name: str, said: Mapping[str, Any], rows: Iterable[str]) -> tuple[Claim, ...]:
+    """The claims of a file; those about rows that this scale leaves out are left out too.
+
+    Raises:
+        BadSetting: A claim is about no row of the file, or its check is unknown.
+    """
+    scales = [(said.get(scale) or {}).get("runs") or {} for scale in SCALES]
+    every = [*(said.get("methods") or ()), *(said.get("runs") or ()), *(row for runs in scales for row in runs)]
+    claims = [_claim(name, each, tuple(every)) for each in said.get("claims", ())]
+    return tuple(claim for claim in claims if set(_rows_of(claim.given)) <= {*rows})
 
 
 def _claim(name: str, given: Mapping[str, Any], rows: tuple[str, ...]) -> Claim:

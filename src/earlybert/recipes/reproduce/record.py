@@ -12,6 +12,8 @@ from typing import Any
 from ...anatomy import Refused
 from ...report.sheet import Sheet
 from ...ticket.files import write_atomically
+from .claims import CHECKS, Runs
+from .experiment import Claim
 
 FORMAT = 1
 
@@ -45,6 +47,15 @@ class Judged:
     says: str
     answer: str
     evidence: str
+
+
+def judged(claim: Claim, runs: Runs) -> Judged:
+    """Check a claim; a file that a check needs and cannot read leaves it open."""
+    try:
+        found = CHECKS[claim.check](runs, **claim.given)
+    except Refused as error:
+        return Judged(claim.says, "open", str(error))
+    return Judged(claim.says, found.answer, found.evidence)
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...anatomy import Refused
 from ...config import Finetune
 from ..compare import compare
 from ..comparison import Comparison, cell_name
 from ..display import display, say
 from ..run import Run
 from ..verdict import Verdicts, mean_over_tasks
-from .claims import CHECKS, Runs
-from .estimate import estimate
-from .experiment import Experiment, Scale, experiment, has, names
+from .claims import Runs
+from .experiment import Experiment, Scale, experiment, has, names, pretrains
 from .figures import figures
 from .page import write_page
-from .record import Judged, Record, Row
+from .record import Record, Row, judged
+from .studies import Pretraining, pretraining, run_pretraining
 
 MODELS = {
     "minilm": "MiniLM-L6 (22.7 M parameters, trained by its makers on MNLI, Quora and SQuAD 2.0 among others, which "
@@ -38,37 +35,52 @@ def reproduce(
     """Run tables and figures one after the other; what is done already is not run again.
 
     Args:
-        wanted: Names of `names()`; `all` is every one of them.
+        wanted: Names of `names()`; `all` is every one that has this scale.
         scale: `paper` or `small`.
         output: A folder a table below it, the runs they share, `NAME.json`, `NAME.md` and `reproduction.md`.
-        given: Settings that win over the files': seeds, jobs, data_dir.
+        given: Settings that win over the files': seeds, jobs, data_dir, offline; corpus and text for pre-training.
         only_check: Say what each would take, and run nothing.
+
+    Returns:
+        A record a table; none when only checked.
 
     Raises:
         BadSetting: A name or a setting is wrong; before any compute.
-        Refused: The paper's scale without a GPU, or a data folder that is not there.
+        Refused: The paper's scale without a GPU, or data that is not there.
     """
     chosen = [name for name in names() if has(name, scale)] if wanted == ["all"] else wanted
-    experiments = [experiment(name, scale, given) for name in chosen]
-    for each in experiments:
-        say(f"{each.title}: {each.caption} {_size(each)}.")
+    of_text = {name: value for name, value in given.items() if name not in ("corpus", "text")}
+    tables = [
+        pretraining(name, scale, given) if pretrains(name) else experiment(name, scale, of_text) for name in chosen
+    ]
+    for each in tables:
+        say(f"{each.title}: {each.caption} {each.size()}")
     if only_check:
         return []
-    if scale == "paper" and not torch.cuda.is_available():
-        raise Refused("the paper's scale needs a GPU, and there is none; --scale small runs here, --check only counts.")
-    if given.get("data_dir") is not None and not Path(given["data_dir"]).is_dir():
-        raise Refused(f"--data-dir {given['data_dir']} is not a folder.")
-    records = [_run(each, output) for each in experiments]
+    for each in tables:
+        each.check()
+    records = [_run(each, output, _command(each.name, scale, given)) for each in tables]
     write_page(output)
     return records
 
 
-def _size(each: Experiment) -> str:
-    return str(estimate(each.comparison)) if each.scale == "paper" else f"{len(each.comparison.cells())} runs"
+def _command(name: str, scale: Scale, given: Mapping[str, Any]) -> str:
+    """That makes a table again, without the places of this machine."""
+    places = {"data_dir": "--data-dir DATA", "corpus": "--corpus CORPUS"}
+    said = [text for setting, text in places.items() if given.get(setting) is not None]
+    return " ".join([f"earlybert reproduce {name} --scale {scale}", *said])
 
 
-def _run(each: Experiment, output: Path) -> Record:
+def _run(each: Experiment | Pretraining, output: Path, command: str) -> Record:
     say(f"\n{each.title}: {each.caption}")
+    made = run_pretraining if isinstance(each, Pretraining) else _run_finetuning
+    record = made(each, output, command)  # type: ignore[arg-type]
+    for sheet in (record.sheet(), *([record.claim_sheet()] if record.claims else [])):
+        display.show(sheet.rich())
+    return record
+
+
+def _run_finetuning(each: Experiment, output: Path, command: str) -> Record:
     folder = output / each.name
     comparison, verdicts = compare(each.comparison, folder, store=output / RUNS, inference=False)
     runs = Runs(
@@ -91,9 +103,9 @@ def _run(each: Experiment, output: Path) -> Record:
         _differs(each, comparison),
         len(comparison.seeds),
         {row: _row(each, row, verdicts) for row in comparison.methods},
-        [_judged(claim.says, claim.check, claim.given, runs) for claim in each.claims],
+        [judged(claim, runs) for claim in each.claims],
         done[-1]["environment"] if done else {},
-        f"earlybert reproduce {each.name} --scale {each.scale}" + (" --data-dir DATA" if _local(comparison) else ""),
+        command,
         each.remarks,
         [
             f"{row}, {task}, seed {seed}: {why}"
@@ -104,8 +116,6 @@ def _run(each: Experiment, output: Path) -> Record:
         figures(each, runs, verdicts, output),
     )
     record.save(output)
-    for sheet in (record.sheet(), *([record.claim_sheet()] if record.claims else [])):
-        display.show(sheet.rich())
     return record
 
 
@@ -118,18 +128,6 @@ def _row(each: Experiment, row: str, verdicts: Verdicts) -> Row:
         mean_over_tasks([found.seconds for found in by_task.values()]),
         each.saved.get(row),
     )
-
-
-def _judged(says: str, check: str, given: Mapping[str, Any], runs: Runs) -> Judged:
-    try:
-        found = CHECKS[check](runs, **given)
-    except Refused as error:
-        return Judged(says, "open", str(error))
-    return Judged(says, found.answer, found.evidence)
-
-
-def _local(comparison: Comparison) -> bool:
-    return comparison.settings.get("data_dir") is not None
 
 
 def _differs(each: Experiment, comparison: Comparison) -> str:
