@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def runs(tmp_path: Path) -> Runs:
         ("saves", {"row": "good", "low": 40, "high": 45}, "held"),
         ("saves", {"row": "best", "low": 40, "high": 45}, "not held"),
         ("saves", {"row": "bad", "low": 40, "high": 45}, "open"),
+        ("saves_time", {"row": "good", "low": 40, "high": 45}, "held"),
+        ("saves_time", {"row": "best", "low": 40, "high": 45}, "not held"),
         ("costs", {"row": "same", "flops": 6.0}, "held"),
         ("costs", {"row": "good", "flops": 6.0}, "not held"),
         ("above", {"rows": ["good", "never run"]}, "open"),
@@ -65,6 +68,10 @@ def test_answers(runs: Runs, check: str, given: dict[str, Any], answer: str) -> 
     found = CHECKS[check](runs, **given)
     assert found.answer == answer, found.evidence
     assert found.evidence
+
+
+def test_times_of_a_shared_machine_tell_nothing(runs: Runs) -> None:
+    assert CHECKS["saves_time"](replace(runs, rough=True), row="good", low=40, high=45).answer == "open"
 
 
 def test_a_mean_over_tasks_needs_all_of_them(runs: Runs, tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ class Runs:
     """Training FLOPs by row, of the dense run's."""
     seconds: Mapping[str, float | None]
     """Training time by row, of the dense run's."""
+    rough: bool = False
+    """Whether runs shared the machine, so that their times tell nothing."""
 
     def folders(self, row: str) -> list[Path]:
         """Of a row's runs that are finished."""
@@ -111,13 +113,14 @@ def falls(runs: Runs, *, rows: Sequence[str]) -> Finding:
 
 
 def saves(runs: Runs, *, row: str, low: float, high: float) -> Finding:
-    """Training FLOPs saved lie between two percentages; time is told beside them."""
-    flops, seconds = runs.flops[row], runs.seconds[row]
-    if flops is None or seconds is None:
-        return MISSING
-    saved = 100 * (1 - flops)
-    evidence = f"{row}: {saved:.1f} % of the FLOPs and {100 * (1 - seconds):.1f} % of the time saved"
-    return Finding("held" if low <= saved <= high else "not held", evidence)
+    """Of the training FLOPs a share is saved that lies between two percentages."""
+    return _saved("FLOPs", runs.flops[row], row, low, high)
+
+
+def saves_time(runs: Runs, *, row: str, low: float, high: float) -> Finding:
+    """The same of the training time; open where runs shared the machine."""
+    found = _saved("time", runs.seconds[row], row, low, high)
+    return Finding("open", f"{found.evidence}, on a machine that was shared") if runs.rough else found
 
 
 def costs(runs: Runs, *, row: str, flops: float) -> Finding:
@@ -207,7 +210,20 @@ def earlier_lose_more(runs: Runs, *, row: str) -> Finding:
     return _depth(runs, row, sign=1)
 
 
-EVERY = (above, within, alike, best, falls, saves, costs, settles, rises_later, later_lose_more, earlier_lose_more)
+EVERY = (
+    above,
+    within,
+    alike,
+    best,
+    falls,
+    saves,
+    saves_time,
+    costs,
+    settles,
+    rises_later,
+    later_lose_more,
+    earlier_lose_more,
+)
 CHECKS: dict[str, Callable[..., Finding]] = {check.__name__: check for check in EVERY}
 """By the names that files use."""
 MISSING = Finding("open", "a run that this needs is missing or failed")
@@ -220,6 +236,13 @@ def _apart(runs: Runs, first: str, second: str, *, least: float) -> Finding:
     mean, low, high = found
     answer: Answer = "held" if low > least else "not held" if high < least else "open"
     return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")
+
+
+def _saved(what: str, share: float | None, row: str, low: float, high: float) -> Finding:
+    if share is None:
+        return MISSING
+    saved = 100 * (1 - share)
+    return Finding("held" if low <= saved <= high else "not held", f"{row}: {saved:.1f} % of the {what} saved")
 
 
 def _between(runs: Runs, first: str, second: str, points: float) -> Finding:

@@ -122,9 +122,6 @@ class Record:
         ]
         about = "In brackets the paper's. FLOPs and time are those of training, search included, of the dense run."
         notes = [about, self.differs, *self.remarks, *(f"Failed: {each}" for each in self.failures)]
-        notes.insert(
-            0, "In brackets the paper's. FLOPs and time are those of training, search included, of the dense run."
-        )
         return Sheet(f"{self.title}: {self.caption}", tuple(columns), rows, notes)
 
     def claim_sheet(self) -> Sheet:
@@ -135,10 +132,10 @@ class Record:
     def markdown(self) -> str:
         """A section of the page."""
         date, device = str(self.environment.get("date", ""))[:10], self.environment.get("device", "")
-        threads, precision = self.environment.get("threads", ""), self.environment.get("precision", "")
+        threads, precision = self.environment.get("threads", 0), self.environment.get("precision", "")
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.get("versions", {}).items())
         pictures = [f"![{self.title}]({file})\n" for file in self.figures if file.endswith(".svg")]
-        about = f"    {self.command}\n\n{date}, {device}, {threads} threads, {precision}; {versions}.\n"
+        about = f"    {self.command}\n\n{date}, {device}, {threads} thread{'' if threads == 1 else 's'}, {precision}; {versions}.\n"
         claims = [self.claim_sheet().markdown()] if self.claims else []
         return "\n".join([self.sheet().markdown(), *pictures, *claims, about])
 

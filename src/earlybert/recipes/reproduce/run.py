@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...config import Finetune
+from ...config import Finetune, typed
 from ..compare import compare
 from ..comparison import Comparison, cell_name
 from ..display import display, say
@@ -89,6 +89,7 @@ def _run_finetuning(each: Experiment, output: Path, command: str) -> Record:
         lambda task, row, seed: folder / cell_name(task, row, seed),
         {row: mean_over_tasks([found.flops for found in by_task.values()]) for row, by_task in verdicts.items()},
         {row: mean_over_tasks([found.seconds for found in by_task.values()]) for row, by_task in verdicts.items()},
+        rough=comparison.jobs != 1,
     )
     done = [
         run.read_metrics()
@@ -131,7 +132,7 @@ def _row(each: Experiment, row: str, verdicts: Verdicts) -> Row:
 
 
 def _differs(each: Experiment, comparison: Comparison) -> str:
-    settings, seeds = {**asdict(Finetune()), **comparison.cells()[0].settings}, len(comparison.seeds)
+    settings, seeds = {**asdict(Finetune()), **typed(comparison.settings)}, len(comparison.seeds)
     runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
     if each.scale == "paper":
         return f"{settings['model']}, {runs}; the paper's settings on other hardware, widths in multiples of 64."

@@ -134,6 +134,7 @@ def _runs(study: Study, result: StudyResult, runs: Path) -> Runs:
         where,
         {name: cost[0] for name, cost in costs.items()},
         {name: cost[1] for name, cost in costs.items()},
+        rough=study.jobs != 1,
     )
 
 
