@@ -210,21 +210,9 @@ def earlier_lose_more(runs: Runs, *, row: str) -> Finding:
     return _depth(runs, row, sign=1)
 
 
-EVERY = (
-    above,
-    within,
-    alike,
-    best,
-    falls,
-    saves,
-    saves_time,
-    costs,
-    settles,
-    rises_later,
-    later_lose_more,
-    earlier_lose_more,
-)
-CHECKS: dict[str, Callable[..., Finding]] = {check.__name__: check for check in EVERY}
+OF_SCORES, OF_COSTS = (above, within, alike, best, falls), (saves, saves_time, costs)
+OF_MASKS = (settles, rises_later, later_lose_more, earlier_lose_more)
+CHECKS: dict[str, Callable[..., Finding]] = {check.__name__: check for check in (*OF_SCORES, *OF_COSTS, *OF_MASKS)}
 """By the names that files use."""
 MISSING = Finding("open", "a run that this needs is missing or failed")
 

@@ -135,7 +135,8 @@ class Record:
         threads, precision = self.environment.get("threads", 0), self.environment.get("precision", "")
         versions = ", ".join(f"{name} {version}" for name, version in self.environment.get("versions", {}).items())
         pictures = [f"![{self.title}]({file})\n" for file in self.figures if file.endswith(".svg")]
-        about = f"    {self.command}\n\n{date}, {device}, {threads} thread{'' if threads == 1 else 's'}, {precision}; {versions}.\n"
+        cores = "1 thread" if threads == 1 else f"{threads} threads"
+        about = f"    {self.command}\n\n{date}, {device}, {cores}, {precision}; {versions}.\n"
         claims = [self.claim_sheet().markdown()] if self.claims else []
         return "\n".join([self.sheet().markdown(), *pictures, *claims, about])
 
