@@ -19,6 +19,8 @@ import earlybert
 from earlybert import cli
 from earlybert.anatomy.modernbert import MODERNBERT
 from earlybert.recipes.comparison import Comparison
+from earlybert.recipes.study.scale import SCALES, merged, read_scaled, scaled
+from earlybert.recipes.study.study import Study
 
 from .report.conftest import write_history
 
@@ -132,8 +134,15 @@ def test_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in ALL if block.language == "yaml"], ids=lambda block: block.place)
-def test_yaml_is_a_comparison(block: Block) -> None:
-    assert Comparison.of(yaml.safe_load(block.code)).methods
+def test_yaml_is_a_comparison_or_a_study(block: Block) -> None:
+    given = yaml.safe_load(block.code)
+    if "base" not in given:
+        assert Comparison.of(given).methods
+        return
+    for scale in SCALES:
+        base = read_scaled(ROOT / "configs" / "paper" / given["base"], scale)
+        own = scaled({name: value for name, value in given.items() if name != "base"}, scale)
+        assert Study.of(merged(base, own)).cells()
 
 
 def test_links_of_the_readmes_lead_somewhere() -> None:
@@ -165,6 +174,7 @@ def test_the_command_line_page_has_every_command_and_flag() -> None:
         flags += [field.name for part in command.parts for field in fields(part)]
         if command.yaml:
             flags.append("config")
+        flags.append("log")
         for flag in flags:
             assert f"{{option}} --{flag.replace('_', '-')}" in said, (name, flag)
         for option in command.options:

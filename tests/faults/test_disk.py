@@ -150,7 +150,7 @@ def test_two_runs_begun_at_the_same_moment(
     }
     from earlybert.config import Finetune, typed
 
-    numbers = ("max_length", "batch_size", "align", "heads", "log_every", "checkpoint_every")
+    numbers = ("max_length", "batch_size", "align", "heads", "log_every", "checkpoint_every", "profile_steps")
     given = typed({name: int(value) if name in numbers else value for name, value in given.items()}, Finetune)
     settings = {**given, "search_steps": 6, "epochs": 0.5}
     first, second = (recipe.start(settings, output=str(tmp_path / "run"), resume=False) for _ in range(2))

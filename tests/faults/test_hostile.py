@@ -242,7 +242,7 @@ def test_coefficients_that_are_not_finite_are_not_saved(
 
     monkeypatch.setattr(EagerStep, "__call__", poisoned)
     out = tmp_path / "run"
-    assert run("search", *flags, "--search-steps", "12", "--output", out) == 2
+    assert run("search", *flags, "--search-steps", "12", "--output", out) == 3
     assert "the coefficients are not finite after step 8" in capsys.readouterr().err
     assert checkpoint.peek(out / "checkpoint.safetensors")["step"] == 4
     assert run("search", "--output", out, "--resume") == 0
@@ -318,7 +318,7 @@ def test_sigterm_outside_of_the_loop_ends_with_the_command_that_goes_on(
     monkeypatch.setattr(recipe, "search_stage", late)
     before = signal.getsignal(signal.SIGTERM)
     began = time.monotonic()
-    assert run("search", *flags, "--search-steps", "3", "--output", tmp_path / "run") == 130
+    assert run("search", *flags, "--search-steps", "3", "--output", tmp_path / "run") == 143
     assert time.monotonic() - began < 60
     assert f"to go on: earlybert search --output {tmp_path / 'run'} --resume." in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
