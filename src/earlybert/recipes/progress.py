@@ -138,6 +138,7 @@ class Live:
     def _leave(self) -> None:
         """A bar that is done stays, unless it is a guest under a grid's."""
         assert self._bar is not None
+        self._bar.refresh()  # a stage that was shorter than a refresh is seen, too
         if len(self._bar.tasks) > 1:
             self._bar.remove_task(self._task)
 
