@@ -18,6 +18,8 @@ class Sheet:
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = field(default_factory=tuple)
     """Sentences beneath."""
+    words: bool = False
+    """Whether the cells are words and not numbers, which stand to the right."""
 
     def rich(self) -> Table:
         """For a terminal."""
@@ -25,7 +27,10 @@ class Sheet:
         table = Table(title=escape(self.title), title_justify="left", caption=caption, caption_justify="left")
         for number, column in enumerate(self.columns):
             table.add_column(
-                escape(column), justify="left" if number == 0 else "right", overflow="fold", no_wrap=number == 0
+                escape(column),
+                justify="left" if self.words or number == 0 else "right",
+                overflow="fold",
+                no_wrap=number == 0,
             )
         for row in self.rows:
             table.add_row(*map(escape, row))
@@ -33,7 +38,12 @@ class Sheet:
 
     def markdown(self) -> str:
         """For a file."""
-        lines = [f"### {self.title}", "", _line(self.columns), _line(["---"] + ["---:"] * (len(self.columns) - 1))]
+        lines = [
+            f"### {self.title}",
+            "",
+            _line(self.columns),
+            _line(["---"] + ["---" if self.words else "---:"] * (len(self.columns) - 1)),
+        ]
         lines += [_line(row) for row in self.rows]
         notes = [line for note in self.notes for line in ("", note)]
         return "\n".join([*lines, *notes, ""])

@@ -60,7 +60,7 @@ def load(folder: Path) -> list[Record]:
 
 def page(records: list[Record], *, pictures: str = "") -> str:
     """Markdown of results; links to pictures begin with `pictures`."""
-    parts = [INTRODUCTION, _claims(records).markdown(), RULES]
+    parts = [INTRODUCTION, _claims(records).markdown().replace("### ", "## ", 1), RULES]
     for record in records:
         text = record.markdown().replace("### ", "## ", 1)
         parts.append(re.sub(r"\]\(([^)/]+\.svg)\)", rf"]({pictures}\1)", text))
@@ -71,7 +71,7 @@ def _claims(records: list[Record]) -> Sheet:
     rows = [[record.title, claim.says, claim.answer, record.scale] for record in records for claim in record.claims]
     counts = {answer: sum(row[2] == answer for row in rows) for answer in ("held", "not held", "open")}
     note = ", ".join(f"{count} {answer}" for answer, count in counts.items()) + f", of {len(rows)} claims."
-    return Sheet("Every claim", ("where", "claim", "held?", "scale"), rows, [note])
+    return Sheet("Every claim", ("where", "claim", "held?", "scale"), rows, [note], words=True)
 
 
 def _place(name: str) -> int:

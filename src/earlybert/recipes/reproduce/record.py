@@ -127,7 +127,7 @@ class Record:
     def claim_sheet(self) -> Sheet:
         """What became of each claim."""
         rows = [[each.says, each.answer, each.evidence] for each in self.claims]
-        return Sheet(f"Claims of {self.title}", ("claim", "held?", "evidence"), rows)
+        return Sheet(f"Claims of {self.title}", ("claim", "held?", "evidence"), rows, words=True)
 
     def markdown(self) -> str:
         """A section of the page."""
