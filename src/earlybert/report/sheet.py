@@ -30,7 +30,7 @@ class Sheet:
                 escape(column),
                 justify="left" if self.words or number == 0 else "right",
                 overflow="fold",
-                no_wrap=number == 0,
+                no_wrap=number == 0 and not self.words,
             )
         for row in self.rows:
             table.add_row(*map(escape, row))
