@@ -37,6 +37,10 @@ STAGES = {"config.yaml": "start", "scores.safetensors": "search", "ticket.json":
 LIMIT = 300.0
 
 
+CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Exit codes of a run that a signal has stopped."""
+
+
 def started(words: list[str], log: Path) -> int:
     """The id of a process that runs a command of `earlybert`, its words going to a file."""
     process = os.fork()
@@ -172,7 +176,7 @@ def main() -> int:
                     next(shown, None)
                     doing[stage(run)] += 1
                 # A run that was told to stop behind its last step has nothing left to stop.
-                if code not in ((-number,) if number == signal.SIGKILL else (130, 0)) and code != 0:
+                if code not in (0, CODES[number]):
                     wrong.append(f"run {trials}: exit code {code}: {log.read_text()[-500:]}")
             code = ended(started(words(run, weights), log), LIMIT)
             if code != 0:
