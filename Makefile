@@ -7,6 +7,8 @@ READY := $(VENV)/.ready
 OLD := $(VENV)-4.57
 
 export TOKENIZERS_PARALLELISM ?= false
+# Two processes of pytest, a file of tests in one of them.
+TWO := --numprocesses 2 --dist loadfile
 
 # The built wheel in an environment of its own; and one with the lowest versions that pyproject.toml allows.
 DIST := $(VENV)-dist
@@ -24,14 +26,14 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## the whole method on the packaged model and corpus, against the dense model
 	$(BIN)/earlybert finetune --config configs/demo.yaml --compare
 
-test: $(READY)  ## every test, the slow ones too
-	$(BIN)/python -m pytest
+test: $(READY)  ## every test, the slow ones too, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO)
 
 fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m 'not slow'
 
 old: $(OLD)/.ready  ## families, tickets and save/load on transformers 4.57
-	PYTHONPATH=$(OLD):$$PYTHONPATH $(BIN)/python -m pytest -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OLD):$$PYTHONPATH $(BIN)/python -m pytest $(TWO) -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py
 
 $(OLD)/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --progress-bar off --upgrade --no-deps --target $(OLD) 'transformers==4.57.*' \
@@ -48,7 +50,7 @@ dist:  ## wheel and sdist into dist/, the wheel installed in an empty environmen
 	$(DIST)/bin/python -I supply/try_install.py
 
 lowest: $(LOWEST)/.ready  ## families, tickets and the callback on the lower bounds, with the torch of constraints.txt
-	PYTHONPATH=src:$$PYTHONPATH $(LOWEST)/bin/python -m pytest -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py tests/train/test_callback.py
+	PYTHONPATH=src:$$PYTHONPATH $(LOWEST)/bin/python -m pytest $(TWO) -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py tests/train/test_callback.py
 
 $(LOWEST)/.ready: pyproject.toml constraints.txt
 	rm -rf $(LOWEST)
