@@ -141,7 +141,7 @@ def _differs(each: Experiment, comparison: Comparison) -> str:
     return (
         f"Not as in the paper: {MODELS.get(settings['model'], settings['model'])} instead of BERT-base, "
         f"{settings['train_rows']:,} training rows a task{others}, batch {settings['batch_size']}, dense learning rate "
-        f"{settings['dense_lr']:g}, search {settings['search_epochs']:g} epoch where the row says nothing else, "
+        f"{settings['dense_lr']:g}, search of {settings['search_epochs']:g} epochs where the row says nothing else, "
         f"{runs}, widths in multiples of 64."
         + ("" if comparison.jobs == 1 else " Runs shared the machine, so their times are rough.")
     )
