@@ -16,7 +16,6 @@ from earlybert.cli import main
 from earlybert.config import Preparation
 from earlybert.data import prepare, sources, vocabulary
 from earlybert.ticket.history import FORMAT, HEADER_BYTES
-
 from tests.data.conftest import documents
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "image", "rect", "stop"}

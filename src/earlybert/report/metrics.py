@@ -58,7 +58,8 @@ def _pretrained(metrics: Mapping[str, Any]) -> list[Any]:
     found = [metrics["elapsed"], *(score[key] for score in scores for key in ("mlm_loss", "masked_accuracy"))]
     found += [value for score in scores for value in score.values()]
     for speed in metrics["speed"].values():
-        found += [speed["tokens_per_second"], speed["flops_per_second"], speed["mfu"] or 0]
+        found += [speed["tokens_per_second"], speed["flops_per_second"]]
+        found += [speed["mfu"]] if speed["mfu"] is not None else []
     if not isinstance(metrics["corpus"], str) or not metrics["elapsed"] > 0 or "train" not in metrics["speed"]:
         raise ValueError
     if not isinstance(metrics.get("processes", 1), int):

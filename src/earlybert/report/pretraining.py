@@ -126,7 +126,9 @@ def speeds(run: RunFolder) -> Table:
 
 
 def curve(run: RunFolder) -> list[dict[str, float]]:
-    """Held-out scores on the way and at the end, steps of the search counted in."""
+    """Held-out scores on the way and at the end, steps of the search counted in; none of a fine-tuning run."""
+    if not run.pretraining:
+        return []
     searched = run.stages["search"].steps if "search" in run.stages else 0
     points, metrics = list(run.evaluations), run.metrics
     if metrics is not None and "train" in metrics["stages"]:
