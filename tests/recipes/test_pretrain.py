@@ -19,7 +19,6 @@ import yaml
 
 import earlybert as eb
 from earlybert.config_pretrain import Pretrain
-from earlybert.recipes import pretrain as recipe
 from earlybert.recipes.pretraining import stages
 from earlybert.recipes.pretraining.bench import Bench
 from earlybert.train import budget
@@ -45,17 +44,6 @@ def flags(corpus_folder: Path) -> list[str]:  # noqa: F811
         {"profile-steps": 0},
     ]
     return [word for part in parts for name, value in part.items() for word in (f"--{name}", str(value))]
-
-
-@pytest.fixture
-def pages() -> None:
-    """For a test whose runs write their page; in the others drawing would take longer than the run."""
-
-
-@pytest.fixture(autouse=True)
-def _no_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "pages" not in request.fixturenames:
-        monkeypatch.setattr(recipe, "write_report", lambda run: None)
 
 
 def config_of(folder: Path) -> Pretrain:
@@ -110,27 +98,6 @@ def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(
     assert bench.score(model, bench.plan.train[0]) == pytest.approx(metrics["score"], abs=1e-6)
     assert bench.flops() == metrics["flops"]  # as was said before it began
     assert AutoTokenizer.from_pretrained(out / "model").mask_token == "[MASK]"
-
-
-@pytest.mark.usefixtures("pages")
-def test_a_run_writes_its_page_and_survives_one_that_fails(
-    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from earlybert.report import page
-
-    out = tmp_path / "run"
-    assert run("pretrain", *flags, "--method", "dense", "--second", "0", "--output", out) == 0
-    loss = json.loads((out / "metrics.json").read_text())["score"]["mlm_loss"]
-    assert f"Held-out loss {loss:.3f}" in (out / "report.html").read_text()
-    (out / "report.html").unlink()
-
-    def broken(*_: object) -> bytes:
-        raise ZeroDivisionError("no ink\nleft")
-
-    monkeypatch.setattr(page, "page", broken)
-    assert run("pretrain", "--output", out, "--resume") == 0
-    assert f"{out}/report.html could not be made (no ink); try earlybert report {out}" in capsys.readouterr().out
-    assert not (out / "report.html").exists()
 
 
 def test_schedules_are_those_of_the_paper(flags: list[str], tmp_path: Path) -> None:

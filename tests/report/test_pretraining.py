@@ -16,6 +16,7 @@ import earlybert as eb
 from earlybert.cli.commands import COMMANDS
 from earlybert.cli.parser import parser_of, underscored
 from earlybert.config_pretrain import Pretrain
+from earlybert.recipes import pretrain as recipe
 from earlybert.report import page as page_module
 from earlybert.report.folder import read
 from earlybert.report.numbers import Judged, command, second_phase
@@ -241,3 +242,33 @@ def test_one_phase_has_no_second(both: Path) -> None:
     lines = [line for line in read_steps(both / "dense" / "steps.jsonl") if line["step"] <= 15]
     (both / "dense" / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert second_phase(read(both / "dense")) is None
+
+
+def test_a_page_that_cannot_be_made_does_not_fail_the_run(
+    both: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = both / "dense"
+    (out / "report.html").unlink()
+
+    def broken(*_: object) -> bytes:
+        raise ZeroDivisionError("no ink\nleft")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page_module, "page", broken)
+        assert run("pretrain", "--output", out, "--resume") == 0
+    assert f"{out}/report.html could not be made (no ink); try earlybert report {out}" in capsys.readouterr().out
+    assert not (out / "report.html").exists()
+    assert run("pretrain", "--output", out, "--resume") == 0  # nothing is left to train
+    assert read_page(out / "report.html").figures["run-1"] == FIGURES_DENSE
+
+
+def test_another_process_than_the_main_one_writes_no_page(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(recipe, "write_report", lambda run: written.append(run.path))
+    begun = recipe.start({}, output=str(both / "dense"), resume=True)
+    recipe.pretrain(begun)
+    assert written == [both / "dense"]
+    recipe.pretrain(begun, page=False)
+    monkeypatch.setattr(type(begun.bench.ranks), "main", property(lambda self: False))
+    recipe.pretrain(begun)
+    assert len(written) == 1
