@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from earlybert.cli import main
+from earlybert.recipes import pretrain
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 
@@ -22,6 +23,12 @@ def _fixed_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_pages_of_pre_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these runs; `tests/report` has runs that write their page."""
+    monkeypatch.setattr(pretrain, "write_report", lambda run: None)
 
 
 @pytest.fixture

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 from earlybert.cli import main
+from earlybert.config import Preparation
+from earlybert.data import prepare, sources, vocabulary
 from earlybert.ticket.history import FORMAT, HEADER_BYTES
+from tests.data.conftest import documents
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "image", "rect", "stop"}
 
@@ -43,6 +46,33 @@ def compared(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> P
 def copied(compared: Path, tmp_path: Path) -> Path:
     """The same, to be broken."""
     return Path(shutil.copytree(compared, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def pretrain_settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("text")
+    text, tokenizer, corpus = (folder / name for name in ("text.txt", "tokenizer", "corpus"))
+    text.write_text("\n\n".join(documents(120)) + "\n", encoding="utf-8")
+    vocabulary.train(lambda: text.read_text("utf-8").split("\n\n"), tokenizer, size=200, lowercase=True)
+    about = Preparation(tokenizer=str(tokenizer), held_out=0.1, shard_tokens=4_000)
+    prepare.prepare(sources.files([text], column="text", wrong_bytes="refuse"), corpus, about)
+    parts = [
+        {"corpus": corpus, "device": "cpu", "precision": "no"},
+        {"layers": 3, "hidden": 32, "attention-heads": 4, "intermediate": 64, "positions": 64},
+        {"steps": 20, "second": 0.25, "length": 24, "batch": 8, "rows": 4, "lr": 2e-2},
+        {"second-length": 48, "second-batch": 4, "second-rows": 4, "second-lr": 1e-2, "second-warmup": 0.3},
+        {"search-steps": 12, "heads": 1, "align": 8, "eval-every": 4, "eval-rows": 16, "profile-steps": 2},
+    ]
+    return [word for part in parts for name, value in part.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="session")
+def pretrained(pretrain_settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with two finished pre-training runs, `ticket` and `dense`; do not write into it."""
+    folder = tmp_path_factory.mktemp("pretraining")
+    for method in ("ticket", "dense"):
+        assert run("pretrain", *pretrain_settings, "--method", method, "--output", folder / method) == 0
+    return folder
 
 
 def read_json(path: Path) -> Any:

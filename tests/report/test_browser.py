@@ -13,7 +13,10 @@ import pytest
 
 import earlybert as eb
 
+from .conftest import run
 from .test_page import FIGURES
+from .test_pretraining import FIGURES as PRETRAINING
+from .test_pretraining import FIGURES_DENSE as PRETRAINING_DENSE
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PROBE = """
@@ -85,20 +88,26 @@ def browse(page: Path, profile: Path, *flags: str) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-@pytest.mark.parametrize("size", ["1200,900", "500,900"])
-def test_in_chromium(compared: Path, tmp_path: Path, size: str) -> None:
-    page = tmp_path / "probed.html"
-    page.write_text((compared / "report.html").read_text() + PROBE)
-    dom, log = browse(page, tmp_path / "profile", f"--window-size={size}")
+def probed(page: Path, folder: Path, size: str) -> dict[str, Any]:
+    """What the probe finds on a page in a window of such a size; nothing was logged on the console."""
+    copy = folder / "probed.html"
+    copy.write_text(page.read_text() + PROBE)
+    dom, log = browse(copy, folder / "profile", f"--window-size={size}")
     assert "CONSOLE" not in log, log
     probe = re.search(r'<pre id="probe">(.*?)</pre>', dom, flags=re.DOTALL)
     assert probe is not None
     found: dict[str, Any] = json.loads(probe[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
-    assert [name for name, *_ in found["figures"]] == FIGURES
     assert all(width > 200 and height > 80 and paths > 4 for _, width, height, paths in found["figures"])
     assert found["wide"] <= 0  # nothing makes the page scroll sideways
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("size", ["1200,900", "500,900"])
+def test_in_chromium(compared: Path, tmp_path: Path, size: str) -> None:
+    found = probed(compared / "report.html", tmp_path, size)
+    assert [name for name, *_ in found["figures"]] == FIGURES
     assert found["focused"] is True
     assert found["options"] == 1 + 3
     # The script draws all layers as matplotlib did, to a level of grey, and another layer otherwise.
@@ -113,4 +122,20 @@ def test_in_chromium(compared: Path, tmp_path: Path, size: str) -> None:
     assert found["corner"].startswith("after 1 and 12 steps: ")
     assert float(found["corner"].split()[-1]) == pytest.approx(distances[1], abs=0.003)
     state = "kept" if 0 in eb.Ticket.load(compared / "ticket.json").heads[0] else "removed"
+    assert found["head"].startswith(f"layer 1, head 1: {state}, coefficient ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_pre_training_in_chromium(pretrained: Path, tmp_path: Path) -> None:
+    page = tmp_path / "side.html"
+    assert run("report", pretrained / "ticket", pretrained / "dense", "--output", page) == 0
+    found = probed(page, tmp_path, "500,900")
+    assert [name for name, *_ in found["figures"]] == ["losses", *PRETRAINING, *PRETRAINING_DENSE]
+    assert found["second"] != found["all"]
+    history = eb.History(pretrained / "ticket" / "history.bin")
+    distances = history.distances("neurons", 0.3, steps=[1, 12], scope="global")[0, 1]
+    assert found["said"].startswith("Layer 2: steps 1 and 12 differ by ")
+    assert float(found["said"].split()[-1].rstrip(".")) == pytest.approx(distances[1], abs=0.003)
+    state = "kept" if 0 in eb.Ticket.load(pretrained / "ticket" / "ticket.json").heads[0] else "removed"
     assert found["head"].startswith(f"layer 1, head 1: {state}, coefficient ")

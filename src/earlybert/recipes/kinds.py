@@ -76,7 +76,7 @@ class Pretraining:
 
     def run(self, path: Path, settings: Mapping[str, Any]) -> None:
         """As `Recipe.run`."""
-        pretrain.pretrain(_start(path, settings))
+        pretrain.pretrain(_start(path, settings), page=False)
 
     def line(self, metrics: Mapping[str, Any]) -> str:
         """As `Recipe.line`."""

@@ -21,6 +21,7 @@ from .lock import locked
 from .pretraining.bench import Bench, Machine
 from .pretraining.run import PretrainRun
 from .pretraining.stages import search_stage, ticket_stage, train_stage
+from .report import write_report
 from .run import environment
 from .trackers import require, tracked
 
@@ -76,8 +77,13 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
     return Start(bench, run, fresh=not resume)
 
 
-def pretrain(start: Start) -> PretrainRun:
-    """Search, draw and train, in one run folder; what is finished already is left as it is."""
+def pretrain(start: Start, *, page: bool = True) -> PretrainRun:
+    """Search, draw and train, in one run folder; what is finished already is left as it is.
+
+    Args:
+        start: What to run.
+        page: Write `report.html` at the end, in the main process.
+    """
     bench, run = start.bench, start.run
     ranks = bench.ranks
     with ExitStack() as held:
@@ -96,6 +102,8 @@ def pretrain(start: Start) -> PretrainRun:
             metrics = train_stage(bench, run, ticket)
     if ranks.main:
         report(run, metrics)
+        if page:
+            write_report(run)
     return run
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..ticket.card import NAME
 from ..ticket.files import write_atomically
 from .display import say
 from .run import Run
+from .run import RunFolder as RunRecord
 from .statistics import METRICS, difference, interval
 
 PAGE = "report.html"
@@ -94,7 +96,7 @@ def write_card(run: Run) -> None:
         say(f"note: the model card could not be written ({_first_line(error)})")
 
 
-def write_report(run: Run) -> None:
+def write_report(run: RunRecord[Any]) -> None:
     """Write the page of a run that has ended; a page that cannot be made is one line."""
     try:
         report([run.path], output=run.report)

@@ -15,8 +15,10 @@ from ..ticket import History
 from ..ticket.history import Kind
 from ..train.steplog import STAGES
 from .drawing import FAINT, FIRST, GRID, INK, SECOND, THIRD, Drawing, drawn, empty
-from .folder import PARTS, RunFolder
+from .folder import RunFolder
 from .maps import MOST_STEPS
+from .metrics import PARTS
+from .numbers import second_phase
 
 MOST_POINTS = 300
 """Points of a curve; longer ones are means over neighbouring steps."""
@@ -45,11 +47,19 @@ def stage_curves(run: RunFolder, stage: str) -> Drawing:
     below.set_ylim(bottom=0)
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     below.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    second = second_phase(run) if stage == "train" else None
+    if second is not None:
+        for axis in (above, below):
+            axis.axvline(steps[second] - 0.5, color=FAINT, linestyle="--", linewidth=0.8)
+        top = above.get_xaxis_transform()
+        above.text(steps[second], 0.98, " phase 2", transform=top, va="top", fontsize=8, color=FAINT)
     name = {"search": "search", "train": "training"}[stage]
     about = (
         f"{len(lines)} steps; loss from {losses[0]:.3f} to {losses[-1]:.3f} (thin: steps, thick: mean over {width} "
         f"points), learning rate at most {rates.max():.2g}."
     )
+    if second is not None:
+        about += f" Phase 2 begins with step {steps[second]:.0f}, at the dashed line."
     return Drawing(f"curves-{stage}", f"Loss and learning rate of the {name}", about, figure)
 
 

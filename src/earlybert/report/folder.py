@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from ..config import METHODS, RIVALS
+from ..config import METHODS, RIVALS, Finetune
 from ..config_file import parse
+from ..config_pretrain import Pretrain
 from ..ticket import History, Scores, Ticket
 from ..train.steplog import STAGES, Totals, read_steps, totals
+from .metrics import parts_of, whole
 
 Part = TypeVar("Part")
-MEMORY = ("parameters", "gradients", "optimizer")
-PARTS = ("host", "forward", "backward", "optimizer", "whole")
-"""Of a step, as `train.profile` names them."""
 CONFIG = "config.yaml"
+METRICS, EVALUATIONS = "metrics.json", "evaluations.jsonl"
+ITS_OWN = {f.name for f in fields(Pretrain)} - {f.name for f in fields(Finetune)}
+"""Settings that only pre-training has."""
 BROKEN = (
     *(Refused, OSError, RecursionError),
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
@@ -59,6 +61,12 @@ class RunFolder:
     stages: dict[str, Totals] = field(default_factory=dict)
     profile: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By stage, median seconds of each part of a step (`train.profile.PARTS`)."""
+    evaluations: tuple[dict[str, Any], ...] = ()
+    """Of a pre-training run: `step`, `seconds`, `mlm_loss`, `masked_accuracy` on the way."""
+    pretraining: bool = False
+    """Whether it is one of `earlybert pretrain`."""
+    only_searched: bool = False
+    """Whether it ended with its search, as it was asked to."""
     missing: tuple[str, ...] = ()
     """A sentence for each part that is not shown."""
 
@@ -69,10 +77,25 @@ class RunFolder:
         return f"{self.path.parent.name}/{self.path.name}" if inner else self.path.resolve().name
 
     @property
+    def settings(self) -> type[Finetune] | type[Pretrain]:
+        """The dataclass of its settings."""
+        return Pretrain if self.pretraining else Finetune
+
+    @property
     def task(self) -> str:
         """Name of the task, or of the file it was trained on."""
+        if self.pretraining:
+            return "pre-training"
         known = (self.metrics or {}).get("task") or self.config.get("task") or self.config.get("train_file")
         return str(known or "unknown task")
+
+    @property
+    def model(self) -> str:
+        """What was trained, by name, or by its size where it began with random weights."""
+        if not self.pretraining:
+            return str(self.config.get("model", "unknown model"))
+        layers, hidden = (self.config.get(name, "unknown") for name in ("layers", "hidden"))
+        return f"BERT, {layers} layers of {hidden}"
 
     @property
     def method(self) -> str:
@@ -107,25 +130,35 @@ def read(path: Path) -> RunFolder:
             return None
 
     config = part(CONFIG, _config, "the settings and the command are not known") or {}
-    draft = RunFolder(path, config)
-    searched = draft.cuts and draft.method in ("ticket", "mlm_search")
-    metrics = part("metrics.json", _metrics, "the run is not finished, so it has no score and no size")
-    ticket = part("ticket.json", Ticket.load, "no heads and neurons were chosen yet", wanted=draft.cuts)
+    pretraining = bool(ITS_OWN & set(config)) if config else _is_of_pretraining(path / METRICS)
+    draft = RunFolder(path, config, pretraining=pretraining)
+    stages = part("steps.jsonl", _stages, "there are no curves and no times") or ({}, ())
+    only_searched = _only_searched(path, stages[0])
+    metrics = part(
+        METRICS,
+        lambda file: whole(json.loads(file.read_bytes()), pretraining=pretraining),
+        "the run is not finished, so it has no score and no size",
+        wanted=not only_searched,
+    )
+    drawn = draft.cuts and not only_searched
+    ticket = part("ticket.json", Ticket.load, "no heads and neurons were chosen yet", wanted=drawn)
     scores = part("scores.safetensors", _scores, "the search has not finished", wanted=draft.cuts)
     if ticket is not None and scores is not None and scores.heads.shape != (ticket.layers, ticket.num_heads):
         missing.append("scores.safetensors is of another model than ticket.json: heads are shown without scores.")
         scores = None
-    stages = part("steps.jsonl", _stages, "there are no curves and no times") or ({}, ())
+    searched = draft.cuts and draft.method in ("ticket", "mlm_search")
     return RunFolder(
         path=path,
         config=config,
         metrics=metrics,
-        compare=part(
+        compare=None
+        if pretraining
+        else part(
             "compare.json",
             _compare,
             "nothing says what the run saved, nor what the dense model reaches at the same cost "
             "(earlybert finetune --compare trains both)",
-            wanted=draft.method == "ticket",
+            wanted=draft.method == "ticket" and metrics is not None,
         ),
         ticket=ticket,
         scores=scores,
@@ -133,85 +166,49 @@ def read(path: Path) -> RunFolder:
         stages=stages[0],
         steps=stages[1],
         profile=part("profile.json", _profile, "nothing says where the time of a step goes", wanted=False) or {},
+        evaluations=part(EVALUATIONS, _evaluations, "there is no held-out loss on the way", wanted=False) or ()
+        if pretraining
+        else (),
+        pretraining=pretraining,
+        only_searched=only_searched,
         missing=tuple(missing),
     )
+
+
+def _is_of_pretraining(file: Path) -> bool:
+    """Of a run whose settings are not known, by what its metrics name."""
+    try:
+        return "corpus" in json.loads(file.read_bytes())
+    except BROKEN:
+        return False
+
+
+def _only_searched(path: Path, stages: Mapping[str, Totals]) -> bool:
+    """A search that is over, and nothing after it has begun."""
+    there = (path / "scores.safetensors").exists() and "train" not in stages
+    return there and not any((path / name).exists() for name in (METRICS, "checkpoint.safetensors"))
 
 
 def _config(file: Path) -> dict[str, Any]:
     return parse(file.read_bytes())
 
 
-def _metrics(file: Path) -> dict[str, Any]:
-    return _whole(json.loads(file.read_bytes()))
-
-
-def _whole(metrics: Any) -> dict[str, Any]:
-    """`metrics`, when it has what the page shows.
-
-    Raises:
-        ValueError: A number is not one. KeyError and TypeError: it is not there.
-    """
-    numbers = [
-        *metrics["score"].values(),
-        metrics["score"][metrics["headline"]],
-        metrics["seconds"],
-        metrics["flops"],
-        metrics["disk_bytes"],
-        metrics["validation_rows"],
-        metrics["train_rows"],
-        *(metrics["parameters"][when] for when in ("before", "after")),
-    ]
-    for sums in metrics["stages"].values():
-        numbers += [sums[key] for key in ("steps", "seconds", "flops", "mean_step_seconds")]
-    numbers += [metrics[key] for key in ("inference_ms_per_row",) if key in metrics]
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-        raise ValueError
-    if not all(metrics[key] > 0 for key in ("seconds", "flops")) or min(metrics["parameters"].values()) <= 0:
-        raise ValueError
-    _whole_additions(metrics)
-    environment = dict(metrics["environment"])
-    return {**metrics, "environment": {**environment, "versions": dict(environment.get("versions", {}))}}
-
-
-def _whole_additions(metrics: Mapping[str, Any]) -> None:
-    """What only newer runs have.
-
-    Raises:
-        ValueError: A number is not one. KeyError, TypeError and AttributeError: it is not there.
-    """
-    numbers = [metrics[key] for key in ("peak_memory_bytes",) if metrics.get(key) is not None]
-    if "memory" in metrics:
-        numbers += [metrics["memory"][when][part] for when in ("before", "after") for part in MEMORY]
-    if metrics.get("flops_a_token") is not None:
-        numbers += [metrics["flops_a_token"][key] for key in ("length", "before", "after")]
-    if not all(isinstance(number, int | float) and math.isfinite(number) and number >= 0 for number in numbers):
-        raise ValueError
-    parts_of(metrics.get("profile", {}))
+def _evaluations(file: Path) -> tuple[dict[str, Any], ...]:
+    lines = tuple(read_steps(file))
+    for line in lines:
+        numbers = [line[key] for key in ("step", "seconds", "mlm_loss", "masked_accuracy")]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+    return lines
 
 
 def _profile(file: Path) -> Mapping[str, Mapping[str, float]]:
     return parts_of(json.loads(file.read_bytes()))
 
 
-def parts_of(profile: Any) -> dict[str, dict[str, float]]:
-    """Seconds of each part of a step, by stage, from `profile.json` or the `profile` of `metrics.json`.
-
-    Raises:
-        ValueError: It is not one. TypeError, KeyError and AttributeError: the same.
-    """
-    found = {stage: dict(about["seconds"]) for stage, about in profile.items()}
-    for stage, parts in found.items():
-        numbers = parts.values()
-        if stage not in STAGES or not parts or not set(parts) <= set(PARTS):
-            raise ValueError
-        if not all(isinstance(n, int | float) and 0 <= n < math.inf for n in numbers) or not sum(numbers) > 0:
-            raise ValueError
-    return found
-
-
 def _compare(file: Path) -> dict[str, Any]:
     result = json.loads(file.read_bytes())
-    rows = {name: _whole(result["rows"][name]) for name in ("dense", "dense_same_flops", "ticket")}
+    rows = {name: whole(result["rows"][name], pretraining=False) for name in ("dense", "dense_same_flops", "ticket")}
     saved = {name: float(value) for name, value in result["saved"].items()}
     if not all(math.isfinite(saved[name]) for name in ("time", "fewer_epochs", "smaller_network", "search")):
         raise ValueError

@@ -18,6 +18,8 @@ class Headline:
 
 def headline(run: RunFolder, judged: Judged) -> Headline:
     """Of one run. What is not known is said, never guessed."""
+    if run.only_searched:
+        return Headline("Searched, not trained", (_so_far(run),))
     if run.metrics is None:
         return Headline("This run is not finished", (_so_far(run),))
     if run.compare is not None:
@@ -25,12 +27,12 @@ def headline(run: RunFolder, judged: Judged) -> Headline:
     score = _score(run, judged)
     if run.method != "ticket":
         return Headline(
-            f"{score}, {duration(run.metrics['seconds'])} of training", (f"Method: {run.method}.", _smaller(run))
+            f"{score}, {duration(run.metrics['seconds'])} of training", (f"Method: {run.method}.", smaller(run))
         )
     return Headline(
         f"{score}, {duration(run.metrics['seconds'])} of training",
         (
-            _smaller(run),
+            smaller(run),
             "What it saved is not known: no dense model was trained beside it, nor its honest rival, the dense model "
             "stopped at the same cost. earlybert finetune --compare trains both.",
         ),
@@ -51,7 +53,7 @@ def _compared(run: RunFolder, judged: Judged) -> Headline:
         f"{dense['score'][name]:.3f} after {duration(dense['seconds'])}.",
         f"The honest rival, the dense model stopped at the same cost, reached {rival['score'][name]:.3f}"
         + _verdict(run, judged),
-        _smaller(run),
+        smaller(run),
     ]
     return Headline(line, tuple(sentences))
 
@@ -76,7 +78,8 @@ def _score(run: RunFolder, judged: Judged) -> str:
     return f"{name[:1].upper()}{name[1:]} {run.metrics['score'][name]:.3f}{interval}"
 
 
-def _smaller(run: RunFolder) -> str:
+def smaller(run: RunFolder) -> str:
+    """What is left of a finished run's model."""
     assert run.metrics is not None
     before, after = (run.metrics["parameters"][when] for when in ("before", "after"))
     sentence = f"{1 - after / before:.0%} of the parameters are gone" if after < before else "No parameter is gone"

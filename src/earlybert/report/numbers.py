@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Finetune
+from ..config_pretrain import Pretrain
 from ..train.steplog import STAGES
-from .folder import MEMORY, PARTS, RunFolder, parts_of
+from .folder import RunFolder
+from .metrics import MEMORY, PARTS, parts_of
 
 RIVAL_NAMES = {"dense": "dense", "dense_same_flops": "dense, same cost", "ticket": "ticket"}
 """Rows of `compare.json`, as they are called on the page."""
@@ -35,7 +37,7 @@ class Cell:
     text: str
 
 
-PATHS = ("data_dir", "train_file", "validation_file", "model", "like")
+PATHS = ("data_dir", "corpus", "train_file", "validation_file", "model", "like")
 """Settings that may be paths."""
 NOTHING = Cell("", None, "–")
 
@@ -55,13 +57,16 @@ def overview(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> Table:
     names = list(dict.fromkeys(name for metrics in finished for name in metrics.get("score", {})))
     rows: list[tuple[str, list[Cell]]] = [
         ("task", [Cell("task", run.task, run.task) for run in runs]),
-        ("model", [Cell("model", m, str(m)) for m in (run.config.get("model", "–") for run in runs)]),
+        ("model", [Cell("model", run.model, run.model) for run in runs]),
         ("method", [Cell("method", run.method, run.method) for run in runs]),
     ]
     rows += [(name, [_score(run, about, name) for run, about in zip(runs, judged, strict=True)]) for name in names]
     rows += [
         ("training time", [_of(m, "seconds", duration) for m in finished]),
+        ("wall-clock time", [_of(m, "elapsed", duration) for m in finished]),
         ("training TFLOP", [_of(m, "flops", tera) for m in finished]),
+        ("tokens/s", [speed(m, "tokens_per_second") for m in finished]),
+        ("MFU", [speed(m, "mfu") for m in finished]),
         ("parameters", [_of(m.get("parameters"), "after", millions, "parameters.after") for m in finished]),
         ("size on disk", [_of(m, "disk_bytes", megabytes) for m in finished]),
         ("heads kept", [_kept(run, "heads") for run in runs]),
@@ -69,7 +74,8 @@ def overview(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> Table:
         ("training rows", [_of(m, "train_rows", whole) for m in finished]),
         ("seed", [Cell("seed", seed, str(seed)) for seed in (run.config.get("seed", "–") for run in runs)]),
     ]
-    return Table("What each run came to", [run.name for run in runs], rows)
+    applies = [(name, cells) for name, cells in rows if any(cell is not NOTHING for cell in cells)]
+    return Table("What each run came to", [run.name for run in runs], applies)
 
 
 def rivals(compare: Mapping[str, Any]) -> Table:
@@ -223,16 +229,31 @@ def shares_left(table: Table) -> dict[str, float]:
 def flops_a_token(run: RunFolder, stage: str) -> float | None:
     """Forward and backward; the search runs on the dense model, training on the ticket."""
     lines = [line for line in run.steps if line["stage"] == stage and line.get("tokens")]
+    if run.pretraining and stage == "train":
+        lines = lines[: second_phase(run)]  # rows as long as those of the search
     tokens = sum(line["tokens"] for line in lines)
     return sum(line["flops"] for line in lines) / tokens if tokens else None
 
 
+def second_phase(run: RunFolder) -> int | None:
+    """Index among the steps of training where phase 2 of pre-training begins: where the learning rate rises again.
+
+    None where there is one phase, or the second has not begun.
+    """
+    if not run.pretraining or not run.config.get("second", 0.1):
+        return None
+    rates = [line["lr"] for line in run.steps if line["stage"] == "train" and "lr" in line]
+    fell = False
+    for index in range(1, len(rates)):
+        if fell and rates[index] > rates[index - 1]:
+            return index
+        fell = fell or rates[index] < rates[index - 1]
+    return None
+
+
 def settings(run: RunFolder) -> list[tuple[str, str, bool]]:
     """Name, value, and whether it is not the default."""
-    defaults = {item.name: item.default for item in fields(Finetune)}
-    return [
-        (name, str(value), name not in defaults or not _is_default(name, value)) for name, value in run.config.items()
-    ]
+    return [(name, str(value), not _is_default(run.settings, name, value)) for name, value in run.config.items()]
 
 
 def command(run: RunFolder, *, public: bool = False) -> str:
@@ -242,10 +263,14 @@ def command(run: RunFolder, *, public: bool = False) -> str:
         run: With its config.
         public: Of paths show the last part alone; where somebody's files lie is nobody else's business.
     """
-    words = ["earlybert", "finetune"]
-    for item in fields(Finetune):
+    words = ["earlybert", "search" if run.only_searched else "finetune"]
+    if run.pretraining:
+        processes = (run.metrics or {}).get("processes", 1)
+        launched = ["torchrun", "--nproc-per-node", str(processes), "-m", "earlybert.cli"]
+        words = [*(launched if processes > 1 else ["earlybert"]), "pretrain"]
+    for item in fields(run.settings):
         value = run.config.get(item.name)
-        if value is not None and not _is_default(item.name, value):
+        if value is not None and not _is_default(run.settings, item.name, value):
             text = str(value).lower() if isinstance(value, bool) else str(value)
             if public and item.name in PATHS and Path(text).is_absolute():
                 text = Path(text).name
@@ -255,8 +280,10 @@ def command(run: RunFolder, *, public: bool = False) -> str:
     return shlex.join(words)
 
 
-def _is_default(name: str, value: Any) -> bool:
-    default = Finetune.__dataclass_fields__[name].default if name in Finetune.__dataclass_fields__ else None
+def _is_default(kind: type[Finetune] | type[Pretrain], name: str, value: Any) -> bool:
+    if name not in kind.__dataclass_fields__:
+        return False
+    default = kind.__dataclass_fields__[name].default
     if name == "max_length" and default == 0:
         from ..config import DEFAULT_LENGTH
 
@@ -302,7 +329,16 @@ def whole(count: float) -> str:
 
 
 def _of(metrics: Mapping[str, Any] | None, key: str, show: Any, name: str | None = None) -> Cell:
-    return Cell(name or key, metrics[key], show(metrics[key])) if metrics else NOTHING
+    return Cell(name or key, metrics[key], show(metrics[key])) if metrics and key in metrics else NOTHING
+
+
+def speed(metrics: Mapping[str, Any], key: str, stage: str = "train") -> Cell:
+    """Of a pre-training run: `tokens_per_second`, `flops_per_second` or `mfu` of a stage."""
+    value = metrics.get("speed", {}).get(stage, {}).get(key)
+    if value is None:
+        return NOTHING
+    text = {"tokens_per_second": whole, "flops_per_second": tera, "mfu": "{:.1%}".format}[key](value)
+    return Cell(f"speed.{stage}.{key}", value, text)
 
 
 def _score(run: RunFolder, judged: Judged, name: str) -> Cell:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from .. import __version__
 from ..anatomy import Refused
-from . import curves, maps, numbers
+from . import curves, losses, maps, numbers, pretraining
 from .drawing import Drawing
 from .folder import RunFolder
 from .headline import Headline, headline
@@ -70,13 +70,16 @@ def page(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> bytes:
         Refused: So many runs do not fit on a page.
     """
     most = _samples(runs)
-    sections = [_section(f"run-{number}", run, about, most) for number, (run, about) in enumerate(zip(runs, judged), 1)]
+    sections = [
+        _section(f"run-{number}", run, about, most, runs) for number, (run, about) in enumerate(zip(runs, judged), 1)
+    ]
     colours = (matplotlib.colormaps[maps.COLOURS](np.arange(maps.LEVELS + 1))[:, :3] * 255).round().astype(np.uint8)
     environment = _templates()
     text = environment.get_template("report.html.jinja").render(
         title=_title(runs),
         sections=sections,
         overview=numbers.overview(runs, judged),
+        together=_together(runs),
         colours=base64.b64encode(colours.tobytes()).decode(),
         version=__version__,
         script=Markup(environment.get_template("report.js").render()),
@@ -122,6 +125,9 @@ def drawings(run: RunFolder, distances: Sequence[DistanceMap], *, every_layer: b
     for stage in ("search", "train"):
         if sum("loss" in line and line["stage"] == stage for line in run.steps) > 1:
             yield curves.stage_curves(run, stage)
+    points = pretraining.curve(run)
+    if len(points) > 1:
+        yield losses.loss_curves({run.name: points})
     spent = _spent(run)
     if any(stages for _, stages in spent):
         yield curves.time_bar(spent)
@@ -142,7 +148,7 @@ def distance_maps(run: RunFolder, most: int = maps.MOST_STEPS) -> list[DistanceM
         return []
 
 
-def _section(place: str, run: RunFolder, judged: Judged, most: int) -> Section:
+def _section(place: str, run: RunFolder, judged: Judged, most: int, beside: Sequence[RunFolder]) -> Section:
     missing = list(run.missing)
     distances = {distance.kind: distance for distance in distance_maps(run, most)}
     if run.history is not None and not distances:
@@ -165,10 +171,15 @@ def _section(place: str, run: RunFolder, judged: Judged, most: int) -> Section:
     tables = [numbers.times(run), numbers.parts(run), numbers.before_and_after(run), numbers.memory(run)]
     if run.compare is not None:
         tables = [numbers.rivals(run.compare), numbers.saving(run.compare), *tables]
+    if run.pretraining and run.metrics is not None:
+        tables = [pretraining.held_out(run), pretraining.speeds(run), *tables]
+        said = pretraining.headline(run, beside)
+    else:
+        said = headline(run, judged)
     return Section(
         place=place,
         run=run,
-        headline=headline(run, judged),
+        headline=said,
         missing=tuple(missing),
         tables=[table for table in tables if table.rows],
         figures=shown,
@@ -177,6 +188,17 @@ def _section(place: str, run: RunFolder, judged: Judged, most: int) -> Section:
         settings=numbers.settings(run),
         command=numbers.command(run),
     )
+
+
+def _together(runs: Sequence[RunFolder]) -> Shown | None:
+    """Held-out loss of several pre-training runs in one figure, where their losses compare."""
+    scored = [run for run in runs if run.pretraining and run.metrics is not None]
+    curved = {run.name: points for run in scored if len(points := pretraining.curve(run)) > 1}
+    if len(curved) < 2 or len({pretraining.scored_on(run) for run in scored}) > 1:
+        return None
+    drawing = losses.loss_curves(curved)
+    svg = Markup(drawing.inline(f"side-by-side-{drawing.name}"))
+    return Shown(drawing.name, drawing.title, drawing.about, svg)
 
 
 def _spent(run: RunFolder) -> list[tuple[str, dict[str, float]]]:
