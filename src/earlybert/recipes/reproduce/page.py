@@ -24,8 +24,8 @@ Made from the results by `earlybert reproduce`; [what the answers mean](#how-cla
 RULES = """## How claims are judged
 
 A claim about scores compares two rows by the mean over tasks of their paired differences, with a 95 % interval over
-examples and seeds (with one seed, over examples alone: it does not speak of training again). It *held* when the whole
-interval is on its side, did *not hold* when the whole interval is on the other, and is *open* otherwise: these runs
+examples and seeds. With *one seed* it is over the examples alone: training again may say otherwise. It *held* when the
+whole interval is on its side, did *not hold* when the whole interval is on the other, and is *open* otherwise: these runs
 cannot tell. A saving is judged by training FLOPs or by training time, search included; the second stays open where runs
 shared the machine. A mask has *settled* at a step when from there on it is nearer to the last mask than half of what
 chance would give; it should have by a fifth of the steps shown. It *rises later* when masks a tenth of the steps apart
@@ -69,7 +69,7 @@ def page(records: list[Record], *, pictures: str = "") -> str:
 
 def _claims(records: list[Record]) -> Sheet:
     rows = [[record.title, claim.says, claim.answer, record.scale] for record in records for claim in record.claims]
-    counts = {answer: sum(row[2] == answer for row in rows) for answer in ("held", "not held", "open")}
+    counts = {answer: sum(row[2].startswith(answer) for row in rows) for answer in ("held", "not held", "open")}
     note = ", ".join(f"{count} {answer}" for answer, count in counts.items()) + f", of {len(rows)} claims."
     return Sheet("Every claim", ("where", "claim", "held?", "scale"), rows, [note], words=True)
 

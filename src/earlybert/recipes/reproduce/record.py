@@ -12,7 +12,7 @@ from typing import Any
 from ...anatomy import Refused
 from ...report.sheet import Sheet
 from ...ticket.files import write_atomically
-from .claims import CHECKS, Runs
+from .claims import CHECKS, OF_SCORES, Runs
 from .experiment import Claim
 
 FORMAT = 1
@@ -55,7 +55,8 @@ def judged(claim: Claim, runs: Runs) -> Judged:
         found = CHECKS[claim.check](runs, **claim.given)
     except Refused as error:
         return Judged(claim.says, "open", str(error))
-    return Judged(claim.says, found.answer, found.evidence)
+    of_one = len(runs.seeds) == 1 and CHECKS[claim.check] in OF_SCORES and found.answer != "open"
+    return Judged(claim.says, f"{found.answer} (one seed)" if of_one else found.answer, found.evidence)
 
 
 @dataclass(frozen=True)
