@@ -24,13 +24,13 @@ Made from the results by `earlybert reproduce`; [what the answers mean](#how-cla
 RULES = """## How claims are judged
 
 A claim about scores compares two rows by the mean over tasks of their paired differences, with a 95 % interval over
-examples and seeds. With *one seed* it is over the examples alone: training again may say otherwise. It *held* when the
-whole interval is on its side, did *not hold* when the whole interval is on the other, and is *open* otherwise: these runs
-cannot tell. A saving is judged by training FLOPs or by training time, search included; the second stays open where runs
-shared the machine. A mask has *settled* at a step when from there on it is nearer to the last mask than half of what
-chance would give; it should have by a fifth of the steps shown. It *rises later* when masks a tenth of the steps apart
-differ more at the end than at their closest, by a twentieth of chance. Later (earlier) layers *lose more* when the rank
-correlation of depth and neurons kept is at least 0.5 in that direction.
+examples and seeds. With *one seed* it is over the examples alone: training again may say otherwise. It *held* when
+the whole interval is on its side, did *not hold* when the whole interval is on the other, and is *open* otherwise:
+these runs cannot tell. A saving is judged by training FLOPs or by training time, search included; the second stays
+open where runs shared the machine. A mask has *settled* at a step when from there on it is nearer to the last mask
+than half of what chance would give; it should have by a fifth of the steps shown. It *rises later* when masks a tenth
+of the steps apart differ more at the end than at their closest, by a twentieth of chance. Later (earlier) layers
+*lose more* when the rank correlation of depth and neurons kept is at least 0.5 in that direction.
 """
 
 
