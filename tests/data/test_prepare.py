@@ -172,7 +172,7 @@ def test_half_written_files_of_a_killed_run_are_removed(
 ) -> None:
     folder = tmp_path / "c"
     folder.mkdir()
-    for name in (".00000.safetensors.x1y2", ".progress.json.abc"):
+    for name in (".00000.safetensors.x1y2.half", ".progress.json.abc.half"):
         (folder / name).write_bytes(b"half")
     run(text_file, folder, settings)
     assert content(folder) == content(corpus_folder)

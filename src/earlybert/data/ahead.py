@@ -16,7 +16,7 @@ WAIT = 0.1
 def ahead(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
     """The same items in the same order, up to `depth` of them made before they are asked for.
 
-    The thread ends when the items do, or when the iterator is closed or forgotten. An error in it is raised at the
+    The thread ends when the items do, or when the iterator is closed or forgotten, which waits for it. An error in it is raised at the
     place where its item would have come.
 
     Args:
@@ -25,7 +25,8 @@ def ahead(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
     """
     ready: Queue[Callable[[], Item]] = Queue(depth)
     over = Event()
-    Thread(target=_fill, args=(items, ready, over), daemon=True).start()
+    maker = Thread(target=_fill, args=(items, ready, over), daemon=True)
+    maker.start()
     try:
         while True:
             try:
@@ -34,6 +35,7 @@ def ahead(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
                 return
     finally:
         over.set()
+        maker.join()  # a thread still at work in native code when the interpreter goes aborts the process
 
 
 class _Ended(Exception):

@@ -8,7 +8,6 @@ each), the shard being filled, and the digests of the documents (`seen`); nothin
 from __future__ import annotations
 
 import json
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -25,7 +24,7 @@ import numpy as np
 
 from ..anatomy import Refused
 from ..config import Preparation
-from ..ticket.files import disk_errors
+from ..ticket.files import disk_errors, remove_leftovers
 from ..ticket.tensors import UNUSABLE, typed
 from . import shards, tokenise, vocabulary
 from .seen import Seen, digest
@@ -34,8 +33,6 @@ from .sources import Source
 CHUNK = 1 << 20
 """Characters of text that a worker gets at once."""
 PROGRESS = "progress.json"
-LEFTOVER = re.compile(r"\.(\d{5}\.safetensors|progress\.json|manifest\.json)\.")
-"""How the atomic writer calls a file that is not whole yet."""
 UNKNOWN = 0.5
 """A larger share of unknown tokens in a chunk of the start means the wrong tokenizer."""
 
@@ -135,7 +132,7 @@ def _begin(
     sources: Sequence[Source], folder: Path, settings: Preparation, resume: bool, say: Callable[[str], None]
 ) -> _Run:
     """A fresh folder with a tokenizer in it, or where a stopped run was."""
-    _remove_leftovers(folder)
+    remove_leftovers(folder)
     inputs = [{"name": source.name, "bytes": source.size} for source in sources]
     wanted = {**asdict(settings), "sources": inputs, "sentencex": version("sentencex")}
     if settings.tokenizer is not None and Path(settings.tokenizer).exists():
@@ -161,14 +158,6 @@ def _begin(
     run = _Run(folder, wanted)
     run.save()
     return run
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Half-written files of a process that was killed."""
-    with disk_errors(folder):
-        for path in folder.glob(".*"):
-            if LEFTOVER.match(path.name):
-                path.unlink()
 
 
 def _resumed(folder: Path, wanted: dict[str, Any]) -> _Run:

@@ -26,22 +26,24 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
         Refused: The disk is full or the folder cannot be written. Nothing was changed.
     """
     target = Path(path)
-    temporary = None
+    half = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent)
-        os.close(handle)
+        # A folder, since some writers leave files of their own beside the one they were asked for when killed.
+        half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
+        temporary = half / target.name
         if callable(content):
-            content(temporary)
+            content(str(temporary))
         else:
-            Path(temporary).write_bytes(content)
+            temporary.write_bytes(content)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
+        half.rmdir()
     except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+        if half is not None:
+            shutil.rmtree(half, ignore_errors=True)
         if is_disk_error(error):
             raise Refused(
                 f"{target} could not be written ({error}); the file that was there before is unchanged."

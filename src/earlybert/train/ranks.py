@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Ranks:
     @classmethod
     def of_job(cls) -> Ranks:
         """As the launcher has set them up; alone without one."""
-        if not (dist.is_available() and dist.is_initialized()):
+        if not _in_group():
             return ALONE
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
 
@@ -81,6 +82,22 @@ class Ranks:
 
 ALONE = Ranks()
 """One process."""
+
+
+@contextmanager
+def group_left_at_exit() -> Iterator[None]:
+    """Around what may make a process group: one that it made ends with the process, in order.
+
+    The threads of a group that is still there when the interpreter goes can abort it.
+    """
+    ours = not _in_group()
+    yield
+    if ours and _in_group():
+        atexit.register(lambda: dist.destroy_process_group() if _in_group() else None)
+
+
+def _in_group() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -26,7 +26,7 @@ from ...tasks.batches import Batch
 from ...ticket.surgery import cut
 from ...train.masked import held_out
 from ...train.precision import resolve
-from ...train.ranks import Ranks
+from ...train.ranks import Ranks, group_left_at_exit
 from .plan import Leg, Plan, bert_config, check_drawing, plan
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
@@ -48,7 +48,8 @@ class Machine:
         Raises:
             Refused: The device that was asked for is not there.
         """
-        accelerator = Accelerator(cpu=config.device == "cpu")
+        with group_left_at_exit():
+            accelerator = Accelerator(cpu=config.device == "cpu")
         if config.device == "cuda" and accelerator.device.type != "cuda":
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
         device = accelerator.device
