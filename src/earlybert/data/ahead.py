@@ -16,8 +16,8 @@ WAIT = 0.1
 def ahead(items: Iterable[Item], depth: int = 4) -> Generator[Item, None, None]:
     """The same items in the same order, up to `depth` of them made before they are asked for.
 
-    The thread ends when the items do, or when the iterator is closed or forgotten, which waits for it. An error in it is raised at the
-    place where its item would have come.
+    The thread ends when the items do, or when the iterator is closed or forgotten, which waits for it. An error in it
+    is raised at the place where its item would have come.
 
     Args:
         items: Made in the thread. Nothing else may use them meanwhile.
