@@ -56,7 +56,7 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) supply/lowest.py torch | cat - constraints.txt > $(LOWEST)/bounds.txt
-	$(LOWEST)/bin/python -m pip install --quiet --progress-bar off -c $(LOWEST)/bounds.txt -e . pytest hypothesis
+	$(LOWEST)/bin/python -m pip install --quiet --progress-bar off -c $(LOWEST)/bounds.txt -e . pytest pytest-xdist hypothesis
 	@touch $@
 
 lint: $(READY)

@@ -32,6 +32,8 @@ def files(tmp_path: Path) -> Path:
     table("many.csv", [("a film", i) for i in range(60)])
     table("half_numbers.csv", [("a film", 0.5), ("a film", "x")])
     table("one_bad_number.csv", [("a good film", i / 10) for i in range(20)] + [("a film", "n/a")])
+    rows = [json.dumps({"text": "a film", "label": 10**400 if i == 4 else i / 10}) for i in range(20)]
+    (folder / "beyond.jsonl").write_text("\n".join(rows))
     table("surplus.csv", [("a good film", 1), ("a good, film", 0)])
     table("twice.csv", [("a good film", "1,1")], header="text,label,label")
     damaged = bytearray(gzip.compress("".join(f"a good film {i},{i % 2}\n" for i in range(500)).encode()))
@@ -88,6 +90,7 @@ CASES = {
     "no number": ("--train-file {f}/half_numbers.csv --problem regression", "'x' is not a number"),
     "multi-label": ("--train-file {f}/multi.jsonl", "multi-label tasks are not supported"),
     "one bad number": ("--train-file {f}/one_bad_number.csv", "holds numbers, but not in row 21 ('n/a')"),
+    "number beyond all": ("--train-file {f}/beyond.jsonl", "but not in row 5 (a number beyond 1e300)"),
     "surplus cells": ("--train-file {f}/surplus.csv", "row 2 has more cells than the header"),
     "column twice": ("--train-file {f}/twice.csv", "names a column twice"),
     "damaged gzip": ("--train-file {f}/damaged.csv.gz", "damaged"),

@@ -38,6 +38,8 @@ ROOM = 1 << 30
 """Bytes of address space for the reading itself."""
 PATIENCE = 5.0
 """Seconds for one input."""
+SHOWN = 1_000
+"""Bytes of an input that is reported."""
 
 
 class TooSlow(BaseException):
@@ -81,7 +83,7 @@ def batch(seed: int, count: int) -> tuple[Counter[str], list[dict[str, str]], fl
         longest = max(longest, time.perf_counter() - began)
         counts[f"{name} {result}"] += 1
         if result == "bug":
-            bugs.append({"reader": name, "error": said, "input": content[:4_000].hex()})
+            bugs.append({"reader": name, "error": said, "input": content[:SHOWN].hex()})
     return counts, bugs, longest
 
 

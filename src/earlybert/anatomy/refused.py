@@ -1,9 +1,20 @@
 """The one error a person is meant to read."""
 
+LONGEST = 1_500
+"""Characters of a sentence."""
+
 
 class Refused(ValueError):
     """An input that cannot be used, told in one sentence: what was wrong, where, and what to do.
 
     Raised before any compute. The command line prints the sentence and exits with code 2; a
     traceback is kept for bugs.
+
+    Args:
+        sentence: What it says. It may quote the input: line breaks and other control characters become spaces, and
+            what is too long is cut.
     """
+
+    def __init__(self, sentence: str) -> None:
+        line = "".join(letter if letter.isprintable() else " " for letter in sentence)
+        super().__init__(line if len(line) <= LONGEST else line[:LONGEST] + "...")

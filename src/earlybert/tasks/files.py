@@ -152,7 +152,7 @@ def _number(label: Any) -> float | None:
         return None
     try:
         number = float(label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if abs(number) < float("inf") else None
 

@@ -113,7 +113,8 @@ class Ticket:
             wrong = sorted(set(body) ^ expected)
             raise Refused(f"{where} is not a ticket: missing or unknown {', '.join(wrong)[:200]}.")
         if body["format"] != FORMAT:
-            found = body["format"] if type(body["format"]) is int else "of another kind"
+            known = type(body["format"]) is int and abs(body["format"]) < 1_000_000
+            found = body["format"] if known else "of another kind"
             raise Refused(f"{where} has format {found}; this version reads format {FORMAT}.")
         if not isinstance(body["model_type"], str) or not isinstance(body["drawn"], dict):
             raise Refused(f"{where} is broken: model_type must be text and drawn an object.")
