@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, BartForSequenceClassification
+from transformers import AutoConfig, BartForSequenceClassification, T5Config, T5EncoderModel
 
 import earlybert
 from earlybert import Refused, Ticket, apply, export
 from earlybert.cli import main
 from earlybert.export import graph as graphs
 from earlybert.export import onnx_file
-from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
+from tests.conftest import HEADS, LAYERS, NEURONS, VOCABULARY, tiny_batch, tiny_model
 
 TICKET = Ticket(
     ((0,), (1, 2, 3), tuple(range(HEADS))), (tuple(range(7)), tuple(range(9, 50)), tuple(range(NEURONS))),
@@ -95,6 +96,26 @@ def test_onnx_in_onnxruntime(small: Any, tiny_tokenizer: Any, tmp_path: Path) ->
             assert np.abs(found - small(**batch).logits.numpy()).max() <= 1e-4
     assert (tmp_path / "onnx" / "tokenizer.json").exists()
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["id2label"]["1"] == "good"
+
+
+def test_the_encoder_of_a_t5_alone(tmp_path: Path) -> None:
+    """One with a decoder is refused; this is what is left of it where only states are wanted."""
+    sizes = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": NEURONS,
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "vocab_size": VOCABULARY,
+    }
+    torch.manual_seed(0)
+    whole = T5EncoderModel(T5Config(**sizes)).eval()
+    cut = apply(whole, replace(TICKET, model_type="t5")).eval()
+    program = torch.export.load(export.program(cut, tmp_path / "torch")).module()
+    for rows, length in ((4, 12), (1, 2), (9, 40)):
+        batch = tiny_batch(rows, length, labels=False)
+        with torch.no_grad():
+            torch.testing.assert_close(program(**batch)[0], cut(**batch)[0], atol=1e-5, rtol=0)
 
 
 def test_a_whole_model_has_nothing_to_expand(tmp_path: Path) -> None:
