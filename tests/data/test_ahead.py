@@ -46,6 +46,25 @@ def test_no_more_than_depth_are_made_ahead_and_closing_ends_the_thread() -> None
     assert settle(before)
 
 
+def test_closing_waits_for_an_item_that_is_being_made() -> None:
+    made: list[int] = []
+
+    def slow() -> Iterator[int]:
+        while True:
+            time.sleep(0.3)
+            made.append(1)
+            yield 1
+
+    items = ahead(slow(), depth=1)
+    next(items)
+    before = len(made)
+    items.close()  # type: ignore[attr-defined]
+    after = len(made)
+    time.sleep(0.5)
+    assert len(made) == after
+    assert after <= before + 2
+
+
 def test_an_error_comes_where_its_item_would() -> None:
     def broken() -> Iterator[int]:
         yield 1

@@ -23,11 +23,23 @@ from .gpt2 import GPT2
 from .llama import LLAMA
 from .modernbert import MODERNBERT
 from .mpnet import MPNET
-from .refused import Refused
+from .refused import Refused, first_line
 from .t5 import T5, T5_GATED
 from .vit import VIT, VIT_4
 
-__all__ = ["FAMILIES", "SUPPORTED", "Anatomy", "Blocks", "Family", "Layer", "Refused", "base_prefix", "family_of", "of"]
+__all__ = [
+    "FAMILIES",
+    "SUPPORTED",
+    "Anatomy",
+    "Blocks",
+    "Family",
+    "Layer",
+    "Refused",
+    "base_prefix",
+    "family_of",
+    "first_line",
+    "of",
+]
 
 FAMILIES = (
     BERT, ROBERTA, DISTILBERT, MPNET, DEBERTA, ALBERT, MODERNBERT, VIT, VIT_4, BART, T5, T5_GATED, GPT2, LLAMA,

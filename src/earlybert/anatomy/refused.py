@@ -18,3 +18,9 @@ class Refused(ValueError):
     def __init__(self, sentence: str) -> None:
         line = "".join(letter if letter.isprintable() else " " for letter in sentence)
         super().__init__(line if len(line) <= LONGEST else line[:LONGEST] + "...")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, for a sentence: its first line, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200].rstrip(".") if lines else type(error).__name__

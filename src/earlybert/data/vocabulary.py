@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..anatomy import Refused
+from ..anatomy import Refused, first_line
 from ..ticket.files import write_atomically
 
 SPECIAL = {
@@ -109,8 +109,7 @@ def load(name: str | os.PathLike[str]) -> Any:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(os.fspath(name), trust_remote_code=False)
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise Refused(f"the tokenizer {os.fspath(name)} cannot be loaded ({reason.rstrip('.')}).") from None
+        raise Refused(f"the tokenizer {os.fspath(name)} cannot be loaded ({first_line(error)}).") from None
     if not getattr(tokenizer, "is_fast", False):
         raise Refused(f"the tokenizer {os.fspath(name)} has no tokenizer.json; use a fast tokenizer.")
     missing = [

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..anatomy import Refused
+from ..anatomy import Refused, first_line
 from ..report.card import card
 from ..report.folder import RunFolder, read
 from ..report.numbers import Judged
@@ -93,7 +93,7 @@ def write_card(run: Run) -> None:
         folder = read(run.path)
         write_atomically(run.model / NAME, card(folder, judge(folder)).encode())
     except Exception as error:  # the run is finished and its model is saved
-        say(f"note: the model card could not be written ({_first_line(error)})")
+        say(f"note: the model card could not be written ({first_line(error)})")
 
 
 def write_report(run: RunRecord[Any]) -> None:
@@ -101,7 +101,7 @@ def write_report(run: RunRecord[Any]) -> None:
     try:
         report([run.path], output=run.report)
     except Exception as error:  # the run is finished and everything else is saved
-        say(f"note: {run.report} could not be made ({_first_line(error)}); try earlybert report {run.path}")
+        say(f"note: {run.report} could not be made ({first_line(error)}); try earlybert report {run.path}")
 
 
 def _headline(predictions: Predictions) -> str | None:
@@ -114,7 +114,3 @@ def _predictions(folder: Path) -> Predictions | None:
         return Predictions.load(folder / "predictions.safetensors")
     except Refused:
         return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..anatomy import Refused
+from ..anatomy import Refused, first_line
 from ..config import TRACKERS, to_dict, trackers_of
 from ..train.steplog import read_steps
 from .display import display, say
@@ -74,7 +74,7 @@ class Tracker:
         except Exception as error:  # each has errors of its own
             self._silence_over()
             hint = "; without a network or a key set WANDB_MODE=offline" if "wandb" in names else ""
-            raise Refused(f"tracker {', '.join(names)} could not start ({_first_line(error)}){hint}.") from None
+            raise Refused(f"tracker {', '.join(names)} could not start ({first_line(error)}){hint}.") from None
         self._trackers: list[Any] = list(accelerator.trackers)
 
     def begin(self, stage: str, first: int) -> None:
@@ -115,7 +115,7 @@ class Tracker:
                 tell(tracker)
             except Exception as error:  # a run does not end because it cannot be watched
                 self._trackers.remove(tracker)
-                say(f"note: tracker {tracker.name} stopped ({_first_line(error)}); the run goes on without it")
+                say(f"note: tracker {tracker.name} stopped ({first_line(error)}); the run goes on without it")
 
     def _silence_over(self) -> None:
         if self._before is None:
@@ -155,7 +155,3 @@ def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
             yield from _numbers(f"{name}/{key}", inner)
     elif isinstance(value, Real) and not isinstance(value, bool):
         yield name, float(value)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:160].rstrip(".")

@@ -15,7 +15,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from ..anatomy import Refused, family_of
+from ..anatomy import Refused, family_of, first_line
 from ..ticket.ordinary import model_class, ticket_in
 from ..ticket.store import quiet, refuse_climbing
 from . import demo
@@ -45,7 +45,7 @@ def load_config(model: str, *, offline: bool = False, cut: bool = False) -> Any:
             config = AutoConfig.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         if Path(where).is_dir():
-            raise Refused(f"model folder {where} has no usable config.json ({_first_line(error)}).") from error
+            raise Refused(f"model folder {where} has no usable config.json ({first_line(error)}).") from error
         why = (
             "it is not in the hub's cache, and --offline forbids the hub (check the name"
             if offline
@@ -81,7 +81,7 @@ def load_tokenizer(model: str, *, offline: bool = False) -> Any:
         with quiet(), hub(offline=offline or locally(where)):
             return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise Refused(f"model {model!r} has no usable tokenizer ({_first_line(error)}).") from error
+        raise Refused(f"model {model!r} has no usable tokenizer ({first_line(error)}).") from error
 
 
 def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> Any:
@@ -117,7 +117,7 @@ def load_model(model: str, task: Task, seed: int, *, offline: bool = False) -> A
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise Refused(
-            f"the weights of model {model!r} cannot be loaded as safetensors ({_first_line(error)}); "
+            f"the weights of model {model!r} cannot be loaded as safetensors ({first_line(error)}); "
             "pickled weights are not opened."
         ) from error
     encoder = f"{found.base_model_prefix}."
@@ -145,9 +145,7 @@ def load_masked(model: str, *, offline: bool = False) -> Any:
                 where, use_safetensors=True, output_loading_info=True, trust_remote_code=False
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise Refused(
-            f"model {model!r} cannot be loaded with a masked-language head ({_first_line(error)})."
-        ) from error
+        raise Refused(f"model {model!r} cannot be loaded with a masked-language head ({first_line(error)}).") from error
     if missing := sorted(map(str, report["missing_keys"])):
         raise Refused(
             f"model {model!r} has no weights for masked-language modelling ({missing[0]} is missing); a search on that "
@@ -173,8 +171,3 @@ def _head(task: Task) -> tuple[Any, dict[str, Any]]:
 def _name(key: Any) -> str:
     """A mismatched key comes with its two shapes."""
     return key if isinstance(key, str) else str(key[0])
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200].rstrip(".") if lines else type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from ..anatomy import Refused
+from ..anatomy import Refused, first_line
 from ..ticket.store import quiet
 
 PATIENCE = 4.0
@@ -61,7 +61,7 @@ def split(repository: str, name: str | None, part: str, *, offline: bool) -> lis
         elif not _answers():
             why = f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
         else:
-            why = f"split {part!r}: {str(error).splitlines()[0][:200]}" if str(error) else type(error).__name__
+            why = f"split {part!r}: {first_line(error)}"
         raise Refused(f"data set {what} could not be loaded: {why}; with local files, give --data-dir.") from error
 
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from ..anatomy import Refused, family_of
+from ..anatomy import Refused, family_of, first_line
 from . import card
 from .code import CODE
 from .files import HALF, is_disk_error
@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str], **options: Any) -> Any:
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(f"model folder {folder} cannot be loaded ({str(error).splitlines()[0]}).") from error
+        raise Refused(f"model folder {folder} cannot be loaded ({first_line(error)}).") from error
     return model.eval()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ...anatomy import first_line
 from ...config import BadSetting, named
 
 SCALES = ("paper", "small")
@@ -29,7 +30,7 @@ def read_scaled(path: Path, scale: str) -> dict[str, Any]:
     try:
         given = yaml.safe_load(path.read_bytes())
     except (OSError, yaml.YAMLError) as error:
-        raise BadSetting(f"{path} cannot be read: {str(error).splitlines()[0]}.") from None
+        raise BadSetting(f"{path} cannot be read: {first_line(error)}.") from None
     if not isinstance(given, Mapping):
         raise BadSetting(f"{path} must hold settings (name: value).")
     own = dict(given)
