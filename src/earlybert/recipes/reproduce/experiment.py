@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -16,6 +16,9 @@ from ...config import BadSetting, named
 from ..comparison import Comparison
 from .claims import CHECKS
 from .estimate import estimate
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Scale = Literal["paper", "small"]
 SCALES = ("paper", "small")
@@ -41,21 +44,53 @@ class Claim:
     """What that check takes."""
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """A table or figure, checked."""
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """What a file says of a table or figure, whatever is run for it."""
 
     name: str
     title: str
     caption: str
     scale: Scale
-    comparison: Comparison
     published: Mapping[str, Mapping[str, float]]
     """The paper's scores in points, by row and task; `mean` is over its tasks."""
     saved: Mapping[str, float]
     """The paper's training time saved in percent, by row."""
     remarks: tuple[str, ...]
     claims: tuple[Claim, ...]
+
+    @classmethod
+    def said(cls, name: str, scale: Scale, said: Mapping[str, Any], rows: Iterable[str], **own: Any) -> Self:
+        """From the plain values of a file.
+
+        Args:
+            name: Of the file.
+            scale: That is run.
+            said: Its values.
+            rows: Those of this scale.
+            **own: What a kind of table has besides.
+
+        Raises:
+            BadSetting: As `claims_of`.
+        """
+        return cls(
+            name=name,
+            title=said["title"],
+            caption=said["caption"],
+            scale=scale,
+            published=said.get("published", {}),
+            saved=said.get("saved", {}),
+            remarks=tuple(said.get("remarks", ())),
+            claims=claims_of(name, said, rows),
+            **own,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Table):
+    """A table or figure of fine-tuning, checked."""
+
+    comparison: Comparison
     plot: Mapping[str, str]
     """Settings along x, and for each line of a figure."""
     maps: Mapping[str, Any]
@@ -120,25 +155,14 @@ def experiment(name: str, scale: Scale, given: Mapping[str, Any] | None = None) 
     """
     said = read(name)
     common = yaml.safe_load((folder() / DEFAULTS).read_text())[scale]
-    own = {key: value for key, value in said.items() if key not in OWN}
+    rest = {key: value for key, value in said.items() if key not in OWN}
     if not has(name, scale):
         raise BadSetting(f"{name} has no {scale} scale.")
     of_scale = dict(said.get(scale) or {})
     methods = _rows(said["methods"], of_scale.pop("methods", None))
-    comparison = Comparison.of({**common, **own, "methods": methods, **of_scale, **(given or {})})
-    return Experiment(
-        name,
-        said["title"],
-        said["caption"],
-        scale,
-        comparison,
-        said.get("published", {}),
-        said.get("saved", {}),
-        tuple(said.get("remarks", ())),
-        claims_of(name, said, methods),
-        said.get("plot", {}),
-        said.get("maps", {}),
-    )
+    comparison = Comparison.of({**common, **rest, "methods": methods, **of_scale, **(given or {})})
+    own = {"comparison": comparison, "plot": said.get("plot", {}), "maps": said.get("maps", {})}
+    return Experiment.said(name, scale, said, methods, **own)
 
 
 def _rows(rows: Any, of_scale: Any) -> dict[str, dict[str, Any]]:

@@ -15,28 +15,20 @@ from ..study.scale import merged, read_scaled
 from ..study.study import SEARCH, Study
 from . import experiment
 from .claims import Runs
-from .experiment import OWN, Claim, Scale, claims_of, read
+from .experiment import OWN, Scale, Table, read
 from .record import Record, Row, judged
 
 RUNS = "pretraining"
 """Folder of the runs that studies share, below the output."""
 
 
-@dataclass(frozen=True)
-class Pretraining:
+@dataclass(frozen=True, kw_only=True)
+class Pretraining(Table):
     """A table or figure of pre-training, checked."""
 
-    name: str
-    title: str
-    caption: str
-    scale: Scale
     study: Study
-    published: Mapping[str, Mapping[str, float]]
-    saved: Mapping[str, float]
     changes: Mapping[str, float]
     """The paper's change in percent to a row's own 100 % of the steps."""
-    remarks: tuple[str, ...]
-    claims: tuple[Claim, ...]
 
     def size(self) -> str:
         """What it will take, in words."""
@@ -72,18 +64,7 @@ def pretraining(name: str, scale: Scale, given: Mapping[str, Any]) -> Pretrainin
     if given.get("corpus"):
         study = with_corpus(study, Path(given["corpus"]), given.get("text") or ())
     rows = [*study.runs] if study.finetuning is None or len(study.runs) > 1 else [*study.finetuning.methods]
-    return Pretraining(
-        name,
-        said["title"],
-        said["caption"],
-        scale,
-        study,
-        said.get("published", {}),
-        said.get("saved", {}),
-        said.get("changes", {}),
-        tuple(said.get("remarks", ())),
-        claims_of(name, said, rows),
-    )
+    return Pretraining.said(name, scale, said, rows, study=study, changes=said.get("changes", {}))
 
 
 def run_pretraining(each: Pretraining, output: Path, command: str) -> Record:
