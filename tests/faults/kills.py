@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
+from rich.progress import Progress
 
 import earlybert as eb
 from earlybert.cli import main as earlybert
@@ -129,6 +130,70 @@ def differences(run: Path, whole: Path) -> list[str]:
     return wrong + (["steps.jsonl"] if log(steps[0]) != log(steps[1]) else [])
 
 
+@dataclass
+class Found:
+    """What came of stopping runs so far."""
+
+    kills: int = 0
+    slowest: float = 0.0
+    """Seconds from a signal to the end of the process."""
+    doing: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Runs to be stopped, and those that are left alone to compare with."""
+
+    folder: Path
+    flags: list[str]
+    signal: int
+    draw: random.Random
+
+    @property
+    def log(self) -> Path:
+        """What the runs say."""
+        return self.folder / "log"
+
+    def words(self, run: Path, weights: str) -> list[str]:
+        """The command that begins a run, or goes on with it."""
+        there = (run / "config.yaml").exists()
+        return ["finetune", "--output", str(run), *(["--resume"] if there else [*self.flags, weights])]
+
+    def whole(self, weights: str) -> Path:
+        """The run that is left alone."""
+        return self.folder / "whole" / weights
+
+    def leave_alone(self, weights: str) -> float:
+        """Make that run; the seconds it took."""
+        begun = time.monotonic()
+        if ended(started(self.words(self.whole(weights), weights), self.log), LIMIT) != 0:
+            raise SystemExit(f"the run that is left alone has failed:\n{self.log.read_text()[-2000:]}")
+        return time.monotonic() - begun
+
+    def stop(self, number: int, weights: str, seconds: float, found: Found) -> None:
+        """Stop one run, perhaps twice; then let it end, and compare."""
+        run = self.folder / f"run-{number}"
+        for _again in range(self.draw.choice((1, 1, 2))):
+            process = started(self.words(run, weights), self.log)
+            code = moment(self.draw, process, run, seconds)
+            if code is None:
+                os.kill(process, self.signal)
+                sent = time.monotonic()
+                code = ended(process, LIMIT)
+                found.slowest = max(found.slowest, time.monotonic() - sent)
+                found.kills += 1
+                found.doing[stage(run)] += 1
+            # A run that was told to stop behind its last step has nothing left to stop.
+            if code not in (0, CODES[self.signal]):
+                found.wrong.append(f"run {number}: exit code {code}: {self.log.read_text()[-500:]}")
+        code = ended(started(self.words(run, weights), self.log), LIMIT)
+        if code != 0:
+            found.wrong.append(f"run {number}: going on ended with {code}: {self.log.read_text()[-500:]}")
+        else:
+            found.wrong += [f"run {number}: {each}" for each in differences(run, self.whole(weights))]
+
+
 def main() -> int:
     """Stop runs as often as asked, and write a summary; 1 when something came out otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,67 +203,34 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="JSON file for the summary")
     wanted = parser.parse_args()
     torch.set_num_threads(1)
-    draw, number = random.Random(wanted.seed), signal.Signals[f"SIG{wanted.signal}"]
-    doing: Counter[str] = Counter()
-    wrong: list[str] = []
-    slowest, kills = 0.0, 0
+    found, runs = Found(), 0
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="kills-") as name:
+    with tempfile.TemporaryDirectory(prefix="kills-") as name, Progress() as progress:
         folder = Path(name)
-        log, whole = folder / "log", folder / "whole"
         flags = tiny_flags(write_model(folder / "model"), write_data(folder / "data"))
         flags += ["--search-steps", "10", "--epochs", "1", "--weights"]
-
-        def words(run: Path, weights: str) -> list[str]:
-            there = (run / "config.yaml").exists()
-            return ["finetune", "--output", str(run), *(["--resume"] if there else [*flags, weights])]
-
-        seconds = {}
-        for weights in ("reset", "keep"):
-            start = time.monotonic()
-            if ended(started(words(whole / weights, weights), log), LIMIT) != 0:
-                raise SystemExit(f"the run that is left alone has failed:\n{log.read_text()[-2000:]}")
-            seconds[weights] = time.monotonic() - start
-        trials = 0
-        shown = iter(track(range(wanted.kills), "kills"))
-        while kills < wanted.kills:
-            weights, run = ("reset", "keep")[trials % 2], folder / f"run-{trials}"
-            trials += 1
-            for _again in range(draw.choice((1, 1, 2))):
-                process = started(words(run, weights), log)
-                code = moment(draw, process, run, seconds[weights])
-                if code is None:
-                    os.kill(process, number)
-                    sent = time.monotonic()
-                    code = ended(process, LIMIT)
-                    slowest = max(slowest, time.monotonic() - sent)
-                    kills += 1
-                    next(shown, None)
-                    doing[stage(run)] += 1
-                # A run that was told to stop behind its last step has nothing left to stop.
-                if code not in (0, CODES[number]):
-                    wrong.append(f"run {trials}: exit code {code}: {log.read_text()[-500:]}")
-            code = ended(started(words(run, weights), log), LIMIT)
-            if code != 0:
-                wrong.append(f"run {trials}: going on ended with {code}: {log.read_text()[-500:]}")
-            wrong += (
-                [f"run {trials}: {difference}" for difference in differences(run, whole / weights)] if code == 0 else []
-            )
-        list(shown)
+        trials = Trials(folder, flags, signal.Signals[f"SIG{wanted.signal}"], random.Random(wanted.seed))
+        seconds = {weights: trials.leave_alone(weights) for weights in ("reset", "keep")}
+        bar = progress.add_task("kills", total=wanted.kills)
+        while found.kills < wanted.kills:
+            weights = ("reset", "keep")[runs % 2]
+            runs += 1
+            trials.stop(runs, weights, seconds[weights], found)
+            progress.update(bar, completed=found.kills)
     summary = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"python -m tests.faults.kills --kills {wanted.kills} --signal {wanted.signal} --seed {wanted.seed}",
-        "kills": kills,
-        "runs": trials,
+        "kills": found.kills,
+        "runs": runs,
         "seconds": round(time.perf_counter() - began, 1),
-        "slowest_exit_seconds": round(slowest, 3),
-        "while": dict(sorted(doing.items())),
-        "wrong": wrong,
+        "slowest_exit_seconds": round(found.slowest, 3),
+        "while": dict(sorted(found.doing.items())),
+        "wrong": found.wrong,
     }
     print(json.dumps(summary, indent=2))
     if wanted.output:
         wanted.output.write_text(json.dumps(summary, indent=2) + "\n")
-    return int(bool(wrong))
+    return int(bool(found.wrong))
 
 
 if __name__ == "__main__":
