@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tasks.batches import Batch
 from .losses import SPAN, loss_of, span_loss
@@ -13,6 +14,7 @@ from .pack import Packed, pack, shapes
 from .precision import autocast
 from .ragged import Kernel, RaggedModel, set_layout
 from .step import EagerStep, by_labels, labels_of, to_device
+from .table import Table
 
 
 class RaggedStep(EagerStep):
@@ -33,6 +35,7 @@ class RaggedStep(EagerStep):
         super().__init__(*args, **kwargs)
         self.ragged = RaggedModel(self.model)
         self.kernel: Kernel = "padded" if exact else "groups"
+        self.table = Table.of(self.model)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""
@@ -53,10 +56,32 @@ class RaggedStep(EagerStep):
         """How much of the step's mean loss each micro-batch is."""
         return by_labels([labels for _, labels in prepared])
 
+    def clear(self) -> None:
+        """Forget the gradients of the step before."""
+        super().clear()
+        if self.table is not None:
+            self.table.clear()
+
+    def clip(self, most: float) -> None:
+        """Scale the model's gradients so that their norm is at most `most`; rows of zeros are not looked at."""
+        if self.table is None:
+            return super().clip(most)
+        weight, rows = self.table.weight, self.table.touched()
+        whole = weight.grad
+        assert whole is not None
+        weight.grad = None
+        part = nn.Parameter(whole[rows])
+        part.grad = part.detach()
+        nn.utils.clip_grad_norm_([*self.clipped, part], most)
+        whole[rows] = part.grad
+        weight.grad = whole
+        return None
+
     def loss(self, batch: tuple[Packed, int]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
         packed = batch[0]
-        with self.ragged.packed(), autocast(self.precision, self.device):
+        table = self.table.in_place() if self.table is not None else nullcontext()
+        with self.ragged.packed(), table, autocast(self.precision, self.device):
             return self.forward(packed.inputs, packed.bounds, packed.longest, packed.lengths)
 
     def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:

@@ -49,7 +49,7 @@ class EagerStep:
         self.device = next(model.parameters()).device
         self.mark: Callable[[str], None] = unmarked
         """Told which part of a step begins; `train.profile` listens."""
-        self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def splits(self, prepared: Sequence[Any]) -> bool:
         """Whether this step would tell its parts apart."""
@@ -92,7 +92,7 @@ class EagerStep:
             The task loss L_0 of Eq. 4, fp32 scalar, detached, still on the device.
         """
         self.mark("optimizer")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.clear()
         shares = self.shares(micro_batches)
         total: Tensor | None = None
         for batch, share in zip(micro_batches, shares, strict=True):
@@ -109,9 +109,17 @@ class EagerStep:
         if self.gates is not None:
             self.gates.add_l1(self.l1)
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self._clipped, self.max_grad_norm)
+            self.clip(self.max_grad_norm)
         self.optimizer.step()
         return total
+
+    def clear(self) -> None:
+        """Forget the gradients of the step before."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def clip(self, most: float) -> None:
+        """Scale the model's gradients so that their norm is at most `most`."""
+        nn.utils.clip_grad_norm_(self.clipped, most)
 
     def combine(self, loss: Tensor) -> Tensor:
         """Make gradients, and the loss, those of all processes together; here there is one."""
