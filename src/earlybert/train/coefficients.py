@@ -50,11 +50,11 @@ def _unscale(  # pyright: ignore
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BF16: tl.constexpr,
 ):  # fmt: skip
     head, layer = tl.program_id(0), tl.program_id(1)
-    weight = tl.load(table + layer.to(tl.int64) * 2).to(tl.pointer_type(tl.float32))
+    weight = tl.multiple_of(tl.load(table + layer.to(tl.int64) * 2).to(tl.pointer_type(tl.float32)), 16)
     if BF16:
-        grad = tl.load(grads + layer).to(tl.pointer_type(tl.bfloat16))
+        grad = tl.multiple_of(tl.load(grads + layer).to(tl.pointer_type(tl.bfloat16)), 16)
     else:
-        grad = tl.load(grads + layer).to(tl.pointer_type(tl.float32))
+        grad = tl.multiple_of(tl.load(grads + layer).to(tl.pointer_type(tl.float32)), 16)
     c = tl.load(heads + layer * head_count + head)
     column = tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
@@ -107,7 +107,13 @@ class ScaledOutputs:
         addresses.copy_(torch.tensor([grad.data_ptr() for grad in grads if grad is not None], dtype=torch.int64))
 
     def unscale(self, addresses: Tensor) -> None:
-        """Turn the copies' gradients into those of W_O, in place, and write that of the coefficients; after a step's backward."""
+        """Turn the copies' gradients into those of W_O, in place, and write that of the coefficients.
+
+        Once a step, after its last backward pass.
+
+        Args:
+            addresses: Of the copies' gradients.
+        """
         rows, width = self.leaves[0].shape
         layers, count = self.heads.shape
         size = width // count

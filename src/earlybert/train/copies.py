@@ -196,7 +196,7 @@ class _Past:
         self._pair: tuple[Tensor, Tensor] | None = None
 
     def put(self, x: Tensor, past: Tensor) -> None:
-        """x is on its way as `past`."""
+        """Send x on its way as `past`."""
         if self.wanted:
             self._pair = x, past
 

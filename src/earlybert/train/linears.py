@@ -82,8 +82,8 @@ class _Projection(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         x, weight = ctx.saved_tensors
         width = weight.shape[0] // 3
-        q, k, v = (x.new_zeros(x.numel() // x.shape[-1], width) if g is None else g.reshape(-1, width) for g in grads[:3])
-        rows = len(q)
+        rows = x.numel() // x.shape[-1]
+        q, k, v = (x.new_zeros(rows, width) if g is None else g.reshape(rows, width) for g in grads[:3])
         dy = q.new_empty(rows, 3 * width)
         _join[(triton.cdiv(width, COLUMNS), len(ctx.into))](
             q.contiguous(), k.contiguous(), v.contiguous(), dy, ctx.into, width, rows,

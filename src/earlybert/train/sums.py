@@ -75,7 +75,7 @@ class Sums:
             _finish[(len(table),)](table, ROWS=32, COLUMNS=COLUMNS, BF16=bf16, ADD=add, num_warps=4)
 
     def _tabulate(self) -> list[tuple[Tensor, bool]]:
-        """For every `COLUMNS` columns: addresses of the first partial sum and of the gradient, stride, parts, columns."""
+        """Addresses of first partial sum and gradient, stride, parts and columns, for every `COLUMNS` columns."""
         rows: dict[bool, list[list[int]]] = {}
         for room, gradients in self._rooms:
             parts, kinds, width = room.shape
