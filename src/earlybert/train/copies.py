@@ -16,6 +16,7 @@ from ..anatomy import Layer
 from ..ticket import Gates
 from . import linears
 from .coefficients import ScaledOutputs
+from .embed import Embeddings
 from .kernels import PROGRAMS, add_norm, bias_gelu, parts
 from .ragged import RaggedModel
 from .sums import Sums
@@ -47,7 +48,13 @@ class Copies:
         self.outputs: ScaledOutputs | None = None
         layers = ragged.anatomy.layers
         self._copy(model, {name for layer in layers for name in (layer.query, layer.key, layer.value)})
-        self.seeds = torch.zeros(2 * len(layers), dtype=torch.long, device=next(model.parameters()).device)
+        self.seeds = torch.zeros(2 * len(layers) + 1, dtype=torch.long, device=next(model.parameters()).device)
+        self.embeddings: Embeddings | None = None
+        if fuse and Embeddings.possible(model):
+            block: Any = getattr(model, str(model.base_model_prefix)).embeddings
+            self.embeddings = Embeddings(block, self.seeds, 2 * len(layers), self._sums, dtype)
+            self._summed += self.embeddings.gradients
+            self._forwards.append((block, self.embeddings.forward))
         if fuse and gates is not None:
             self._scale_outputs(model, layers, gates)
         neurons = torch.zeros_like(gates.neurons) if gates is not None else None

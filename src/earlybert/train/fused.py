@@ -66,7 +66,7 @@ def _squares(  # pyright: ignore
 
 @triton.jit
 def _adamw(  # pyright: ignore
-    table, grads, rates, decays, clipped, l1, scale, count, beta1, beta2, eps,
+    table, grads, rates, decays, clipped, l1, square, limit, count, beta1, beta2, eps,
     BLOCK: tl.constexpr, BF16: tl.constexpr, FULL: tl.constexpr, COPY: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
@@ -80,7 +80,8 @@ def _adamw(  # pyright: ignore
     p = tl.load(param + offsets, mask=mask, other=other)
     m = tl.load(first + offsets, mask=mask, other=other)
     v = tl.load(second + offsets, mask=mask, other=other)
-    g = g * (1.0 + tl.load(clipped + group) * (tl.load(scale) - 1.0))
+    scale = tl.minimum(limit / (tl.sqrt(tl.load(square)) + 1e-6), 1.0)
+    g = g * (1.0 + tl.load(clipped + group) * (scale - 1.0))
     g += tl.load(l1 + group) * ((p > 0).to(tl.float32) - (p < 0).to(tl.float32))
     steps, rate = tl.load(count), tl.load(rates + group)
     p = p * (1.0 - rate * tl.load(decays + group))
@@ -116,7 +117,6 @@ class _Table:
             size = min(BLOCK, slot.master.numel() - begin)
             rows.append([*addresses, shadow, size, kinds.index((slot.group, slot.l1))])
         self.rows = torch.tensor(rows, dtype=torch.int64, device=slot.master.device)
-        self.partial = torch.zeros(len(rows), dtype=torch.float32, device=self.rows.device)
 
     def addresses(self) -> Tensor:
         """Where the gradients lie now, int64 `[chunks]`, on the CPU."""
@@ -168,8 +168,10 @@ class FusedAdamW:
         self._l1 = torch.tensor([l1 for _, l1 in self._kinds], device=device, dtype=torch.float32)
         self._decays = torch.tensor([group["weight_decay"] for group in groups], device=device, dtype=torch.float32)
         self._clipped = torch.tensor([float(group.get("name") != "coefficients") for group in groups], device=device)
-        self._scale = torch.ones(1, device=device)
+        self._square = torch.zeros((), device=device)
         self.tables = _tables(slots, optimizer, self._kinds)
+        self._partial = torch.zeros(sum(len(table.rows) for table in self.tables), device=device)
+        self._partials = self._partial.split([len(table.rows) for table in self.tables])
 
     def set_rates(self) -> None:
         """Bring the groups' learning rates to the device; outside a captured graph."""
@@ -191,18 +193,18 @@ class FusedAdamW:
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""
         self.count.add_(1)
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         if self.max_grad_norm is not None:
-            for table, grads in zip(self.tables, addresses, strict=True):
+            for table, grads, partial in zip(self.tables, addresses, self._partials, strict=True):
                 _squares[(len(table.rows),)](
-                    table.rows, grads, self._clipped, table.partial,
+                    table.rows, grads, self._clipped, partial,
                     BLOCK=BLOCK, num_warps=8,
                     BF16=table.flags["BF16"], FULL=table.flags["FULL"],
                 )  # fmt: skip
-            norm = torch.stack([table.partial.sum() for table in self.tables]).sum().sqrt()
-            self._scale.copy_((self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0))
+            torch.sum(self._partial, dim=0, out=self._square)
         for table, grads in zip(self.tables, addresses, strict=True):
             _adamw[(len(table.rows),)](
-                table.rows, grads, self._rates, self._decays, self._clipped, self._l1, self._scale, self.count,
+                table.rows, grads, self._rates, self._decays, self._clipped, self._l1, self._square, limit, self.count,
                 self._beta1, self._beta2, self._eps,
                 BLOCK=BLOCK, num_warps=8, **table.flags,
             )  # fmt: skip

@@ -99,7 +99,8 @@ class GraphedStep(RaggedStep):
             rows=None if whole else self.rows,
             longest=next((size for size in LONGEST if size >= max(longest, TOKENS - 1)), longest),
         )
-        inputs = to_device(packed.inputs, self.device, pin=True)
+        orders = {} if self._copies.embeddings is None else self._copies.embeddings.orders(packed.inputs)
+        inputs = to_device({**packed.inputs, **orders}, self.device, pin=True)
         bounds = to_device({"bounds": packed.bounds}, self.device, pin=True)["bounds"]
         return Packed(inputs, bounds, packed.lengths, packed.longest)
 
@@ -148,6 +149,12 @@ class GraphedStep(RaggedStep):
         with self.ragged.packed(), self._copies.in_place(), autocast:
             return self._run(packed.inputs, packed.bounds, packed.longest, lengths)
 
+    def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:
+        """As `RaggedStep`."""
+        if self._copies.embeddings is not None:
+            inputs = self._copies.embeddings.take(inputs)
+        return super().forward(inputs, bounds, longest, lengths)
+
     def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         total = self._gradients(prepared)
         self._fill_addresses(self._addresses)
@@ -181,6 +188,8 @@ class GraphedStep(RaggedStep):
         if self._copies.outputs is not None:
             self._copies.outputs.unscale(addresses[-1])
         self._fused.step(addresses[: len(self._fused.tables)])
+        if self._copies.embeddings is not None:
+            self._copies.embeddings.clear()
 
     def _blank_addresses(self) -> list[Tensor]:
         outputs = self._copies.outputs
@@ -194,6 +203,8 @@ class GraphedStep(RaggedStep):
     def _drop_gradients(self) -> None:
         for slot in self._slots:
             slot.leaf.grad = None
+        if self._copies.embeddings is not None:
+            self._copies.embeddings.clear()  # nothing to do, unless the step before was broken off
 
     def _capture(self, key: Key, packed: Packed) -> None:
         inputs = {name: tensor.clone() for name, tensor in packed.inputs.items()}
