@@ -11,7 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ from ..tasks.batches import Batch
 from .copies import Copies
 from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
-from .pack import Packed, pack
-from .step import to_device
+from .pack import Packed, duplicate, pack, together
 
 log = logging.getLogger("earlybert")
 
@@ -100,9 +99,7 @@ class GraphedStep(RaggedStep):
             longest=next((size for size in LONGEST if size >= max(longest, TOKENS - 1)), longest),
         )
         orders = {} if self._copies.embeddings is None else self._copies.embeddings.orders(packed.inputs)
-        inputs = to_device({**packed.inputs, **orders}, self.device, pin=True)
-        bounds = to_device({"bounds": packed.bounds}, self.device, pin=True)["bounds"]
-        return Packed(inputs, bounds, packed.lengths, packed.longest)
+        return together(replace(packed, inputs={**packed.inputs, **orders}), self.device)
 
     def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
         """A graph has no inside."""
@@ -130,9 +127,9 @@ class GraphedStep(RaggedStep):
                 return self._uncaptured(prepared)
         captured = self._graphs[key]
         self._graphs.move_to_end(key)
-        for name, tensor in packed.inputs.items():
-            captured.packed.inputs[name].copy_(tensor)
-        captured.packed.bounds.copy_(packed.bounds)
+        assert captured.packed.buffer is not None
+        assert packed.buffer is not None
+        captured.packed.buffer.copy_(packed.buffer)
         captured.graph.replay()
         return captured.loss.clone()
 
@@ -207,8 +204,7 @@ class GraphedStep(RaggedStep):
             self._copies.embeddings.clear()  # nothing to do, unless the step before was broken off
 
     def _capture(self, key: Key, packed: Packed) -> None:
-        inputs = {name: tensor.clone() for name, tensor in packed.inputs.items()}
-        mine = Packed(inputs, packed.bounds.clone(), packed.lengths, packed.longest)
+        mine = duplicate(packed)
         addresses = self._blank_addresses()
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
