@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..tasks.batches import Batch
+from ..ticket.memory import out_of_memory
 from .copies import Copies
 from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
@@ -61,6 +62,7 @@ class GraphedStep(RaggedStep):
             self.kernel = "varlen"
         self.limit = graphs
         self.rows = 0
+        self._told = False
         self._pool: Any = None
         self._compile = compile
         self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
@@ -110,6 +112,11 @@ class GraphedStep(RaggedStep):
         self._fused.set_rates()
         packed = prepared[0][0]
         key = (packed.tokens, len(packed.bounds) - 2, packed.longest)
+        if len(prepared) > 1 and self.limit and not self._told:
+            self._told = True
+            log.warning(
+                "CUDA graphs are off for steps of several micro-batches, which will be slower: a graph holds one."
+            )
         if len(prepared) > 1 or self.limit == 0:
             return self._uncaptured(prepared)
         if key not in self._graphs:
@@ -118,12 +125,8 @@ class GraphedStep(RaggedStep):
                 return self._uncaptured(prepared)
             try:
                 self._capture(key, packed)
-            except torch.cuda.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                self.limit = 0
-                self._graphs.clear()
-                log.warning("CUDA graphs are off, steps will be slower: %s", str(error).splitlines()[0])
+                self._give_up_graphs(error)
                 return self._uncaptured(prepared)
         captured = self._graphs[key]
         self._graphs.move_to_end(key)
@@ -132,6 +135,18 @@ class GraphedStep(RaggedStep):
         captured.packed.buffer.copy_(packed.buffer)
         captured.graph.replay()
         return captured.loss.clone()
+
+    def _give_up_graphs(self, error: RuntimeError) -> None:
+        """Go on without, and say why; what graphs held is free again."""
+        self.limit = 0
+        self._graphs.clear()
+        self._pool = None
+        why = str(error).splitlines()[0]
+        if out_of_memory(error):
+            why = "there is no memory for another one. Fewer tokens a batch would leave some."
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        log.warning("CUDA graphs are off, steps will be slower: %s", why)
 
     def loss(self, batch: tuple[Packed, int]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
