@@ -111,6 +111,15 @@ class Copies:
         if self.outputs is not None:
             self.outputs.heads.grad = self.outputs.gradient
 
+    def summed(self) -> list[tuple[Tensor, Tensor, bool]]:
+        """Leaves whose gradients the kernels write themselves, and whether to zero these before they are added to."""
+        found = [] if self.embeddings is None else self.embeddings.summed()
+        known = {id(leaf) for leaf, _, _ in found}
+        found += [(leaf, gradient, True) for leaf, gradient in self._summed if id(leaf) not in known]
+        if self.outputs is not None:  # written, not added to
+            found.append((self.outputs.heads, self.outputs.gradient, False))
+        return found
+
     def _copy(self, model: nn.Module, fused: set[str]) -> None:
         """Everything but the embeddings, and what becomes one linear below."""
         base = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ a step has touched are set to zero behind it: for BERT-base at 32 x 128, at most
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -203,16 +204,25 @@ class Embeddings:
         assert isinstance(out, Tensor)
         return out
 
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """These are the packed batches of the step that comes; one that was broken off leaves nothing."""
+        self.clear()
+        self._touched = list(batches)
+
     def add(self, batch: Batch, dx: Tensor) -> None:
         """Add the gradients of tokens, fp32 `[tokens, hidden]`, to their rows."""
-        self._touched.append(batch)
         self._rows(batch, dx, clear=False)
 
     def clear(self) -> None:
         """Set to zero what the step has touched; after the update."""
         for batch in self._touched:
             self._rows(batch, None, clear=True)
-        self._touched.clear()
+        self._touched = []
+
+    def summed(self) -> list[tuple[Tensor, Tensor, bool]]:
+        """As `Copies.summed`: tables that are cleared row by row need no zeros."""
+        spread = {id(gradient) for _, _, gradient in self._spread}
+        return [(leaf, gradient, id(gradient) not in spread) for leaf, gradient in self.gradients]
 
     def _rows(self, batch: Batch, dx: Tensor | None, *, clear: bool) -> None:
         for ids, name, gradient in self._spread:

@@ -1,5 +1,7 @@
 """The whole step on a GPU as one CUDA graph: no padding, bf16 weights, one kernel for clip and AdamW.
 
+A step of several micro-batches is a graph for each of them, and the update.
+
 fp32 parameters stay the truth. Forward and backward run on bf16 copies that the optimizer writes along; the
 residual stream is bf16; query, key and value are one matrix product.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,8 +33,8 @@ TOKENS = 128
 LONGEST = (128, 256, 384, 512)
 """What the longest row is called: the attention kernel only needs an upper bound, and a graph serves one."""
 
-Key = tuple[int, int, int]
-"""Tokens, rows, longest row."""
+Key = tuple[int, int, int, bool]
+"""Tokens, rows, longest row; whether it is a part of a step."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class GraphedStep(RaggedStep):
             self.kernel = "varlen"
         self.limit = graphs
         self.rows = 0
-        self._told = False
+        self._share = torch.ones((), device=self.device)
         self._pool: Any = None
         self._compile = compile
         self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
@@ -84,6 +86,7 @@ class GraphedStep(RaggedStep):
         ]
         self._fused = FusedAdamW(self.optimizer, self._slots, self.max_grad_norm)
         self._addresses = self._blank_addresses()
+        self._kept: _Kept | None = None
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._seen: set[Key] = set()
 
@@ -105,31 +108,41 @@ class GraphedStep(RaggedStep):
 
     def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
         """A graph has no inside."""
-        return len(prepared) > 1 or self.limit == 0
+        return self.limit == 0
 
     def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
-        """As `EagerStep`; replays a graph where there is one for this size."""
+        """As `EagerStep`; replays graphs where there are some for these sizes."""
         self._fused.set_rates()
+        if len(prepared) > 1:
+            return self._accumulated(prepared)
         packed = prepared[0][0]
-        key = (packed.tokens, len(packed.bounds) - 2, packed.longest)
-        if len(prepared) > 1 and self.limit and not self._told:
-            self._told = True
-            log.warning(
-                "CUDA graphs are off for steps of several micro-batches, which will be slower: a graph holds one."
-            )
-        if len(prepared) > 1 or self.limit == 0:
-            return self._uncaptured(prepared)
+        captured = self._graph_of(packed, part=False)
+        if captured is not None:
+            return self._replay(captured, packed)
+        total = self._gradients(packed)
+        self._fill_addresses(self._addresses)
+        self._update(self._addresses)
+        self._drop_gradients()
+        return total
+
+    def _graph_of(self, packed: Packed, *, part: bool) -> Captured | None:
+        """The graph of a step, or of a micro-batch, of this size; None until one comes the second time."""
+        key = (packed.tokens, len(packed.bounds) - 2, packed.longest, part)
+        if self.limit == 0:
+            return None
         if key not in self._graphs:
-            if key not in self._seen:  # a graph's first step is taken without it: that warms everything up
+            if key not in self._seen:  # the first is taken without a graph: that warms everything up
                 self._seen.add(key)
-                return self._uncaptured(prepared)
+                return None
             try:
                 self._capture(key, packed)
             except RuntimeError as error:
                 self._give_up_graphs(error)
-                return self._uncaptured(prepared)
-        captured = self._graphs[key]
+                return None
         self._graphs.move_to_end(key)
+        return self._graphs[key]
+
+    def _replay(self, captured: Captured, packed: Packed) -> Tensor:
         assert captured.packed.buffer is not None
         assert packed.buffer is not None
         captured.packed.buffer.copy_(packed.buffer)
@@ -167,33 +180,54 @@ class GraphedStep(RaggedStep):
             inputs = self._copies.embeddings.take(inputs)
         return super().forward(inputs, bounds, longest, lengths)
 
-    def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
-        total = self._gradients(prepared)
-        self._fill_addresses(self._addresses)
-        self._update(self._addresses)
+    def _gradients(self, packed: Packed) -> Tensor:
+        """Loss and gradients of a step of one micro-batch; gradients lie where they come to lie."""
+        self._begin([packed])
         self._drop_gradients()
-        return total
-
-    def _gradients(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
-        self._drop_gradients()
-        if self._copies.outputs is not None:
-            self._copies.outputs.scale()
-        total: Tensor | None = None
-        for batch, share in zip(prepared, self.shares(prepared), strict=True):
-            self.mark("forward")
-            self._copies.draw_seeds()
-            loss = self.loss(batch)
-            loss = loss if share == 1.0 else loss * share
-            self.mark("backward")
-            loss.backward()
-            self._copies.finish(add=total is not None)
-            total = loss.detach() if total is None else total + loss.detach()
-        self.mark("optimizer")
+        loss = self._part(packed)
         for slot in self._slots:
             if slot.leaf.grad is None:  # not reached, like a pooler that no head reads
                 slot.leaf.grad = torch.zeros_like(slot.leaf)
+        return loss
+
+    def _accumulated(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+        """A step of several micro-batches: a graph for each, adding to gradients that stay where they are."""
+        self._begin([packed for packed, _ in prepared])
+        if self._kept is None:
+            self._kept = _Kept(self._slots, self._copies.summed())
+        self._kept.attach()
+        total: Tensor | None = None
+        for (packed, _), share in zip(prepared, self.shares(prepared), strict=True):
+            self._share.fill_(share)
+            captured = self._graph_of(packed, part=True)
+            loss = self._part(packed, self._share) if captured is None else self._replay(captured, packed)
+            total = loss if total is None else total + loss
+        if self._kept.addresses is None:
+            self._kept.addresses = self._blank_addresses()
+            self._fill_addresses(self._kept.addresses)
+        self._update(self._kept.addresses)
         assert total is not None
-        return total.float()
+        return total
+
+    def _begin(self, batches: Sequence[Packed]) -> None:
+        """What comes before the first micro-batch of a step."""
+        if self._copies.embeddings is not None:
+            self._copies.embeddings.begin([packed.inputs for packed in batches])
+        if self._copies.outputs is not None:
+            self._copies.outputs.scale()
+
+    def _part(self, packed: Packed, share: Tensor | None = None) -> Tensor:
+        """Loss and gradients of one micro-batch; with a share of the step's loss, added to what is there."""
+        self.mark("forward")
+        self._copies.draw_seeds()
+        loss = self.loss((packed, 1))
+        if share is not None:
+            loss = loss * share
+        self.mark("backward")
+        loss.backward()
+        self._copies.finish(add=share is not None)
+        self.mark("optimizer")
+        return loss.detach().float()
 
     def _update(self, addresses: Sequence[Tensor]) -> None:
         """Clip and update from the gradients at `addresses`; the L1 term of coefficients is part of it."""
@@ -215,23 +249,59 @@ class GraphedStep(RaggedStep):
     def _drop_gradients(self) -> None:
         for slot in self._slots:
             slot.leaf.grad = None
-        if self._copies.embeddings is not None:
-            self._copies.embeddings.clear()  # nothing to do, unless the step before was broken off
 
     def _capture(self, key: Key, packed: Packed) -> None:
-        mine = duplicate(packed)
-        addresses = self._blank_addresses()
+        mine, part = duplicate(packed), key[3]
+        addresses = [] if part else self._blank_addresses()
+
+        def body() -> Tensor:
+            if part:
+                return self._part(mine, self._share)
+            loss = self._gradients(mine)
+            self._update(addresses)
+            return loss
+
+        graph, loss = self._record(body)
+        if not part:
+            self._fill_addresses(addresses)
+            self._drop_gradients()
+        self._graphs[key] = Captured(graph, mine, loss, addresses)
+        if len(self._graphs) > self.limit:
+            self._graphs.popitem(last=False)
+
+    def _record(self, body: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Launches of `body` as a graph, not run yet, and what it will return."""
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with _undisturbed(self.device), torch.cuda.graph(graph, pool=self._pool):
-            loss = self._gradients([(mine, 1)])
-            self._update(addresses)
-        self._fill_addresses(addresses)
-        self._drop_gradients()
-        self._graphs[key] = Captured(graph, mine, loss, addresses)
-        if len(self._graphs) > self.limit:
-            self._graphs.popitem(last=False)
+            loss = body()
+        return graph, loss
+
+
+class _Kept:
+    """Gradients that stay where they are, for micro-batches to be added to.
+
+    Args:
+        slots: All parameters of the step.
+        summed: Leaves whose gradients the kernels keep and sum already, and whether these must be set to zero.
+    """
+
+    def __init__(self, slots: Sequence[Slot], summed: Sequence[tuple[Tensor, Tensor, bool]]) -> None:
+        known = {id(leaf) for leaf, _, _ in summed}
+        leaves = {id(slot.leaf): slot.leaf for slot in slots if id(slot.leaf) not in known}
+        self._pairs = [(leaf, torch.zeros_like(leaf)) for leaf in leaves.values()]
+        zeroed = [*(grad for _, grad in self._pairs), *(grad for _, grad, zero in summed if zero)]
+        self._zeroed = [[grad for grad in zeroed if grad.dtype == dtype] for dtype in {grad.dtype for grad in zeroed}]
+        self._pairs += [(leaf, grad) for leaf, grad, _ in summed]
+        self.addresses: list[Tensor] | None = None
+
+    def attach(self) -> None:
+        """Zero, as the gradients of all leaves."""
+        for alike in self._zeroed:  # one launch each
+            torch._foreach_zero_(alike)  # pyright: ignore[reportPrivateImportUsage]
+        for leaf, grad in self._pairs:
+            leaf.grad = grad
 
 
 @contextmanager
