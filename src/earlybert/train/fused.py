@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 BLOCK = 2048
 """Elements one program handles."""
-# A chunk's row in a table: addresses of the parameter, its two moments and its bf16 copy, its size, its group.
+# A chunk's row in a table: addresses of the parameter, its two moments and its bf16 copy, its size, its kind.
 
 
 @dataclass
@@ -30,12 +30,14 @@ class Slot:
         leaf: The tensor whose `.grad` is this parameter's gradient: the master itself, or a bf16 copy.
         offset: Where the parameter begins in the leaf, in elements (a leaf may hold several).
         group: Index of its group in the optimizer.
+        l1: Strength of an L1 term on it, whose gradient is not clipped.
     """
 
     master: nn.Parameter
     leaf: Tensor
     offset: int
     group: int
+    l1: float = 0.0
 
 
 @triton.jit
@@ -64,8 +66,8 @@ def _squares(  # pyright: ignore
 
 @triton.jit
 def _adamw(  # pyright: ignore
-    table, grads, rates, decays, clipped, scale, count, beta1, beta2, eps,
-    BLOCK: tl.constexpr, BF16: tl.constexpr, FULL: tl.constexpr,
+    table, grads, rates, decays, clipped, l1, square, limit, count, beta1, beta2, eps,
+    BLOCK: tl.constexpr, BF16: tl.constexpr, FULL: tl.constexpr, COPY: tl.constexpr,
 ):  # fmt: skip
     chunk = tl.program_id(0).to(tl.int64)
     row = table + chunk * 6
@@ -78,7 +80,9 @@ def _adamw(  # pyright: ignore
     p = tl.load(param + offsets, mask=mask, other=other)
     m = tl.load(first + offsets, mask=mask, other=other)
     v = tl.load(second + offsets, mask=mask, other=other)
-    g = g * (1.0 + tl.load(clipped + group) * (tl.load(scale) - 1.0))
+    scale = tl.minimum(limit / (tl.sqrt(tl.load(square)) + 1e-6), 1.0)
+    g = g * (1.0 + tl.load(clipped + group) * (scale - 1.0))
+    g += tl.load(l1 + group) * ((p > 0).to(tl.float32) - (p < 0).to(tl.float32))
     steps, rate = tl.load(count), tl.load(rates + group)
     p = p * (1.0 - rate * tl.load(decays + group))
     m = m + (1.0 - beta1) * (g - m)
@@ -89,46 +93,56 @@ def _adamw(  # pyright: ignore
     tl.store(param + offsets, p, mask=mask)
     tl.store(first + offsets, m, mask=mask)
     tl.store(second + offsets, v, mask=mask)
-    if BF16:  # the copy that the next forward pass reads
-        tl.store(_pointer(row, 3, True) + offsets, p.to(tl.bfloat16), mask=mask)
+    if COPY:  # that the next forward pass reads
+        shadow = _pointer(row, 3, BF16)
+        tl.store(shadow + offsets, p.to(shadow.dtype.element_ty), mask=mask)
+
+
+Kind = tuple[int, float]
+"""Group of the optimizer, and strength of the L1 term."""
 
 
 class _Table:
-    """Chunks with one gradient dtype, all whole or all ends of parameters."""
+    """Chunks with one gradient dtype, all with a copy or none, all whole or all ends of parameters."""
 
-    def __init__(self, chunks: Sequence[tuple[Slot, int]], optimizer: torch.optim.Optimizer) -> None:
-        slot, begin = chunks[0]
+    def __init__(self, chunks: Sequence[tuple[Slot, int]], optimizer: torch.optim.Optimizer, kinds: list[Kind]) -> None:
         self.chunks = chunks
-        self.flags = {"BF16": slot.leaf.dtype == torch.bfloat16, "FULL": begin + BLOCK <= slot.master.numel()}
+        self.flags = _flags(*chunks[0])
         rows: list[list[int]] = []
         for slot, begin in chunks:
             state = optimizer.state[slot.master]
             tensors = (slot.master, state["exp_avg"], state["exp_avg_sq"])
             addresses = [tensor.data_ptr() + 4 * begin for tensor in tensors]
-            shadow = slot.leaf.data_ptr() + 2 * (slot.offset + begin)
-            rows.append([*addresses, shadow, min(BLOCK, slot.master.numel() - begin), slot.group])
+            shadow = slot.leaf.data_ptr() + slot.leaf.element_size() * (slot.offset + begin)
+            size = min(BLOCK, slot.master.numel() - begin)
+            rows.append([*addresses, shadow, size, kinds.index((slot.group, slot.l1))])
         self.rows = torch.tensor(rows, dtype=torch.int64, device=slot.master.device)
-        self.partial = torch.zeros(len(rows), dtype=torch.float32, device=self.rows.device)
 
     def addresses(self) -> Tensor:
         """Where the gradients lie now, int64 `[chunks]`, on the CPU."""
-        width = 2 if self.flags["BF16"] else 4
         found: list[int] = []
         for slot, begin in self.chunks:
             grad = slot.leaf.grad
             assert grad is not None
             assert grad.is_contiguous()
-            found.append(grad.data_ptr() + width * (slot.offset + begin))
+            found.append(grad.data_ptr() + grad.element_size() * (slot.offset + begin))
         return torch.tensor(found, dtype=torch.int64)
 
 
-def _tables(slots: Sequence[Slot], optimizer: torch.optim.Optimizer) -> list[_Table]:
-    kinds: dict[tuple[bool, bool], list[tuple[Slot, int]]] = {}
+def _flags(slot: Slot, begin: int) -> dict[str, bool]:
+    return {
+        "BF16": slot.leaf.dtype == torch.bfloat16,
+        "COPY": slot.leaf is not slot.master,
+        "FULL": begin + BLOCK <= slot.master.numel(),
+    }
+
+
+def _tables(slots: Sequence[Slot], optimizer: torch.optim.Optimizer, kinds: list[Kind]) -> list[_Table]:
+    alike: dict[tuple[bool, ...], list[tuple[Slot, int]]] = {}
     for slot in slots:
         for begin in range(0, slot.master.numel(), BLOCK):
-            kind = (slot.leaf.dtype == torch.bfloat16, begin + BLOCK <= slot.master.numel())
-            kinds.setdefault(kind, []).append((slot, begin))
-    return [_Table(chunks, optimizer) for chunks in kinds.values()]
+            alike.setdefault(tuple(_flags(slot, begin).values()), []).append((slot, begin))
+    return [_Table(chunks, optimizer, kinds) for chunks in alike.values()]
 
 
 class FusedAdamW:
@@ -147,17 +161,25 @@ class FusedAdamW:
         self._beta1, self._beta2 = optimizer.param_groups[0]["betas"]
         self._eps = optimizer.param_groups[0]["eps"]
         self.count = self._share_state(slots, device)
-        groups = optimizer.param_groups
+        self._kinds: list[Kind] = sorted({(slot.group, slot.l1) for slot in slots})
+        groups = [optimizer.param_groups[index] for index, _ in self._kinds]
         self._rates = torch.zeros(len(groups), device=device)
+        self._known = [0.0] * len(groups)
+        self._l1 = torch.tensor([l1 for _, l1 in self._kinds], device=device, dtype=torch.float32)
         self._decays = torch.tensor([group["weight_decay"] for group in groups], device=device, dtype=torch.float32)
         self._clipped = torch.tensor([float(group.get("name") != "coefficients") for group in groups], device=device)
-        self._scale = torch.ones(1, device=device)
-        self.tables = _tables(slots, optimizer)
+        self._square = torch.zeros((), device=device)
+        self.tables = _tables(slots, optimizer, self._kinds)
+        self._partial = torch.zeros(sum(len(table.rows) for table in self.tables), device=device)
+        self._partials = self._partial.split([len(table.rows) for table in self.tables])
 
     def set_rates(self) -> None:
         """Bring the groups' learning rates to the device; outside a captured graph."""
-        for index, group in enumerate(self.optimizer.param_groups):
-            self._rates[index].fill_(group["lr"])
+        for index, (group, _) in enumerate(self._kinds):
+            rate = float(self.optimizer.param_groups[group]["lr"])
+            if rate != self._known[index]:
+                self._rates[index].fill_(rate)
+                self._known[index] = rate
 
     def blank_addresses(self) -> list[Tensor]:
         """Room for the addresses of a step's gradients, on the device."""
@@ -171,16 +193,18 @@ class FusedAdamW:
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""
         self.count.add_(1)
+        limit = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         if self.max_grad_norm is not None:
-            for table, grads in zip(self.tables, addresses, strict=True):
+            for table, grads, partial in zip(self.tables, addresses, self._partials, strict=True):
                 _squares[(len(table.rows),)](
-                    table.rows, grads, self._clipped, table.partial, BLOCK=BLOCK, num_warps=8, **table.flags
-                )
-            norm = torch.stack([table.partial.sum() for table in self.tables]).sum().sqrt()
-            self._scale.copy_((self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0))
+                    table.rows, grads, self._clipped, partial,
+                    BLOCK=BLOCK, num_warps=8,
+                    BF16=table.flags["BF16"], FULL=table.flags["FULL"],
+                )  # fmt: skip
+            torch.sum(self._partial, dim=0, out=self._square)
         for table, grads in zip(self.tables, addresses, strict=True):
             _adamw[(len(table.rows),)](
-                table.rows, grads, self._rates, self._decays, self._clipped, self._scale, self.count,
+                table.rows, grads, self._rates, self._decays, self._clipped, self._l1, self._square, limit, self.count,
                 self._beta1, self._beta2, self._eps,
                 BLOCK=BLOCK, num_warps=8, **table.flags,
             )  # fmt: skip

@@ -1,5 +1,7 @@
 """The whole step on a GPU as one CUDA graph: no padding, bf16 weights, one kernel for clip and AdamW.
 
+A step of several micro-batches is a graph for each of them, and the update.
+
 fp32 parameters stay the truth. Forward and backward run on bf16 copies that the optimizer writes along; the
 residual stream is bf16; query, key and value are one matrix product.
 """
@@ -9,23 +11,20 @@ from __future__ import annotations
 import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers.activations import GELUActivation
+from torch import Tensor
 
-from ..anatomy import Layer
 from ..tasks.batches import Batch
+from ..ticket.memory import out_of_memory
+from .copies import Copies
 from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
-from .kernels import add_norm, bias_gelu
-from .pack import Packed, pack
-from .step import to_device
+from .pack import Packed, duplicate, pack, together
 
 log = logging.getLogger("earlybert")
 
@@ -34,8 +33,8 @@ TOKENS = 128
 LONGEST = (128, 256, 384, 512)
 """What the longest row is called: the attention kernel only needs an upper bound, and a graph serves one."""
 
-Key = tuple[int, int, int]
-"""Tokens, rows, longest row."""
+Key = tuple[int, int, int, bool]
+"""Tokens, rows, longest row; whether it is a part of a step."""
 
 
 @dataclass
@@ -52,7 +51,8 @@ class GraphedStep(RaggedStep):
     """`RaggedStep` for CUDA; the update is the same within bf16.
 
     Args:
-        graphs: Graphs held at most; the one unused longest goes. 0 captures none.
+        graphs: Graphs held at most; the one unused longest goes. 0 captures none, and that runs on the CPU, too,
+            where Triton interprets the kernels (`TRITON_INTERPRET=1`).
         compile: Let `torch.compile` fuse the element-wise work; costs tens of seconds once.
         *args: As `RaggedStep`.
         **kwargs: As `RaggedStep`.
@@ -60,10 +60,11 @@ class GraphedStep(RaggedStep):
 
     def __init__(self, *args: Any, graphs: int = 24, compile: bool = False, exact: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, exact=exact, **kwargs)
-        if not exact:
+        if not exact and self.device.type == "cuda":  # elsewhere nothing but tests run it, and they have no such kernel
             self.kernel = "varlen"
         self.limit = graphs
         self.rows = 0
+        self._share = torch.ones((), device=self.device)
         self._pool: Any = None
         self._compile = compile
         self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
@@ -71,18 +72,21 @@ class GraphedStep(RaggedStep):
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
-        self._copies = _Copies(self.model, self.ragged, fuse=not self._compile)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._copies = Copies(self.model, self.ragged, fuse=not self._compile, gates=self.gates, dtype=dtype)
         groups = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
         self._slots = [Slot(m, leaf, at, groups[id(m)]) for m, leaf, at in self._copies.masters() if id(m) in groups]
         known = {id(slot.master) for slot in self._slots}
+        l1 = {} if self.gates is None else dict(zip(map(id, self.gates.parameters()), self.l1, strict=True))
         self._slots += [
-            Slot(p, p, 0, g)
+            Slot(p, p, 0, g, l1.get(id(p), 0.0))
             for g, group in enumerate(self.optimizer.param_groups)
             for p in group["params"]
             if id(p) not in known
         ]
         self._fused = FusedAdamW(self.optimizer, self._slots, self.max_grad_norm)
-        self._addresses = self._fused.blank_addresses()
+        self._addresses = self._blank_addresses()
+        self._kept: _Kept | None = None
         self._graphs: OrderedDict[Key, Captured] = OrderedDict()
         self._seen: set[Key] = set()
 
@@ -99,41 +103,63 @@ class GraphedStep(RaggedStep):
             rows=None if whole else self.rows,
             longest=next((size for size in LONGEST if size >= max(longest, TOKENS - 1)), longest),
         )
-        pinned = {name: tensor.pin_memory() for name, tensor in packed.inputs.items()}
-        bounds = packed.bounds.pin_memory().to(self.device, non_blocking=True)
-        return Packed(to_device(pinned, self.device), bounds, packed.lengths, packed.longest)
+        orders = {} if self._copies.embeddings is None else self._copies.embeddings.orders(packed.inputs)
+        return together(replace(packed, inputs={**packed.inputs, **orders}), self.device)
 
     def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
         """A graph has no inside."""
-        return len(prepared) > 1 or self.limit == 0
+        return self.limit == 0
 
     def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
-        """As `EagerStep`; replays a graph where there is one for this size."""
+        """As `EagerStep`; replays graphs where there are some for these sizes."""
         self._fused.set_rates()
+        if len(prepared) > 1:
+            return self._accumulated(prepared)
         packed = prepared[0][0]
-        key = (packed.tokens, len(packed.bounds) - 2, packed.longest)
-        if len(prepared) > 1 or self.limit == 0:
-            return self._uncaptured(prepared)
+        captured = self._graph_of(packed, part=False)
+        if captured is not None:
+            return self._replay(captured, packed)
+        total = self._gradients(packed)
+        self._fill_addresses(self._addresses)
+        self._update(self._addresses)
+        self._drop_gradients()
+        return total
+
+    def _graph_of(self, packed: Packed, *, part: bool) -> Captured | None:
+        """The graph of a step, or of a micro-batch, of this size; None until one comes the second time."""
+        key = (packed.tokens, len(packed.bounds) - 2, packed.longest, part)
+        if self.limit == 0:
+            return None
         if key not in self._graphs:
-            if key not in self._seen:  # a graph's first step is taken without it: that warms everything up
+            if key not in self._seen:  # the first is taken without a graph: that warms everything up
                 self._seen.add(key)
-                return self._uncaptured(prepared)
+                return None
             try:
                 self._capture(key, packed)
-            except torch.cuda.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                self.limit = 0
-                self._graphs.clear()
-                log.warning("CUDA graphs are off, steps will be slower: %s", str(error).splitlines()[0])
-                return self._uncaptured(prepared)
-        captured = self._graphs[key]
+                self._give_up_graphs(error)
+                return None
         self._graphs.move_to_end(key)
-        for name, tensor in packed.inputs.items():
-            captured.packed.inputs[name].copy_(tensor)
-        captured.packed.bounds.copy_(packed.bounds)
+        return self._graphs[key]
+
+    def _replay(self, captured: Captured, packed: Packed) -> Tensor:
+        assert captured.packed.buffer is not None
+        assert packed.buffer is not None
+        captured.packed.buffer.copy_(packed.buffer)
         captured.graph.replay()
         return captured.loss.clone()
+
+    def _give_up_graphs(self, error: RuntimeError) -> None:
+        """Go on without, and say why; what graphs held is free again."""
+        self.limit = 0
+        self._graphs.clear()
+        self._pool = None
+        why = str(error).splitlines()[0]
+        if out_of_memory(error):
+            why = "there is no memory for another one. Fewer tokens a batch would leave some."
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        log.warning("CUDA graphs are off, steps will be slower: %s", why)
 
     def loss(self, batch: tuple[Packed, int]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
@@ -142,55 +168,140 @@ class GraphedStep(RaggedStep):
             for name in ("input_ids", "position_ids", "token_type_ids"):
                 if name in packed.inputs:
                     torch._dynamo.mark_dynamic(packed.inputs[name], 1)
-        with self.ragged.packed(), self._copies.in_place(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            return self._run(packed.inputs, packed.bounds, packed.longest, ())
+        lengths = () if self.kernel == "varlen" else (*packed.lengths, packed.tokens - sum(packed.lengths))
+        half = self.precision == "bf16"
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+        with self.ragged.packed(), self._copies.in_place(), autocast:
+            return self._run(packed.inputs, packed.bounds, packed.longest, lengths)
 
-    def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
-        total = self._gradients(prepared)
-        self._fused.fill_addresses(self._addresses)
-        self._fused.step(self._addresses)
-        self._drop_gradients()
-        return total
+    def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:
+        """As `RaggedStep`."""
+        if self._copies.embeddings is not None:
+            inputs = self._copies.embeddings.take(inputs)
+        return super().forward(inputs, bounds, longest, lengths)
 
-    def _gradients(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+    def _gradients(self, packed: Packed) -> Tensor:
+        """Loss and gradients of a step of one micro-batch; gradients lie where they come to lie."""
+        self._begin([packed])
         self._drop_gradients()
-        total: Tensor | None = None
-        for batch, share in zip(prepared, self.shares(prepared), strict=True):
-            self.mark("forward")
-            self._copies.draw_seeds()
-            loss = self.loss(batch)
-            loss = loss if share == 1.0 else loss * share
-            self.mark("backward")
-            loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        self.mark("optimizer")
+        loss = self._part(packed)
         for slot in self._slots:
             if slot.leaf.grad is None:  # not reached, like a pooler that no head reads
                 slot.leaf.grad = torch.zeros_like(slot.leaf)
-        if self.gates is not None:
-            self.gates.add_l1(self.l1)
+        return loss
+
+    def _accumulated(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+        """A step of several micro-batches: a graph for each, adding to gradients that stay where they are."""
+        self._begin([packed for packed, _ in prepared])
+        if self._kept is None:
+            self._kept = _Kept(self._slots, self._copies.summed())
+        self._kept.attach()
+        total: Tensor | None = None
+        for (packed, _), share in zip(prepared, self.shares(prepared), strict=True):
+            self._share.fill_(share)
+            captured = self._graph_of(packed, part=True)
+            loss = self._part(packed, self._share) if captured is None else self._replay(captured, packed)
+            total = loss if total is None else total + loss
+        if self._kept.addresses is None:
+            self._kept.addresses = self._blank_addresses()
+            self._fill_addresses(self._kept.addresses)
+        self._update(self._kept.addresses)
         assert total is not None
-        return total.float()
+        return total
+
+    def _begin(self, batches: Sequence[Packed]) -> None:
+        """What comes before the first micro-batch of a step."""
+        if self._copies.embeddings is not None:
+            self._copies.embeddings.begin([packed.inputs for packed in batches])
+        if self._copies.outputs is not None:
+            self._copies.outputs.scale()
+
+    def _part(self, packed: Packed, share: Tensor | None = None) -> Tensor:
+        """Loss and gradients of one micro-batch; with a share of the step's loss, added to what is there."""
+        self.mark("forward")
+        self._copies.draw_seeds()
+        loss = self.loss((packed, 1))
+        if share is not None:
+            loss = loss * share
+        self.mark("backward")
+        loss.backward()
+        self._copies.finish(add=share is not None)
+        self.mark("optimizer")
+        return loss.detach().float()
+
+    def _update(self, addresses: Sequence[Tensor]) -> None:
+        """Clip and update from the gradients at `addresses`; the L1 term of coefficients is part of it."""
+        if self._copies.outputs is not None:
+            self._copies.outputs.unscale(addresses[-1])
+        self._fused.step(addresses[: len(self._fused.tables)])
+        if self._copies.embeddings is not None:
+            self._copies.embeddings.clear()
+
+    def _blank_addresses(self) -> list[Tensor]:
+        outputs = self._copies.outputs
+        return [*self._fused.blank_addresses(), *([] if outputs is None else [outputs.blank_addresses()])]
+
+    def _fill_addresses(self, addresses: Sequence[Tensor]) -> None:
+        self._fused.fill_addresses(addresses[: len(self._fused.tables)])
+        if self._copies.outputs is not None:
+            self._copies.outputs.fill_addresses(addresses[-1])
 
     def _drop_gradients(self) -> None:
         for slot in self._slots:
             slot.leaf.grad = None
 
     def _capture(self, key: Key, packed: Packed) -> None:
-        inputs = {name: tensor.clone() for name, tensor in packed.inputs.items()}
-        mine = Packed(inputs, packed.bounds.clone(), packed.lengths, packed.longest)
-        addresses = self._fused.blank_addresses()
+        mine, part = duplicate(packed), key[3]
+        addresses = [] if part else self._blank_addresses()
+
+        def body() -> Tensor:
+            if part:
+                return self._part(mine, self._share)
+            loss = self._gradients(mine)
+            self._update(addresses)
+            return loss
+
+        graph, loss = self._record(body)
+        if not part:
+            self._fill_addresses(addresses)
+            self._drop_gradients()
+        self._graphs[key] = Captured(graph, mine, loss, addresses)
+        if len(self._graphs) > self.limit:
+            self._graphs.popitem(last=False)
+
+    def _record(self, body: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        """Launches of `body` as a graph, not run yet, and what it will return."""
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with _undisturbed(self.device), torch.cuda.graph(graph, pool=self._pool):
-            loss = self._gradients([(mine, 1)])
-            self._fused.step(addresses)
-        self._fused.fill_addresses(addresses)
-        self._drop_gradients()
-        self._graphs[key] = Captured(graph, mine, loss, addresses)
-        if len(self._graphs) > self.limit:
-            self._graphs.popitem(last=False)
+            loss = body()
+        return graph, loss
+
+
+class _Kept:
+    """Gradients that stay where they are, for micro-batches to be added to.
+
+    Args:
+        slots: All parameters of the step.
+        summed: Leaves whose gradients the kernels keep and sum already, and whether these must be set to zero.
+    """
+
+    def __init__(self, slots: Sequence[Slot], summed: Sequence[tuple[Tensor, Tensor, bool]]) -> None:
+        known = {id(leaf) for leaf, _, _ in summed}
+        leaves = {id(slot.leaf): slot.leaf for slot in slots if id(slot.leaf) not in known}
+        self._pairs = [(leaf, torch.zeros_like(leaf)) for leaf in leaves.values()]
+        zeroed = [*(grad for _, grad in self._pairs), *(grad for _, grad, zero in summed if zero)]
+        self._zeroed = [[grad for grad in zeroed if grad.dtype == dtype] for dtype in {grad.dtype for grad in zeroed}]
+        self._pairs += [(leaf, grad) for leaf, grad, _ in summed]
+        self.addresses: list[Tensor] | None = None
+
+    def attach(self) -> None:
+        """Zero, as the gradients of all leaves."""
+        for alike in self._zeroed:  # one launch each
+            torch._foreach_zero_(alike)  # pyright: ignore[reportPrivateImportUsage]
+        for leaf, grad in self._pairs:
+            leaf.grad = grad
 
 
 @contextmanager
@@ -209,152 +320,3 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         raise
     finally:
         gc.enable()
-
-
-class _Copies:
-    """bf16 copies of everything behind the embeddings, and how to put them into the model for a moment."""
-
-    def __init__(self, model: nn.Module, ragged: Any, *, fuse: bool) -> None:
-        self._stack = ragged.stack
-        self._swaps: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
-        self._masters: list[tuple[nn.Parameter, Tensor, int]] = []
-        self._forwards: list[tuple[nn.Module, Any]] = []
-        base = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType]
-        first = {id(parameter) for parameter in base.embeddings.parameters()}
-        fused = {name for layer in ragged.anatomy.layers for name in (layer.query, layer.key, layer.value)}
-        for name, module in model.named_modules():
-            if name in fused:
-                continue
-            mine = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in first]
-            for key, parameter in mine:
-                copy = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad)
-                self._swaps.append((module, key, parameter, copy))
-                if parameter.requires_grad:
-                    self._masters.append((parameter, copy, 0))
-            if isinstance(module, nn.LayerNorm) and mine:
-                self._forwards.append((module, _norm(module)))
-        self.seeds = torch.zeros(
-            2 * len(ragged.anatomy.layers), dtype=torch.long, device=next(model.parameters()).device
-        )
-        if fuse:  # else it is left to the compiler
-            for number, layer in enumerate(ragged.anatomy.layers):
-                self._fuse_elementwise(model, layer, number)
-        for layer in ragged.anatomy.layers:
-            self._fuse(*(model.get_submodule(name) for name in (layer.query, layer.key, layer.value)))
-
-    def masters(self) -> list[tuple[nn.Parameter, Tensor, int]]:
-        """Each trainable fp32 parameter with the bf16 leaf that stands for it and its place in that leaf."""
-        return self._masters
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model computes with the copies inside."""
-        with ExitStack() as after:
-            for module, key, parameter, copy in self._swaps:
-                module._parameters[key] = copy
-                after.callback(module._parameters.__setitem__, key, parameter)
-            for module, forward in self._forwards:
-                module.forward = forward
-                after.callback(delattr, module, "forward")
-            hook = self._stack.register_forward_pre_hook(_half, with_kwargs=True)
-            after.callback(hook.remove)
-            yield
-
-    def draw_seeds(self) -> None:
-        """New dropout, by the device's random generator."""
-        self.seeds.random_(2**31)
-
-    def _fuse_elementwise(self, model: nn.Module, layer: Layer, number: int) -> None:
-        """Bias, dropout, residual and LayerNorm in one kernel, bias and GELU in another, where a family allows it."""
-        for place, name in enumerate((layer.output, layer.down)):
-            block: Any = model.get_submodule(name.rpartition(".")[0])
-            if all(hasattr(block, part) for part in ("dense", "dropout", "LayerNorm")):
-                self._forwards.append((block, _residual(block, self.seeds, 2 * number + place)))
-        block = model.get_submodule(layer.up.rpartition(".")[0])
-        if isinstance(getattr(block, "intermediate_act_fn", None), GELUActivation):
-            self._forwards.append((block, _activation(block)))
-
-    def _fuse(self, query: nn.Module, key: nn.Module, value: nn.Module) -> None:
-        """Query, key and value as one linear with one leaf for weights and one for biases."""
-        parts = (query, key, value)
-        leaves: list[Tensor | None] = []
-        for name in ("weight", "bias"):
-            masters = [part.get_parameter(name) for part in parts]
-            leaf = torch.cat([master.detach() for master in masters]).to(torch.bfloat16).requires_grad_()
-            at = 0
-            for master in masters:
-                self._masters.append((master, leaf, at))
-                at += master.numel()
-            leaves.append(leaf)
-        shared = _Projection(leaves[0], leaves[1], query.get_parameter("weight").shape[0])
-        for part, forward in zip(parts, (shared.query, shared.key, shared.value), strict=True):
-            self._forwards.append((part, forward))
-
-
-class _Projection:
-    """Computes all three when asked for the query, and hands out the other two."""
-
-    def __init__(self, weight: Tensor | None, bias: Tensor | None, width: int) -> None:
-        assert weight is not None
-        self.weight, self.bias, self.width = weight, bias, width
-        self.rest: list[Tensor] = []
-
-    def query(self, x: Tensor) -> Tensor:
-        q, k, v = F.linear(x, self.weight, self.bias).split(self.width, dim=-1)
-        self.rest = [v, k]
-        return q
-
-    def key(self, _: Tensor) -> Tensor:
-        return self.rest.pop()
-
-    def value(self, _: Tensor) -> Tensor:
-        return self.rest.pop()
-
-
-def _residual(block: Any, seeds: Tensor, which: int) -> Any:
-    """The forward of a `BertSelfOutput` or `BertOutput`: dense, dropout, add, LayerNorm."""
-
-    def forward(hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        dense, norm = block.dense, block.LayerNorm
-        gated = "forward" in vars(dense)  # gates add the bias themselves
-        y = dense(hidden_states) if gated else F.linear(hidden_states, dense.weight)
-        p = block.dropout.p if block.training else 0.0
-        return add_norm(
-            y,
-            None if gated else dense.bias,
-            input_tensor,
-            norm.weight,
-            norm.bias,
-            p=p,
-            eps=norm.eps,
-            seeds=seeds,
-            which=which,
-        )
-
-    return forward
-
-
-def _activation(block: Any) -> Any:
-    """The forward of a `BertIntermediate` with GELU: dense, activation."""
-
-    def forward(hidden_states: Tensor) -> Tensor:
-        return bias_gelu(F.linear(hidden_states, block.dense.weight), block.dense.bias)
-
-    return forward
-
-
-def _norm(module: nn.LayerNorm) -> Any:
-    """LayerNorm in and out of bf16, statistics in fp32; autocast would return fp32."""
-
-    def forward(x: Tensor) -> Tensor:
-        with torch.autocast("cuda", enabled=False):
-            return F.layer_norm(x.to(torch.bfloat16), module.normalized_shape, module.weight, module.bias, module.eps)
-
-    return forward
-
-
-def _half(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Hidden states enter the layers in bf16."""
-    if args:
-        return (args[0].to(torch.bfloat16), *args[1:]), kwargs
-    return args, {**kwargs, "hidden_states": kwargs["hidden_states"].to(torch.bfloat16)}
