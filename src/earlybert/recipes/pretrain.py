@@ -62,7 +62,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = PretrainRun.open(output)
-        free = ("corpus", *NO_RESULT)  # of a corpus the content is compared
+        free = ("corpus", "shard", *NO_RESULT)  # of a corpus the content is compared; checkpoints hold whole tensors
         run.config = replace(run.config, **{name: value for name, value in settings.items() if name in free})
         different = changed(run.config, replace(run.config, **settings))
         if different:
@@ -169,6 +169,7 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{'with' if config.pairs else 'without'} next-sentence prediction; on {bench.device.type}, "
         f"{'bf16' if bench.precision == 'bf16' else 'fp32'}, {config.engine} engine"
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
+        f"{', the model cut up over them' if bench.sharded else ''}"
     )
     if bench.plan.search:
         say(f"search {bench.plan.search} steps of phase 1")
