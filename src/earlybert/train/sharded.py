@@ -7,6 +7,7 @@ of a search are small and stay whole in every process.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def shard(step: EagerStep, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # Its output is a view, which would matter if anything wrote into it.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view", category=UserWarning)
     model = step.model
     anatomy = of(model)
     layers = []
