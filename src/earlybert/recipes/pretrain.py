@@ -14,6 +14,7 @@ from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
 from ..cost import PEAK
 from ..ticket.files import write_atomically
+from ..train.ranks import reached
 from ..train.steplog import totals
 from .display import say
 from .finetune import describe, resumable
@@ -91,6 +92,7 @@ def pretrain(start: Start, *, page: bool = True) -> PretrainRun:
             held.enter_context(_alone(start))
             announce(bench, run)
         held.enter_context(resumable(f"earlybert pretrain --output {run.path} --resume"))
+        held.enter_context(reached())
         if ranks.main:
             held.enter_context(tracked(run))
         if ranks.said(run.metrics.exists()):
@@ -131,7 +133,7 @@ def search(start: Start) -> PretrainRun:
     if run.config.method != "ticket":
         raise Refused(f"method {run.config.method} has no search; use method: ticket.")
     alone = _alone(start) if bench.ranks.main else nullcontext()
-    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"):
+    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"), reached():
         search_stage(bench, run)
     if bench.ranks.main:
         stage = totals(run.steps)["search"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,7 +16,7 @@ from .fast import RaggedStep
 from .pack import Packed
 from .precision import autocast
 from .ragged import set_layout
-from .ranks import ALONE, Ranks, reached
+from .ranks import ALONE, Ranks
 from .step import EagerStep, to_device
 
 SHARES = "step_shares"
@@ -46,11 +45,6 @@ class CommonStep(EagerStep):
         self.sharded = shard is not None
         if shard is not None:
             sharded.shard(self, shard)
-
-    def __call__(self, micro_batches: Sequence[Any]) -> Tensor:
-        """As `EagerStep`."""
-        with reached() if self.sharded else nullcontext():
-            return super().__call__(micro_batches)
 
     def begin(self, *, last: bool) -> None:
         """Parts of the gradient are summed behind the last micro-batch."""
