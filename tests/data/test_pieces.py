@@ -62,8 +62,10 @@ def test_words_are_those_of_the_whole_text(content: str, found: str) -> None:
 
 
 def test_characters_are_counted() -> None:
+    """Line ends aside, which part the texts."""
     found = [ODD, "", *documents(3), "\ud800"]
-    assert vocabulary._characters(found) - Counter("\n" * 9) == sum(map(Counter, found), Counter()) - Counter("\n" * 9)
+    counts, wanted = vocabulary._characters(found), sum(map(Counter, found), Counter())
+    assert {**counts, "\n": 0} == {**wanted, "\n": 0}
 
 
 def test_a_piece_is_worked_out_once_and_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
