@@ -41,7 +41,7 @@ class CommonStep(EagerStep):
     def __init__(self, *args: Any, ranks: Ranks = ALONE, shard: torch.device | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ranks = ranks
-        self.objective = Objective(self.model)
+        self.objective = Objective(self.model, accuracy=False)
         self.sharded = shard is not None
         if shard is not None:
             sharded.shard(self, shard)
