@@ -115,6 +115,8 @@ class Optimising:
     """The step: eager is the reference; fast computes no padding."""
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
+    shard: Literal["none", "full"] = "none"
+    """Over the processes of a job: none holds the model whole in each; full cuts it up (FSDP2)."""
     seed: int = 42
     """Of the random weights, dropout, data order, masks and tie-breaking."""
 

@@ -15,6 +15,7 @@ import torch
 from earlybert.cli import main
 from earlybert.data.stream import Stream
 from earlybert.recipes.pretraining import stages
+from earlybert.train.sharded import part
 
 
 def run(notes: Path, arguments: list[str]) -> int:
@@ -22,7 +23,9 @@ def run(notes: Path, arguments: list[str]) -> int:
     models: list[Any] = []
     tickets: list[Any] = []
     seen: list[tuple[int, list[Any]]] = []
+    scores: list[torch.Tensor] = []
     real_build, real_from, real_places = stages.build, stages.Ticket.from_dict, Stream.places
+    real_collect = stages.collect
 
     def build(engine: Any, model: Any, *rest: Any, **options: Any) -> Any:
         models.append(model)
@@ -32,6 +35,10 @@ def run(notes: Path, arguments: list[str]) -> int:
         tickets.append(entry)
         return real_from(entry, *rest)
 
+    def collect(step: Any, *rest: Any, **options: Any) -> Any:
+        scores.append(step.gates.row().clone())
+        return real_collect(step, *rest, **options)
+
     def places(self: Stream, position: int, count: int) -> Any:
         found = real_places(self, position, count)
         seen.append((self.layout.length, found))
@@ -39,10 +46,12 @@ def run(notes: Path, arguments: list[str]) -> int:
 
     stages.build = build  # pyright: ignore
     stages.Ticket.from_dict = from_dict  # pyright: ignore
+    stages.collect = collect  # pyright: ignore
     Stream.places = places  # pyright: ignore
     code = main(arguments)
-    weights = {name: value.clone() for name, value in models[-1].named_parameters()} if models else {}
-    about = {"weights": weights, "tickets": tickets[:1], "seen": seen}
+    # Of a sharded model this is the part of this process.
+    weights = {name: part(value).clone() for name, value in models[-1].named_parameters()} if models else {}
+    about = {"weights": weights, "tickets": tickets[:1], "seen": seen, "scores": scores}
     torch.save(about, notes / f"rank-{os.environ.get('RANK', '0')}.pt")
     return code
 

@@ -298,6 +298,7 @@ def test_a_budget_that_ends_in_the_search_is_refused(
         (["--length", "4"], "a row of 4 tokens is too short"),
         (["--minutes", "1", "--second", "3"], "with minutes, second is a share"),
         (["--corpus", "/nowhere"], "/nowhere holds no prepared corpus"),
+        (["--shard", "full"], "shard full needs a job of several processes; launch it with torchrun"),
         (["--method", "imp"], "method"),
     ],
 )

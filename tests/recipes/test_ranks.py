@@ -18,7 +18,7 @@ import torch
 import earlybert as eb
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
-from .conftest import equal, steps
+from .conftest import equal, steps, weights
 from .test_pretrain import flags  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -71,6 +71,13 @@ def pair(notes: Path, words: list[Any]) -> list[subprocess.Popen[str]]:
 def finished(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
     found = [(process.communicate(timeout=180)[1], process.returncode) for process in processes]
     return [(code, said) for said, code in found]
+
+
+def wait_for(out: Path, mark: str) -> None:
+    """Until this stands in the step log."""
+    log, deadline = out / "steps.jsonl", time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
+        time.sleep(0.005)
 
 
 def notes_of(folder: Path, rank: int) -> dict[str, Any]:
@@ -128,9 +135,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
     arguments: list[Any] = words
     for victim, mark in ((1, '"search", "step": 12,'), (0, '"train", "step": 20,')):
         processes = pair(tmp_path / "notes", [*arguments, "--output", out])
-        log, deadline = out / "steps.jsonl", time.monotonic() + 120
-        while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
-            time.sleep(0.005)
+        wait_for(out, mark)
         os.kill(processes[victim].pid, signal.SIGKILL)
         ends = finished(processes)
         assert ends[victim][0] == -signal.SIGKILL
@@ -146,6 +151,29 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
     again = [notes_of(tmp_path / "notes", rank) for rank in range(2)]
     for name, value in whole[1]["weights"].items():
         assert torch.equal(again[1]["weights"][name], value), name
+
+
+def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+    """The same ticket, and parameters to 1e-5, of an ordinary model; `tests/train/test_sharded.py` has resuming."""
+    words = [*flags, "--dropout", "0", "--lr", "5e-3", "--second-batch", "8", "--engine", "fast"]
+    alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
+    out = tmp_path / "run-two"
+    processes = pair(tmp_path / "two", [*words, "--shard", "full", "--output", out])
+    wait_for(out, '"train", "step": 8,')
+    processes[1].kill()
+    code, said = finished(processes)[0]
+    assert code == 2, said
+    assert "another process of the job has ended" in said
+    assert [code for code, _ in finished(pair(tmp_path / "two", ["--resume", "--output", out]))] == [0, 0]
+    one, two = weights(tmp_path / "run-one"), weights(out)
+    assert set(one) == set(two)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
+    tickets = [eb.Ticket.load(folder / "ticket.json") for folder in (tmp_path / "run-one", out)]
+    assert (tickets[0].heads, tickets[0].neurons) == (tickets[1].heads, tickets[1].neurons)
+    assert eb.ticket_of(eb.load(out / "model")) == tickets[1]
+    scores = [json.loads((folder / "metrics.json").read_text())["score"] for folder in (tmp_path / "run-one", out)]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-5)
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:  # noqa: F811

@@ -67,6 +67,9 @@ def test_next_sentence_loss_is_added() -> None:
     plain = model(**{name: value for name, value in stock.items() if "label" not in name})
     right = (plain.prediction_logits.argmax(-1) == stock["labels"]).sum()
     assert float(sums.right) == float(right)
+    uncounted = Objective(model, accuracy=False)(ours)
+    assert uncounted.right.isnan()
+    assert torch.equal(uncounted.loss, sums.loss)
 
 
 def test_accuracy_counts_what_the_largest_logit_names() -> None:

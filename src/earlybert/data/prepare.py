@@ -2,7 +2,8 @@
 
 The same input gives the same bytes whatever the number of workers: chunks of documents are cut by their size alone,
 come back in order, and shards end where chunks end. Memory holds the chunks under way (two a worker, 1 MB of text
-each), the shard being filled, and the digests of the documents (`seen`); nothing else grows with the corpus.
+each), the words that workers remember (`pieces`, bounded), the shard being filled, and the digests of the documents
+(`seen`); nothing else grows with the corpus.
 """
 
 from __future__ import annotations

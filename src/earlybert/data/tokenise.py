@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .pieces import Pieces, apart
 
 MANY_IDS = 1 << 16
 """A vocabulary of at most so many ids is stored in two bytes each."""
@@ -47,6 +50,7 @@ class Tokeniser:
         model: Any = self._tokenizer.model
         name = getattr(model, "unk_token", None)
         self.unknown: int | None = None if name is None else self._tokenizer.token_to_id(name)
+        self._pieces = Pieces(self._encoded) if apart(tokenizer) else None
 
     def __call__(self, documents: Sequence[str]) -> Tokenised:
         """Tokenise whole documents, one paragraph a line."""
@@ -57,11 +61,17 @@ class Tokeniser:
             # The space tells byte-pair tokenizers that a new word begins; WordPiece does not see it.
             texts += [sentence if place == 0 else " " + sentence for place, sentence in enumerate(sentences)]
             owners += [number] * len(sentences)
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = np.fromiter(map(len, ids), dtype=np.uint32, count=len(ids))
-        flat = np.fromiter((token for row in ids for token in row), dtype=self.dtype, count=int(lengths.sum()))
+        rows = [b"".join(ids) for ids in self._pieces(texts)] if self._pieces else self._encoded(texts)
+        lengths = np.fromiter(map(len, rows), dtype=np.uint32, count=len(rows)) // np.dtype(self.dtype).itemsize
+        flat = np.frombuffer(b"".join(rows), dtype=self.dtype)
         counts = np.bincount(np.array(owners, dtype=np.int64)[lengths > 0], minlength=len(documents))
         return Tokenised(flat, lengths[lengths > 0], counts.astype(np.uint32))
+
+    def _encoded(self, texts: Sequence[str]) -> list[bytes]:
+        """The ids of each text, as the bytes of an array of `dtype`."""
+        code = np.dtype(self.dtype).char
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [array(code, encoding.ids).tobytes() for encoding in found]
 
 
 def split(document: str, language: str) -> list[str]:

@@ -227,8 +227,7 @@ class Checkpoints:
             for flush in self._before:
                 flush()
             refuse_infinite(self._step.model, done.step, self._step.gates)
-            if self._ranks.main:
-                self._write(done.step)
+            self._write(done.step)
             self._ranks.reseed(self._run.config.seed, done.step)
         if asked:
             raise Terminated if terminated else KeyboardInterrupt
@@ -236,7 +235,8 @@ class Checkpoints:
 
     def _write(self, number: int) -> None:
         step, state = self._step, {"stage": self._stage, "step": number, **self._state()}
-        checkpoint.save(self._run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates, state=state)
+        parts = {"model": step.model, "optimizer": step.optimizer, "gates": step.gates}
+        checkpoint.save(self._run.checkpoint, **parts, state=state, write=self._ranks.main)
 
 
 def profiled(

@@ -14,6 +14,7 @@ from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
 from ..cost import PEAK
 from ..ticket.files import write_atomically
+from ..train.ranks import reached
 from ..train.steplog import totals
 from .display import say
 from .finetune import describe, resumable
@@ -62,7 +63,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = PretrainRun.open(output)
-        free = ("corpus", *NO_RESULT)  # of a corpus the content is compared
+        free = ("corpus", "shard", *NO_RESULT)  # of a corpus the content is compared; checkpoints hold whole tensors
         run.config = replace(run.config, **{name: value for name, value in settings.items() if name in free})
         different = changed(run.config, replace(run.config, **settings))
         if different:
@@ -91,6 +92,7 @@ def pretrain(start: Start, *, page: bool = True) -> PretrainRun:
             held.enter_context(_alone(start))
             announce(bench, run)
         held.enter_context(resumable(f"earlybert pretrain --output {run.path} --resume"))
+        held.enter_context(reached())
         if ranks.main:
             held.enter_context(tracked(run))
         if ranks.said(run.metrics.exists()):
@@ -131,7 +133,7 @@ def search(start: Start) -> PretrainRun:
     if run.config.method != "ticket":
         raise Refused(f"method {run.config.method} has no search; use method: ticket.")
     alone = _alone(start) if bench.ranks.main else nullcontext()
-    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"):
+    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"), reached():
         search_stage(bench, run)
     if bench.ranks.main:
         stage = totals(run.steps)["search"]
@@ -169,6 +171,7 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{'with' if config.pairs else 'without'} next-sentence prediction; on {bench.device.type}, "
         f"{'bf16' if bench.precision == 'bf16' else 'fp32'}, {config.engine} engine"
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
+        f"{', the model cut up over them' if bench.sharded else ''}"
     )
     if bench.plan.search:
         say(f"search {bench.plan.search} steps of phase 1")

@@ -107,12 +107,23 @@ def disk_bytes(folder: Path) -> int:
 
 
 class Evaluations:
-    """Observer that scores the model on the way, into `evaluations.jsonl`. The last checkpoint counts all the same."""
+    """Observer that scores the model on the way, into `evaluations.jsonl`. The last checkpoint counts all the same.
 
-    def __init__(self, run: RunFolder[Any], score: Callable[[], dict[str, float]], first: int) -> None:
+    Args:
+        run: The folder, whose settings say how often.
+        score: What is written.
+        first: Optimizer steps done before.
+        write: False only scores: a sharded model needs all processes for it.
+    """
+
+    def __init__(
+        self, run: RunFolder[Any], score: Callable[[], dict[str, float]], first: int, *, write: bool = True
+    ) -> None:
         self._every = run.config.eval_every
-        self._score, self._run = score, run
+        self._score, self._run, self._write = score, run, write
         self._file = run.path / "evaluations.jsonl"
+        if not write:
+            return
         kept = [line for line in read_steps(self._file) if line["step"] <= first]
         write_atomically(self._file, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
@@ -120,6 +131,8 @@ class Evaluations:
         """Score the model when it is time."""
         if done.step % self._every == 0:
             line = {"step": done.step, **self._score()}
+            if not self._write:
+                return False
             append(self._file, [line])
             display.emit("evaluation", **line)
             if self._run.tracker is not None:

@@ -29,7 +29,7 @@ class Sums:
     tokens: Tensor
     """Masked tokens."""
     right: Tensor
-    """Of them, how many the largest logit names."""
+    """Of them, how many the largest logit names; NaN where that was not asked for."""
     following: Tensor
     """Cross-entropy of next-sentence prediction, summed over rows; 0 without it."""
     rows: Tensor
@@ -53,6 +53,7 @@ class Objective:
 
     Args:
         model: `...ForMaskedLM`, or `BertForPreTraining` and others with a `seq_relationship` head.
+        accuracy: Count the tokens that are found. Training leaves it out: it reads all logits once more.
 
     Attributes:
         pairs: Whether the model has a head for next-sentence prediction.
@@ -61,7 +62,7 @@ class Objective:
         Refused: The model has no such head.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, accuracy: bool = True) -> None:
         kind = type(model).__name__
         # ElectraForPreTraining tells true tokens from false ones: another task.
         self.pairs = kind.endswith("ForPreTraining") and any(
@@ -70,6 +71,7 @@ class Objective:
         if not (kind.endswith("ForMaskedLM") or self.pairs):
             raise Refused(f"{kind} has no head for masked-language modelling; load it with AutoModelForMaskedLM.")
         self.model = model
+        self.accuracy = accuracy
         self.encoder = model.get_submodule(str(model.base_model_prefix))
 
     def __call__(self, batch: Batch) -> Sums:
@@ -88,6 +90,7 @@ class Objective:
             batch["masked_labels"],
             output.seq_relationship_logits if self.pairs else None,
             batch.get("next_sentence_label"),
+            accuracy=self.accuracy,
         )
 
 
@@ -113,7 +116,14 @@ def reading(encoder: nn.Module, positions: Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def sums(logits: Tensor, labels: Tensor, next_logits: Tensor | None = None, next_labels: Tensor | None = None) -> Sums:
+def sums(
+    logits: Tensor,
+    labels: Tensor,
+    next_logits: Tensor | None = None,
+    next_labels: Tensor | None = None,
+    *,
+    accuracy: bool = True,
+) -> Sums:
     """Loss and counts from logits.
 
     Args:
@@ -121,10 +131,11 @@ def sums(logits: Tensor, labels: Tensor, next_logits: Tensor | None = None, next
         labels: int64 `[predictions]`; -100 is left out.
         next_logits: `[rows, 2]`, or None.
         next_labels: int64 `[rows]`, 1 where the second sentence is random, or None.
+        accuracy: Count the tokens that are found.
     """
     known = labels != IGNORED
     masked = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-    right = ((logits.argmax(-1) == labels) & known).sum().float()
+    right = ((logits.argmax(-1) == labels) & known).sum().float() if accuracy else masked.new_full((), torch.nan)
     following = rows = torch.zeros_like(masked)
     if next_logits is not None and next_labels is not None:
         following = F.cross_entropy(next_logits.float(), next_labels, ignore_index=IGNORED, reduction="sum")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..anatomy import Refused
 from ..ticket import Gates
 from ..ticket.tensors import Kind, typed
+from .sharded import gathered, like
 
 FILE = Kind("checkpoint", "earlybert-checkpoint-1", "start a new run")
 
@@ -22,8 +23,11 @@ def save(
     optimizer: torch.optim.Optimizer,
     gates: Gates | None = None,
     state: dict[str, Any],
+    write: bool = True,
 ) -> None:
     """Write weights, buffers, coefficients, optimizer and random state.
+
+    The file does not tell whether the model was sharded: tensors are whole.
 
     Args:
         path: The file; an older one is replaced only when the new one is whole.
@@ -31,6 +35,7 @@ def save(
         optimizer: Over its parameters and those of `gates`.
         gates: Coefficients of a search.
         state: Anything else to remember. JSON values only.
+        write: Whether this process writes; of a sharded model, all have to call this.
 
     Raises:
         Refused: The disk is full or read-only; the older file is unchanged.
@@ -48,8 +53,9 @@ def save(
     for device, random in _random_states(model).items():
         tensors[f"random.{device}"] = random
     header = {"state": state, "groups": about["param_groups"], "numbers": numbers}
-    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    FILE.write(path, plain, header)
+    plain = {name: tensor.contiguous() for name, tensor in gathered(tensors, keep=write).items()}
+    if write:
+        FILE.write(path, plain, header)
 
 
 def load(
@@ -93,12 +99,16 @@ def _put_back(
     """Set weights, buffers and coefficients, the optimizer's state, and the random state."""
     with torch.no_grad():
         for name, value in values.items():
-            value.copy_(tensors[name])
+            value.copy_(like(tensors[name], value))
     state: dict[int, dict[str, Any]] = {int(index): dict(entry) for index, entry in header["numbers"].items()}
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
+            parameter = params[int(index)]
+            state.setdefault(int(index), {})[key] = (
+                like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            )
     optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
     for name, tensor in tensors.items():
         if name == "random.cpu":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..tasks.batches import Batch
@@ -35,7 +36,6 @@ class RaggedStep(EagerStep):
         super().__init__(*args, **kwargs)
         self.ragged = RaggedModel(self.model)
         self.kernel: Kernel = "padded" if exact else "groups"
-        self.table = Table.of(self.model)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""
@@ -55,6 +55,11 @@ class RaggedStep(EagerStep):
     def shares(self, prepared: Sequence[tuple[Packed, int]]) -> list[float]:
         """How much of the step's mean loss each micro-batch is."""
         return by_labels([labels for _, labels in prepared])
+
+    def follow(self, device: torch.device) -> None:
+        """Compute on this device, with the parameters that the model has now."""
+        super().follow(device)
+        self.table = Table.of(self.model)
 
     def clear(self) -> None:
         """Forget the gradients of the step before."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..anatomy import Refused
 from ..ticket import Gates
 from .optimizer import groups_of
+from .sharded import norms, part
 
 foreach: Any = torch
 """Its functions on lists of tensors, which have no public types."""
@@ -24,7 +25,8 @@ class Lamb(torch.optim.Optimizer):
 
     phi of the paper is the identity; where either norm is 0, the ratio is 1. Clipping is left to the step.
     Nothing waits for the device: learning rates and step counts are tensors on it, and a step can be captured in a
-    CUDA graph. Before a replay, `push_rates` brings new learning rates to it.
+    CUDA graph. Before a replay, `push_rates` brings new learning rates to it. Each process updates its part of sharded
+    parameters, by the norms of the whole.
 
     Args:
         params: Parameters or groups. A group with `adapt=False` has no trust ratio: plain AdamW.
@@ -90,15 +92,15 @@ class Lamb(torch.optim.Optimizer):
         super().__setstate__(state)
         self._rates = []
 
-    def _update(self, group: dict[str, Any], rate: Tensor, parameters: list[nn.Parameter]) -> None:
+    def _update(self, group: dict[str, Any], rate: Tensor, params: list[nn.Parameter]) -> None:
         self._prepare(group)
         beta1, beta2 = group["betas"]
-        states = [self.state[parameter] for parameter in parameters]
+        states = [self.state[parameter] for parameter in params]
         count = states[0]["step"]
         count += 1
-        grads = [parameter.grad for parameter in parameters]
-        first = [state["exp_avg"] for state in states]
-        second = [state["exp_avg_sq"] for state in states]
+        parameters = [part(parameter) for parameter in params]
+        grads = [part(parameter.grad) for parameter in params if parameter.grad is not None]
+        first, second = ([part(state[name]) for state in states] for name in ("exp_avg", "exp_avg_sq"))
         foreach._foreach_lerp_(first, grads, 1 - beta1)
         foreach._foreach_mul_(second, beta2)
         foreach._foreach_addcmul_(second, grads, grads, 1 - beta2)
@@ -113,7 +115,7 @@ class Lamb(torch.optim.Optimizer):
         if group["weight_decay"]:
             foreach._foreach_add_(update, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
-            weights, updates = (torch.stack(foreach._foreach_norm(tensors)) for tensors in (parameters, update))
+            weights, updates = norms([*parameters, *update], params).chunk(2)
             ratios = torch.where((weights > 0) & (updates > 0), weights / updates, torch.ones_like(weights))
             foreach._foreach_mul_(update, list((ratios * -rate).unbind()))
         else:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..tasks.batches import Batch
 from ..tasks.mlm import IGNORED, Objective, Sums, without_padding
+from . import sharded
 from .fast import RaggedStep
 from .pack import Packed
 from .precision import autocast
@@ -24,11 +25,12 @@ APART = ("masked_positions", "masked_labels", SHARES)
 """Entries of a batch that have no place in a row."""
 
 
-class MaskedStep(EagerStep):
-    """`EagerStep` for batches of `data.stream`.
+class CommonStep(EagerStep):
+    """What steps of pre-training share: all processes of a job take one together.
 
     Args:
-        ranks: The processes of the job; each brings its own micro-batches, all take the same step.
+        ranks: The processes of the job; each brings its own micro-batches.
+        shard: The device to compute on, where the model is to be cut up over the processes; whole in each when None.
         *args: As `EagerStep`.
         **kwargs: As `EagerStep`.
 
@@ -36,22 +38,46 @@ class MaskedStep(EagerStep):
         Refused: The model has no head for masked-language modelling.
     """
 
-    def __init__(self, *args: Any, ranks: Ranks = ALONE, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ranks: Ranks = ALONE, shard: torch.device | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.ranks = ranks
-        self.objective = Objective(self.model)
+        self.objective = Objective(self.model, accuracy=False)
+        self.sharded = shard is not None
+        if shard is not None:
+            sharded.shard(self, shard)
 
-    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
-        """Bring a step's data to the device."""
-        return super().prepare(with_shares(micro_batches, self.ranks))
+    def begin(self, *, last: bool) -> None:
+        """Parts of the gradient are summed behind the last micro-batch."""
+        if self.sharded:
+            sharded.last_micro_batch(self.model, last)
 
     def combine(self, loss: Tensor) -> Tensor:
         """Sum gradients and loss over all processes: each has weighed its own by the tokens of all."""
-        return combined(self, loss, self.ranks)
+        groups = self.optimizer.param_groups
+        params = self.gates.parameters() if self.sharded and self.gates else []
+        if not self.sharded:  # else only the coefficients' gradients are not summed yet
+            params = [parameter for group in groups for parameter in group["params"]]
+        self.ranks.add([*(parameter.grad for parameter in params if parameter.grad is not None), loss])
+        return loss
+
+    def clip(self, most: float) -> None:
+        """By the norm of the whole gradient."""
+        if self.sharded:
+            sharded.clip(self.clipped, most)
+        else:
+            super().clip(most)
 
     def shares(self, prepared: Sequence[Any]) -> list[float]:
         """Nothing is left to weigh."""
         return [1.0] * len(prepared)
+
+
+class MaskedStep(CommonStep):
+    """`EagerStep` for batches of `data.stream`; arguments and refusals are those of `CommonStep`."""
+
+    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
+        """Bring a step's data to the device."""
+        return super().prepare(with_shares(micro_batches, self.ranks))
 
     def loss(self, batch: Any) -> Tensor:
         """What one micro-batch adds to the step's loss, scalar."""
@@ -61,22 +87,17 @@ class MaskedStep(EagerStep):
             return weighed(self.objective(inputs), shares)
 
 
-class RaggedMaskedStep(RaggedStep):
-    """The same without padding.
-
-    Args:
-        ranks: The processes of the job; each brings its own micro-batches, all take the same step.
-        *args: As `RaggedStep`.
-        **kwargs: As `RaggedStep`.
+class RaggedMaskedStep(CommonStep, RaggedStep):
+    """The same without padding; arguments are those of `CommonStep` and `RaggedStep`.
 
     Raises:
         Refused: The model has no head for masked-language modelling, or cannot run without padding.
     """
 
-    def __init__(self, *args: Any, ranks: Ranks = ALONE, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.ranks = ranks
-        self.objective = Objective(self.model)
+    def follow(self, device: torch.device) -> None:
+        """The decoder reaches every row of the word embedding, and so do the gradients of other processes."""
+        super().follow(device)
+        self.table = None
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device."""
@@ -89,28 +110,12 @@ class RaggedMaskedStep(RaggedStep):
         apart["masked_positions"] = without_padding(batch["masked_positions"], batch["attention_mask"])
         return replace(packed, inputs={**packed.inputs, **to_device(apart, self.device)})
 
-    def combine(self, loss: Tensor) -> Tensor:
-        """Sum gradients and loss over all processes: each has weighed its own by the tokens of all."""
-        return combined(self, loss, self.ranks)
-
-    def shares(self, prepared: Sequence[tuple[Packed, int]]) -> list[float]:
-        """Nothing is left to weigh."""
-        return [1.0] * len(prepared)
-
     def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:
         """What a packed batch adds to the step's loss; the model is in its packed state."""
         inputs = dict(inputs)
         shares = inputs.pop(SHARES)
         set_layout(self.kernel, bounds, longest, inputs["input_ids"].shape[1], lengths=lengths)
         return weighed(self.objective(inputs), shares)
-
-
-def combined(step: EagerStep, loss: Tensor, ranks: Ranks) -> Tensor:
-    """The loss of all processes together; gradients of the step are summed over them in place."""
-    groups = step.optimizer.param_groups
-    gradients = [parameter.grad for group in groups for parameter in group["params"] if parameter.grad is not None]
-    ranks.add([*gradients, loss])
-    return loss
 
 
 def with_shares(micro_batches: Sequence[Batch], ranks: Ranks = ALONE) -> list[Batch]:
@@ -136,7 +141,7 @@ def weighed(sums: Sums, shares: Tensor) -> Tensor:
 def held_out(
     model: nn.Module, batches: Iterable[Batch], *, precision: Literal["bf16", "no"] = "no"
 ) -> dict[str, float]:
-    """Loss and masked accuracy over batches that are not trained on.
+    """Loss and masked accuracy over batches that are not trained on; of a sharded model, by all processes alike.
 
     Returns:
         `mlm_loss`, nats a masked token; `masked_accuracy`; and with pairs `nsp_loss`, nats a row.
@@ -152,6 +157,7 @@ def held_out(
             totals += torch.stack([sums.masked, sums.tokens, sums.right, sums.following, sums.rows])
     finally:
         model.train(training)
+        sharded.close(model)
     masked, tokens, right, following, rows = totals.tolist()
     found = {"mlm_loss": masked / max(1, tokens), "masked_accuracy": right / max(1, tokens)}
     return {**found, "nsp_loss": following / rows} if rows else found

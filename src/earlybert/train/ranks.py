@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ..anatomy import Refused
 
 BUCKET = 1 << 26
 """Bytes of gradients that are summed in one go."""
+TALKING = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
+"""In the messages of errors that come from reaching another process."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,27 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise Refused(
-            f"another process of the job has ended or cannot be reached ({reason.rstrip('.')}); start the job again "
-            "with --resume."
-        ) from error
+        raise _gone(error) from error
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """The same around computing that talks to the others on the way, and may fail by itself.
+
+    Raises:
+        Refused: A partner is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, getattr(dist, "DistError", ())) or TALKING.search(str(error))):
+            raise
+        raise _gone(error) from error
+
+
+def _gone(error: RuntimeError) -> Refused:
+    reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+    return Refused(
+        f"another process of the job has ended or cannot be reached ({reason.rstrip('.')}); start the job again "
+        "with --resume."
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -128,6 +128,7 @@ def searching(
     precision: Precision = "auto",
     engine: Engine = "eager",
     optimizer: Callable[..., torch.optim.Optimizer] = adamw,
+    restore: bool = True,
     **options: Any,
 ) -> Iterator[EagerStep]:
     """A step with gates on the model; afterwards the model and the random state are what they were.
@@ -142,10 +143,11 @@ def searching(
         precision: As `search`.
         engine: As `search`.
         optimizer: Builds one as `adamw` does.
+        restore: False leaves the model where the search has brought it, and saves a copy of its weights.
         **options: As `engine.build`.
     """
     gates = Gates(model)
-    with untouched(model), gates:
+    with untouched(model) if restore else nullcontext(), gates:
         yield build(
             engine,
             model,

@@ -46,10 +46,14 @@ class EagerStep:
         self.max_grad_norm = max_grad_norm
         self.gates = gates
         self.l1 = l1
-        self.device = next(model.parameters()).device
         self.mark: Callable[[str], None] = unmarked
         """Told which part of a step begins; `train.profile` listens."""
-        self.clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.follow(next(model.parameters()).device)
+
+    def follow(self, device: torch.device) -> None:
+        """Compute on this device, with the parameters that the model has now."""
+        self.device = device
+        self.clipped = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def splits(self, prepared: Sequence[Any]) -> bool:
         """Whether this step would tell its parts apart."""
@@ -95,7 +99,8 @@ class EagerStep:
         self.clear()
         shares = self.shares(micro_batches)
         total: Tensor | None = None
-        for batch, share in zip(micro_batches, shares, strict=True):
+        for number, (batch, share) in enumerate(zip(micro_batches, shares, strict=True), start=1):
+            self.begin(last=number == len(micro_batches))
             self.mark("forward")
             loss = self.loss(batch)
             if share != 1.0:
@@ -116,6 +121,9 @@ class EagerStep:
     def clear(self) -> None:
         """Forget the gradients of the step before."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def begin(self, *, last: bool) -> None:
+        """A micro-batch comes, the last of its step or not."""
 
     def clip(self, most: float) -> None:
         """Scale the model's gradients so that their norm is at most `most`."""

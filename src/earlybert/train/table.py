@@ -34,7 +34,8 @@ class Table:
             return None
         weight = embedding.weight
         uses = sum(each is weight for module in model.modules() for each in module._parameters.values())
-        fits = weight.requires_grad and weight.device.type == "cpu" and embedding.max_norm is None
+        plain = type(weight) is nn.Parameter and embedding.max_norm is None  # not one that is sharded
+        fits = plain and weight.requires_grad and weight.device.type == "cpu"
         return cls(embedding) if uses == 1 and fits else None
 
     @property

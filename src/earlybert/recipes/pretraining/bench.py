@@ -24,6 +24,7 @@ from ...data.masking import most
 from ...data.stream import Layout, Stream
 from ...tasks.batches import Batch
 from ...ticket.surgery import cut
+from ...train import sharded
 from ...train.masked import held_out
 from ...train.precision import resolve
 from ...train.ranks import Ranks, group_left_at_exit
@@ -82,6 +83,8 @@ class Bench:
         if config.corpus is None:
             raise Refused("which text? give --corpus with a folder that earlybert prepare wrote.")
         machine = machine or Machine.found(config)
+        if config.shard == "full":
+            sharded.refuse(machine.ranks.world)
         lengths = plan(config, machine.ranks.world)
         corpus = Corpus(config.corpus, checksum=machine.ranks.main)
         model = bert_config(config, len(corpus.tokenizer), corpus.words.pad)
@@ -98,12 +101,18 @@ class Bench:
         """SHA-256 of the corpus's manifest, and so of every shard: a run goes on with the text it began with."""
         return hashlib.sha256((Path(self.corpus.folder) / shards.MANIFEST).read_bytes()).hexdigest()
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the model is cut up over the processes."""
+        return self.config.shard == "full"
+
     def theta_0(self) -> nn.Module:
-        """The model with random weights, the same each time, on the device."""
+        """The model with random weights, the same each time, on the device; on the host where it is to be cut up."""
         torch.manual_seed(self.config.seed)
         kind: Any = BertForPreTraining if self.config.pairs else BertForMaskedLM
         # A model keeps the configuration it is given, and a cut writes into it.
-        return kind(deepcopy(self.model)).to(self.device)
+        model = kind(deepcopy(self.model))
+        return model if self.sharded else model.to(self.device)
 
     def stream(self, leg: Leg, order: int) -> Stream:
         """Training batches of a phase, in one of the two data orders."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -16,20 +17,29 @@ from .bench import Bench
 
 
 def summary(
-    bench: Bench, run: RunFolder[Any], model: nn.Module, *, before: Size, engine: str, elapsed: float, peak: int | None
+    bench: Bench,
+    run: RunFolder[Any],
+    model: nn.Module,
+    *,
+    scores: Sequence[dict[str, float]],
+    before: Size,
+    engine: str,
+    elapsed: float,
+    peak: int | None,
 ) -> dict[str, Any]:
     """Score, cost, speed and size of a trained model: the content of `metrics.json`.
 
     Args:
-        bench: With the held-out documents.
+        bench: With the settings.
         run: With the step log of all stages, and the model folder.
         model: Trained.
+        scores: On held-out documents, at the length of each phase.
         before: Of the dense model.
         engine: Name of the step that ran.
         elapsed: Seconds of wall-clock time that training took, search included.
         peak: Bytes on the first process's device, of training; None where they are not measured.
     """
-    config, legs = bench.config, bench.plan.train
+    config = bench.config
     world = bench.ranks.world
     environs = environment(bench.device, bench.precision)
     stages = totals(run.steps)
@@ -38,7 +48,7 @@ def summary(
     metrics: dict[str, Any] = {
         "corpus": bench.text,
         "method": config.method,
-        "score": bench.score(model, legs[0]),
+        "score": scores[0],
         "engine": engine,
         "processes": world,
         "stages": {name: sums.to_dict() for name, sums in stages.items()},
@@ -52,8 +62,8 @@ def summary(
         "peak_memory_bytes": peak,
         "profile": run.read_profile(),
     }
-    if len(legs) > 1:
-        metrics["score_at_second_length"] = bench.score(model, legs[1])
+    if len(scores) > 1:
+        metrics["score_at_second_length"] = scores[1]
     if ticket is not None:
         metrics["ticket"] = {**widths(ticket), "source": Scores.load(run.scores).source}
     return {**metrics, "environment": environs}

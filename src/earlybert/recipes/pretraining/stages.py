@@ -16,6 +16,7 @@ from ...baselines import random_ticket
 from ...cost import masked, peak_memory, sized
 from ...data.ahead import ahead
 from ...ticket import HistoryWriter, Scores, Ticket, apply, save
+from ...ticket.surgery import cut
 from ...train import checkpoint
 from ...train.budget import Budget, Stopwatch
 from ...train.engine import build
@@ -23,8 +24,9 @@ from ...train.lamb import lamb
 from ...train.loop import Observer
 from ...train.schedule import at
 from ...train.search import Recorder, Watching, collect, searching
+from ...train.sharded import fill
 from ...train.step import EagerStep
-from ...train.steplog import LAST, add_line, truncate
+from ...train.steplog import LAST, Counts, add_line, truncate
 from ..bench import digest
 from ..drive import profiled, resume, take
 from ..plan import glimpse
@@ -45,6 +47,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
     config, leg, cap = bench.config, bench.plan.dense[0], bench.plan.search
     model = bench.theta_0()
     theta_0 = digest(model)
+    cost = masked(model, bench.predictions(leg))
     torch.manual_seed(config.seed)
     with searching(
         model,
@@ -57,8 +60,10 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         engine=config.engine,
         exact=config.exact,
         optimizer=lamb,
+        restore=False,
         masked=True,
         ranks=ranks,
+        shard=bench.device if bench.sharded else None,
     ) as step:
         gates = step.gates
         assert gates is not None
@@ -73,6 +78,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
             "search",
             step,
             leg,
+            cost=cost,
             watch=watch,
             searched=0.0,
             order=SHARED_ORDER,
@@ -139,6 +145,7 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
         _refuse_other_start(run, model)
         model = apply(model, ticket, inplace=True)
     cutting = time.perf_counter() - began
+    costs = [masked(model, bench.predictions(leg)) for leg in legs]
     torch.manual_seed(config.seed)
     step = build(
         config.engine,
@@ -147,6 +154,7 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
         exact=config.exact,
         masked=True,
         ranks=ranks,
+        shard=bench.device if bench.sharded else None,
         precision=bench.precision,
         max_grad_norm=config.max_grad_norm,
     )
@@ -159,8 +167,8 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
         watch.set(saved["elapsed"])
     number, begun = _place(bench, saved, first)
     evaluations: list[Observer] = []
-    if config.eval_every and ranks.main:
-        evaluations = [Evaluations(run, lambda: _score(bench, model, watch), first)]
+    if config.eval_every and (ranks.main or bench.sharded):
+        evaluations = [Evaluations(run, lambda: _score(bench, model, watch), first, write=ranks.main)]
     while number < len(legs):
         leg = legs[number]
         first = _go(
@@ -169,6 +177,7 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
             "train",
             step,
             leg,
+            cost=costs[number],
             watch=watch,
             searched=_searched(run),
             order=SHARED_ORDER if config.method == "dense" else TICKET_ORDER,
@@ -181,12 +190,15 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
         number, begun = number + 1, first
     elapsed, peak = watch.elapsed, peak_memory(bench.device)
     _profiled(bench, run, "train", step, legs[0], SHARED_ORDER if ticket is None else TICKET_ORDER)
+    whole = _whole(bench, model, ticket) if bench.sharded else model
+    if ranks.main:
+        whole.eval()
+        save(whole, run.model, tokenizer=bench.corpus.tokenizer)
+    scores = [bench.score(model, leg) for leg in legs] if ranks.main or bench.sharded else []
     if not ranks.main:
         return {}
-    model.eval()
-    save(model, run.model, tokenizer=bench.corpus.tokenizer)
     engine = type(step).__name__
-    metrics = summary(bench, run, model, before=before, engine=engine, elapsed=elapsed, peak=peak)
+    metrics = summary(bench, run, whole, scores=scores, before=before, engine=engine, elapsed=elapsed, peak=peak)
     run.write_metrics(metrics)
     run.checkpoint.unlink(missing_ok=True)
     return metrics
@@ -199,6 +211,7 @@ def _go(
     step: EagerStep,
     leg: Leg,
     *,
+    cost: Counts,
     watch: Stopwatch,
     searched: float,
     order: int,
@@ -236,12 +249,21 @@ def _go(
             schedule=schedule,
             observers=observers,
             before_checkpoint=before_checkpoint,
-            cost=masked(step.model, bench.predictions(leg)),
+            cost=cost,
             state=lambda: {"phase": leg.number, "begun": begun, "elapsed": watch.elapsed, "text": bench.text},
             ranks=bench.ranks,
             distances=distances,
             left=left,
         )
+
+
+def _whole(bench: Bench, parts: nn.Module, ticket: Ticket | None) -> nn.Module:
+    """A sharded model as an ordinary one, on the host; in all processes but the first its weights are random."""
+    model = bench.theta_0()
+    if ticket is not None:
+        cut(model, ticket)
+    fill(model, parts, keep=bench.ranks.main)
+    return model
 
 
 def _profiled(bench: Bench, run: PretrainRun, stage: str, step: EagerStep, leg: Leg, order: int) -> None:
