@@ -52,7 +52,8 @@ class GraphedStep(RaggedStep):
     """`RaggedStep` for CUDA; the update is the same within bf16.
 
     Args:
-        graphs: Graphs held at most; the one unused longest goes. 0 captures none.
+        graphs: Graphs held at most; the one unused longest goes. 0 captures none, and that runs on the CPU, too,
+            where Triton interprets the kernels (`TRITON_INTERPRET=1`).
         compile: Let `torch.compile` fuse the element-wise work; costs tens of seconds once.
         *args: As `RaggedStep`.
         **kwargs: As `RaggedStep`.
@@ -60,7 +61,7 @@ class GraphedStep(RaggedStep):
 
     def __init__(self, *args: Any, graphs: int = 24, compile: bool = False, exact: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, exact=exact, **kwargs)
-        if not exact:
+        if not exact and self.device.type == "cuda":  # elsewhere nothing but tests run it, and they have no such kernel
             self.kernel = "varlen"
         self.limit = graphs
         self.rows = 0
@@ -99,9 +100,9 @@ class GraphedStep(RaggedStep):
             rows=None if whole else self.rows,
             longest=next((size for size in LONGEST if size >= max(longest, TOKENS - 1)), longest),
         )
-        pinned = {name: tensor.pin_memory() for name, tensor in packed.inputs.items()}
-        bounds = packed.bounds.pin_memory().to(self.device, non_blocking=True)
-        return Packed(to_device(pinned, self.device), bounds, packed.lengths, packed.longest)
+        inputs = to_device(packed.inputs, self.device, pin=True)
+        bounds = to_device({"bounds": packed.bounds}, self.device, pin=True)["bounds"]
+        return Packed(inputs, bounds, packed.lengths, packed.longest)
 
     def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
         """A graph has no inside."""
@@ -142,8 +143,10 @@ class GraphedStep(RaggedStep):
             for name in ("input_ids", "position_ids", "token_type_ids"):
                 if name in packed.inputs:
                     torch._dynamo.mark_dynamic(packed.inputs[name], 1)
-        with self.ragged.packed(), self._copies.in_place(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            return self._run(packed.inputs, packed.bounds, packed.longest, ())
+        lengths = () if self.kernel == "varlen" else (*packed.lengths, packed.tokens - sum(packed.lengths))
+        autocast = torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        with self.ragged.packed(), self._copies.in_place(), autocast:
+            return self._run(packed.inputs, packed.bounds, packed.longest, lengths)
 
     def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         total = self._gradients(prepared)
@@ -347,7 +350,7 @@ def _norm(module: nn.LayerNorm) -> Any:
     """LayerNorm in and out of bf16, statistics in fp32; autocast would return fp32."""
 
     def forward(x: Tensor) -> Tensor:
-        with torch.autocast("cuda", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x.to(torch.bfloat16), module.normalized_shape, module.weight, module.bias, module.eps)
 
     return forward

@@ -68,7 +68,7 @@ def _add_norm_backward(  # pyright: ignore
     dshift = tl.zeros([BLOCK], dtype=tl.float32)
     dbias = tl.zeros([BLOCK], dtype=tl.float32)
     for row in range(program, rows, tl.num_programs(0)):
-        place = row.to(tl.int64) * width + column
+        place = tl.cast(row, tl.int64) * width + column
         g = tl.load(grad + place, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(total + place, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_in + row)
@@ -101,13 +101,13 @@ def _bias_gelu(y, bias, out, width, size, BLOCK: tl.constexpr):  # pyright: igno
     tl.store(out + place, _erf_gelu(x).to(tl.bfloat16), mask=inside)
 
 
-@triton.autotune(
-    [
-        triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps)
-        for rows, columns, warps in ((16, 128, 4), (16, 128, 8), (8, 256, 4), (32, 64, 4), (4, 256, 4))
-    ],
-    key=[],  # once: a ticket has as many widths as layers, and tuning takes half a second each
-)
+TILINGS = [
+    triton.Config({"ROWS": rows, "COLUMNS": columns}, num_warps=warps)
+    for rows, columns, warps in ((16, 128, 4), (16, 128, 8), (8, 256, 4), (32, 64, 4), (4, 256, 4))
+]
+
+
+@triton.autotune(TILINGS, key=[])  # once: a ticket has as many widths as layers, and tuning takes half a second each
 @triton.jit
 def _bias_gelu_backward(  # pyright: ignore
     grad, y, bias, dy, partial, width, rows, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr

@@ -1,0 +1,35 @@
+"""Triton kernels on whatever device is here: a GPU compiles them, Triton's interpreter runs them on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def needs_triton() -> None:
+    """Skip a module of tests where Triton is missing, or was imported before it was told to interpret."""
+    triton = pytest.importorskip("triton")
+    if DEVICE == "cpu" and not triton.knobs.runtime.interpret:
+        pytest.skip("without a GPU, TRITON_INTERPRET=1 must be set", allow_module_level=True)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs, no tuning and small buckets of tokens: the interpreter takes a millisecond for a line."""
+    from earlybert.train import graphed, kernels
+
+    if DEVICE == "cpu":
+        monkeypatch.setattr(kernels, "PROGRAMS", 5)
+        monkeypatch.setattr(graphed, "TOKENS", 8)
+        monkeypatch.setattr(kernels._bias_gelu_backward, "configs", kernels._bias_gelu_backward.configs[:1])
+
+
+def graphed(*args: Any, **settings: Any) -> Any:
+    """The step of `train.graphed`; without a GPU its uncaptured path."""
+    from earlybert.train.graphed import GraphedStep
+
+    return GraphedStep(*args, **{"precision": "bf16", **({} if DEVICE == "cuda" else {"graphs": 0}), **settings})
