@@ -65,7 +65,7 @@ def test_graphs_are_bounded_shared_and_survive_a_failed_capture(monkeypatch: pyt
     for _ in range(3):
         for tokens in (100, 200, 300, 400):
             step(step.prepare([batch_of([tokens, 5], "classification", 0)]))
-    assert len(step._graphs) == 2
+    assert len(step.graphs) == 2
     from earlybert.train import graphed as module
 
     def fails(*_: object, **__: object) -> None:
@@ -75,9 +75,9 @@ def test_graphs_are_bounded_shared_and_survive_a_failed_capture(monkeypatch: pyt
     with monkeypatch.context() as patch:
         patch.setattr(module.FusedAdamW, "step", fails)
         batch = other.prepare([tiny_batch()])
-        other._seen.add((batch[0][0].tokens, len(batch[0][0].bounds) - 2, batch[0][0].longest))
+        other.graphs.seen.add((batch[0][0].tokens, len(batch[0][0].bounds) - 2, batch[0][0].longest))
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(other, "_uncaptured", lambda _: torch.zeros(()))
             other(batch)
-    assert other.limit == 0
+    assert other.graphs.limit == 0
     assert torch.isfinite(other(other.prepare([tiny_batch()])))  # goes on without graphs

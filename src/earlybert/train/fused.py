@@ -168,6 +168,75 @@ def _adamw(  # pyright: ignore
         tl.store(pointer(row, 3, True) + offsets, p.to(tl.bfloat16), mask=mask)
 
 
+@triton.jit
+def _add(table, grads, BLOCK: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr):  # pyright: ignore
+    piece = tl.program_id(0).to(tl.int64)
+    row = table + piece * 2
+    offsets = tl.arange(0, BLOCK)
+    mask = None if FULL else offsets < tl.load(row + 1)
+    other = None if FULL else 0.0
+    total = pointer(row, 0, False) + offsets
+    g = tl.load(pointer(grads, piece, HALF) + offsets, mask=mask, other=other).to(tl.float32)
+    tl.store(total, tl.load(total, mask=mask, other=other) + g, mask=mask)
+
+
+class Launches:
+    """Kernels that read gradients where they lie.
+
+    Attributes:
+        tables: A launch for each; `addresses()` says where the gradients lie now, int64 `[pieces]`, on the CPU.
+        device: Of the gradients.
+    """
+
+    tables: Sequence[Any]
+    device: torch.device
+
+    def blank_addresses(self) -> list[Tensor]:
+        """Room for the addresses of a step's gradients, on the device."""
+        return [torch.zeros(len(table.rows), dtype=torch.int64, device=self.device) for table in self.tables]
+
+    def fill_addresses(self, addresses: Sequence[Tensor]) -> None:
+        """Note where the gradients lie now."""
+        for table, tensor in zip(self.tables, addresses, strict=True):
+            tensor.copy_(table.addresses())
+
+
+class Addition(Launches):
+    """Adds the gradients that backward left to the sums of their slots.
+
+    Args:
+        slots: With a `total` each. Two with one total must differ in the dtype of their leaves.
+    """
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.device = slots[0].master.device
+        self.tables = [_Sums(part, half) for half, part in pieces(slots, lambda slot: slot.half)]
+
+    def __call__(self, addresses: Sequence[Tensor]) -> None:
+        """Add once, from the gradients at `addresses`."""
+        for table, grads in zip(self.tables, addresses, strict=True):
+            _add[(len(table.rows),)](
+                table.rows, grads, BLOCK=BLOCK, HALF=table.half, FULL=table.part.full, num_warps=8
+            )
+
+
+class _Sums:
+    """Where pieces with one dtype of gradients are summed: int64 `[pieces, 2]`, address and size."""
+
+    def __init__(self, part: Pieces, half: bool) -> None:
+        self.part, self.half = part, half
+        rows = torch.stack([part.addresses(lambda slot: (_total(slot), 0)), part.size], dim=1)
+        self.rows = rows.to(part.slots[0].master.device)
+
+    def addresses(self) -> Tensor:
+        return self.part.addresses(Slot.arrived)
+
+
+def _total(slot: Slot) -> Tensor:
+    assert slot.total is not None
+    return slot.total
+
+
 class Table:
     """What an optimizer's kernels read of pieces with one dtype of gradients.
 
@@ -201,7 +270,7 @@ class Table:
         return self.part.addresses(Slot.gradient)
 
 
-class Fused:
+class Fused(Launches):
     """What fused optimizers share: clipping by global norm, learning rates on the device, the optimizer's own state.
 
     Args:
@@ -234,15 +303,6 @@ class Fused:
         """Bring the groups' learning rates to the device; outside a captured graph."""
         for index, group in enumerate(self.optimizer.param_groups):
             self.rates[index].fill_(group["lr"])
-
-    def blank_addresses(self) -> list[Tensor]:
-        """Room for the addresses of a step's gradients, on the device."""
-        return [torch.zeros(len(table.rows), dtype=torch.int64, device=self.device) for table in self.tables]
-
-    def fill_addresses(self, addresses: Sequence[Tensor]) -> None:
-        """Note where the gradients lie now."""
-        for table, tensor in zip(self.tables, addresses, strict=True):
-            tensor.copy_(table.addresses())
 
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""

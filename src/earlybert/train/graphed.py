@@ -6,9 +6,6 @@ residual stream is bf16; query, key and value are one matrix product.
 
 from __future__ import annotations
 
-import gc
-import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,21 +18,19 @@ from transformers.activations import GELUActivation
 
 from ..anatomy import Layer
 from ..tasks.batches import Batch
+from .accumulation import Accumulation
 from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
+from .graphs import Graphs
 from .kernels import add_norm, bias_gelu
 from .pack import Packed, pack
+from .lamb import Lamb
 from .step import to_device
-
-log = logging.getLogger("earlybert")
 
 TOKENS = 128
 """Packed batches are rounded up to this many tokens: a graph serves one size."""
 LONGEST = (128, 256, 384, 512)
 """What the longest row is called: the attention kernel only needs an upper bound, and a graph serves one."""
-
-Key = tuple[int, int, int]
-"""Tokens, rows, longest row."""
 
 
 @dataclass
@@ -51,6 +46,9 @@ class Captured:
 class GraphedStep(RaggedStep):
     """`RaggedStep` for CUDA; the update is the same within bf16.
 
+    A step of one micro-batch is one graph. Where there are more, and for LAMB, gradients are summed in fp32 first
+    (`Accumulation`).
+
     Args:
         graphs: Graphs held at most; the one unused longest goes. 0 captures none, and that runs on the CPU, too,
             where Triton interprets the kernels (`TRITON_INTERPRET=1`).
@@ -59,33 +57,41 @@ class GraphedStep(RaggedStep):
         **kwargs: As `RaggedStep`.
     """
 
+    summed = False
+    """Whether gradients always go through sums, also those of one micro-batch."""
+
     def __init__(self, *args: Any, graphs: int = 24, compile: bool = False, exact: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, exact=exact, **kwargs)
         if not exact and self.device.type == "cuda":  # elsewhere nothing but tests run it, and they have no such kernel
             self.kernel = "varlen"
-        self.limit = graphs
+        self.graphs = Graphs(graphs, self.device)
         self.rows = 0
-        self._pool: Any = None
+        # Where nothing reaches a parameter, zeros for its gradient leave AdamW still, but not a trust ratio.
+        self.summed = self.summed or isinstance(self.optimizer, Lamb)
         self._compile = compile
         self._run: Any = torch.compile(self.forward, dynamic=False) if compile else self.forward
         self.refresh()
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
-        self._copies = _Copies(self.model, self.ragged, fuse=not self._compile)
-        groups = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
-        self._slots = [Slot(m, leaf, at, groups[id(m)]) for m, leaf, at in self._copies.masters() if id(m) in groups]
-        known = {id(slot.master) for slot in self._slots}
-        self._slots += [
-            Slot(p, p, 0, g)
-            for g, group in enumerate(self.optimizer.param_groups)
-            for p in group["params"]
-            if id(p) not in known
-        ]
+        self._copies = _Copies(self.model, self.ragged, fuse=not self._compile, tied=self.summed)
+        self.graphs.clear()
+        self._accumulation: Accumulation | None = None
+        self._fused: FusedAdamW | None = None
+        if self.summed:
+            return
+        copied = {id(master) for master, *_ in self._copies.masters()}
+        # What has a copy gets no gradient of its own: nothing that has one is tied to the embeddings here.
+        self._slots = [slot for slot in self.sources() if slot.leaf is not slot.master or id(slot.master) not in copied]
         self._fused = FusedAdamW(self.optimizer, self._slots, self.max_grad_norm)
         self._addresses = self._fused.blank_addresses()
-        self._graphs: OrderedDict[Key, Captured] = OrderedDict()
-        self._seen: set[Key] = set()
+
+    def sources(self) -> list[Slot]:
+        """Everywhere that gradients may arrive: at bf16 copies, and at the parameters themselves."""
+        groups = {id(p): g for g, group in enumerate(self.optimizer.param_groups) for p in group["params"]}
+        found = [Slot(m, leaf, at, groups[id(m)]) for m, leaf, at in self._copies.masters() if id(m) in groups]
+        owned = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return [*found, *(Slot(p, p, 0, groups[id(p)]) for p in owned)]
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch without padding, on the device, in a size that graphs are made for."""
@@ -106,39 +112,28 @@ class GraphedStep(RaggedStep):
 
     def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
         """A graph has no inside."""
-        return len(prepared) > 1 or self.limit == 0
+        return self.graphs.limit == 0
 
     def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         """As `EagerStep`; replays a graph where there is one for this size."""
+        if self._fused is None or len(prepared) > 1:
+            if self._accumulation is None:
+                self._accumulation = Accumulation(self)
+            return self._accumulation(prepared)
         self._fused.set_rates()
         packed = prepared[0][0]
         key = (packed.tokens, len(packed.bounds) - 2, packed.longest)
-        if len(prepared) > 1 or self.limit == 0:
+        captured = self.graphs.find(key, lambda: self._capture(packed))
+        if captured is None:
             return self._uncaptured(prepared)
-        if key not in self._graphs:
-            if key not in self._seen:  # a graph's first step is taken without it: that warms everything up
-                self._seen.add(key)
-                return self._uncaptured(prepared)
-            try:
-                self._capture(key, packed)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self.limit = 0
-                self._graphs.clear()
-                log.warning("CUDA graphs are off, steps will be slower: %s", str(error).splitlines()[0])
-                return self._uncaptured(prepared)
-        captured = self._graphs[key]
-        self._graphs.move_to_end(key)
-        for name, tensor in packed.inputs.items():
-            captured.packed.inputs[name].copy_(tensor)
-        captured.packed.bounds.copy_(packed.bounds)
+        captured.packed.take(packed)
         captured.graph.replay()
         return captured.loss.clone()
 
     def loss(self, batch: tuple[Packed, int]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
         packed = batch[0]
+        self._copies.draw_seeds()
         if self._compile:
             for name in ("input_ids", "position_ids", "token_type_ids"):
                 if name in packed.inputs:
@@ -149,91 +144,81 @@ class GraphedStep(RaggedStep):
             return self._run(packed.inputs, packed.bounds, packed.longest, lengths)
 
     def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
-        total = self._gradients(prepared)
+        assert self._fused is not None
+        total = self._gradients(prepared[0])
         self._fused.fill_addresses(self._addresses)
         self._fused.step(self._addresses)
         self._drop_gradients()
         return total
 
-    def _gradients(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+    def _gradients(self, batch: tuple[Packed, int]) -> Tensor:
         self._drop_gradients()
-        total: Tensor | None = None
-        for batch, share in zip(prepared, self.shares(prepared), strict=True):
-            self.mark("forward")
-            self._copies.draw_seeds()
-            loss = self.loss(batch)
-            loss = loss if share == 1.0 else loss * share
-            self.mark("backward")
-            loss.backward()
-            total = loss.detach() if total is None else total + loss.detach()
+        self.mark("forward")
+        loss = self.loss(batch)
+        self.mark("backward")
+        loss.backward()
         self.mark("optimizer")
         for slot in self._slots:
             if slot.leaf.grad is None:  # not reached, like a pooler that no head reads
                 slot.leaf.grad = torch.zeros_like(slot.leaf)
         if self.gates is not None:
             self.gates.add_l1(self.l1)
-        assert total is not None
-        return total.float()
+        return loss.detach().float()
 
     def _drop_gradients(self) -> None:
         for slot in self._slots:
             slot.leaf.grad = None
 
-    def _capture(self, key: Key, packed: Packed) -> None:
-        inputs = {name: tensor.clone() for name, tensor in packed.inputs.items()}
-        mine = Packed(inputs, packed.bounds.clone(), packed.lengths, packed.longest)
-        addresses = self._fused.blank_addresses()
-        graph = torch.cuda.CUDAGraph()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        with _undisturbed(self.device), torch.cuda.graph(graph, pool=self._pool):
-            loss = self._gradients([(mine, 1)])
-            self._fused.step(addresses)
-        self._fused.fill_addresses(addresses)
+    def _capture(self, packed: Packed) -> Captured:
+        fused = self._fused
+        assert fused is not None
+        mine, addresses = packed.clone(), fused.blank_addresses()
+
+        def work() -> Tensor:
+            loss = self._gradients((mine, 1))
+            fused.step(addresses)
+            return loss
+
+        graph, loss = self.graphs.capture(work)
+        fused.fill_addresses(addresses)
         self._drop_gradients()
-        self._graphs[key] = Captured(graph, mine, loss, addresses)
-        if len(self._graphs) > self.limit:
-            self._graphs.popitem(last=False)
-
-
-@contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Nothing is freed during a capture, and a capture that fails leaves a random generator that works."""
-    before = torch.cuda.get_rng_state(device)
-    gc.collect()
-    gc.disable()
-    torch.cuda.synchronize(device)
-    try:
-        yield
-    except RuntimeError:
-        fresh = torch.Generator(device=device)
-        torch.cuda.default_generators[device.index or 0].graphsafe_set_state(fresh.graphsafe_get_state())
-        torch.cuda.set_rng_state(before, device)
-        raise
-    finally:
-        gc.enable()
+        return Captured(graph, mine, loss, addresses)
 
 
 class _Copies:
-    """bf16 copies of everything behind the embeddings, and how to put them into the model for a moment."""
+    """bf16 copies of everything behind the embeddings, and how to put them into the model for a moment.
 
-    def __init__(self, model: nn.Module, ragged: Any, *, fuse: bool) -> None:
+    Args:
+        model: Its parameters are copied.
+        ragged: Of the model.
+        fuse: Whether element-wise work is done by kernels.
+        tied: Whether what is tied to the embeddings gets a copy, whose gradient is to be added to theirs.
+    """
+
+    def __init__(self, model: nn.Module, ragged: Any, *, fuse: bool, tied: bool) -> None:
         self._stack = ragged.stack
         self._swaps: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []
         self._masters: list[tuple[nn.Parameter, Tensor, int]] = []
         self._forwards: list[tuple[nn.Module, Any]] = []
         base = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType]
         first = {id(parameter) for parameter in base.embeddings.parameters()}
+        inside = {id(module) for module in base.embeddings.modules()}
+        copies: dict[int, nn.Parameter] = {}  # a parameter in two places is one
         fused = {name for layer in ragged.anatomy.layers for name in (layer.query, layer.key, layer.value)}
         for name, module in model.named_modules():
             if name in fused:
                 continue
-            mine = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in first]
+            if id(module) in inside:
+                continue
+            mine = [(key, p) for key, p in module.named_parameters(recurse=False) if tied or id(p) not in first]
             for key, parameter in mine:
-                copy = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad)
+                copy = copies.get(id(parameter))
+                if copy is None:
+                    copy = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad)
+                    copies[id(parameter)] = copy
+                    if parameter.requires_grad:
+                        self._masters.append((parameter, copy, 0))
                 self._swaps.append((module, key, parameter, copy))
-                if parameter.requires_grad:
-                    self._masters.append((parameter, copy, 0))
             if isinstance(module, nn.LayerNorm) and mine:
                 self._forwards.append((module, _norm(module)))
         self.seeds = torch.zeros(

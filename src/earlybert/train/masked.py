@@ -87,7 +87,7 @@ class RaggedMaskedStep(RaggedStep):
         packed = super().pack({name: value for name, value in batch.items() if name not in APART})
         apart = {name: batch[name] for name in APART}
         apart["masked_positions"] = without_padding(batch["masked_positions"], batch["attention_mask"])
-        return replace(packed, inputs={**packed.inputs, **to_device(apart, self.device)})
+        return replace(packed, inputs={**packed.inputs, **to_device(apart, self.device, pin=True)})
 
     def combine(self, loss: Tensor) -> Tensor:
         """Sum gradients and loss over all processes: each has weighed its own by the tokens of all."""

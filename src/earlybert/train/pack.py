@@ -43,6 +43,17 @@ class Packed:
         """Places, free ones included."""
         return self.inputs["input_ids"].shape[1]
 
+    def clone(self) -> Packed:
+        """The same in memory of its own."""
+        inputs = {name: tensor.clone() for name, tensor in self.inputs.items()}
+        return Packed(inputs, self.bounds.clone(), self.lengths, self.longest)
+
+    def take(self, other: Packed) -> None:
+        """Take over the tensors' content from a batch of the same sizes."""
+        for name, tensor in other.inputs.items():
+            self.inputs[name].copy_(tensor)
+        self.bounds.copy_(other.bounds)
+
 
 def pack(
     batch: Batch,

@@ -16,7 +16,8 @@ from .step import EagerStep, unmarked
 
 HOST, WHOLE = "host", "whole"
 PARTS = (HOST, "forward", "backward", "optimizer", WHOLE)
-"""In order. `whole` stands for the three before it where a step is one CUDA graph, which has no inside."""
+"""In order. `whole` stands for the three before it where a step is one CUDA graph, which has no inside; where
+micro-batches are graphs of their own, for forward and backward."""
 MOST = 8
 """Micro-batches of a step that are timed; the time of more is that of these, times their number."""
 
@@ -95,12 +96,10 @@ def _warm_up(step: EagerStep, taken: list[Any]) -> list[Any]:
 def _parts(step: EagerStep, prepared: Sequence[Any], share: float) -> dict[str, float]:
     """Seconds of a step's parts, what depends on the number of micro-batches scaled up to all of them."""
     marks = Marks(step.device)
-    if not step.splits(prepared):
-        marks(WHOLE)
-        step(prepared)
-        return marks.read()
     step.mark = marks
     try:
+        if not step.splits(prepared):
+            marks(WHOLE)  # until the step tells its optimizer apart, if it does
         step(prepared)
     finally:
         step.mark = unmarked

@@ -1,0 +1,126 @@
+"""One optimizer step from many micro-batches on a GPU: each size of micro-batch one CUDA graph, the update another.
+
+The first runs forward and backward and adds the gradients to fp32 sums; the second adds the L1 term, clips, and takes
+the optimizer's step. What several processes have to tell each other lies between the two, in no graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .pack import Packed
+from .step import unmarked
+from .sums import Sums
+
+if TYPE_CHECKING:
+    from .graphed import GraphedStep
+
+
+@dataclass
+class Replay:
+    """A graph, and the tensors it reads."""
+
+    graph: torch.cuda.CUDAGraph
+    packed: Packed | None = None
+    """The micro-batch, whose content changes."""
+    share: Tensor | None = None
+    """Of the micro-batch in the step's loss, fp32 scalar."""
+    addresses: Sequence[Tensor] = ()
+    """Of gradients."""
+
+
+class Accumulation:
+    """A step that `GraphedStep` takes in parts.
+
+    Args:
+        step: Gives the loss, the optimizer, the coefficients, and the graphs.
+    """
+
+    def __init__(self, step: GraphedStep) -> None:
+        self.step = step
+        self.sums = Sums(step.sources(), step.optimizer, step.max_grad_norm)
+        self._loss = torch.zeros((), device=step.device)
+        self._addresses: list[Tensor] = []
+
+    def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+        """As `EagerStep`."""
+        step, sums = self.step, self.sums
+        sums.clear()
+        self._loss.zero_()
+        for (packed, _), share in zip(prepared, step.shares(prepared), strict=True):
+            self._add(packed, share)
+        step.mark("optimizer")
+        with sums.as_gradients():
+            step.combine(self._loss)  # in place
+        sums.set_rates()
+        update = step.graphs.find("update", lambda: Replay(step.graphs.capture(self._update)[0]))
+        if update is None:
+            self._update()
+        else:
+            update.graph.replay()
+        return self._loss.clone()
+
+    def _add(self, packed: Packed, share: float) -> None:
+        """Add one micro-batch's part of the loss and of the gradients."""
+        key = (*(tensor.shape for tensor in packed.inputs.values()), packed.bounds.shape, packed.longest)
+        replay = self.step.graphs.find(key, lambda: self._capture(packed))
+        if replay is None:
+            self._backward(packed, share, self.step.mark)
+            if self.sums.reach():
+                self.step.graphs.clear()
+                assert self.sums.addition is not None
+                self._addresses = self.sums.addition.blank_addresses()
+            self._fill(self._addresses)
+            self._sum(self._addresses)
+            self.sums.drop_gradients()
+            return
+        assert replay.packed is not None
+        assert replay.share is not None
+        self.step.mark("whole")
+        replay.packed.take(packed)
+        replay.share.fill_(share)
+        replay.graph.replay()
+
+    def _backward(self, packed: Packed, share: Tensor | float, mark: Callable[[str], None] = unmarked) -> None:
+        self.sums.drop_gradients()
+        mark("forward")
+        loss = self.step.loss((packed, 1)) * share
+        mark("backward")
+        loss.backward()
+        self._loss.add_(loss.detach())
+
+    def _sum(self, addresses: Sequence[Tensor]) -> None:
+        assert self.sums.addition is not None
+        self.sums.addition(addresses)
+
+    def _fill(self, addresses: Sequence[Tensor]) -> None:
+        self.sums.fill_in()
+        assert self.sums.addition is not None
+        self.sums.addition.fill_addresses(addresses)
+
+    def _capture(self, packed: Packed) -> Replay:
+        assert self.sums.addition is not None
+        mine, addresses = packed.clone(), self.sums.addition.blank_addresses()
+        share = torch.ones((), device=self.step.device)
+
+        def work() -> None:
+            self._backward(mine, share)
+            self.sums.fill_in()
+            self._sum(addresses)
+
+        graph, _ = self.step.graphs.capture(work)
+        self._fill(addresses)
+        self.sums.drop_gradients()
+        return Replay(graph, mine, share, addresses)
+
+    def _update(self) -> None:
+        step = self.step
+        if step.gates is not None:
+            with self.sums.as_gradients():
+                step.gates.add_l1(step.l1)
+        self.sums.update()
