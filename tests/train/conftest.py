@@ -25,7 +25,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu":
         monkeypatch.setattr(kernels, "PROGRAMS", 5)
         monkeypatch.setattr(graphed, "TOKENS", 8)
-        monkeypatch.setattr(kernels._bias_gelu_backward, "configs", kernels._bias_gelu_backward.configs[:1])
+        monkeypatch.setattr(kernels._bias_gelu_backward, "configs", kernels.TILINGS[:1])
+        _patch_once(monkeypatch)
+
+
+def _patch_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter replaces Triton's language anew for every call inside a kernel: most of its time."""
+    from triton.runtime import interpreter  # pyright: ignore
+
+    replaced = set()
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function.fn.__module__ not in replaced:
+            replaced.add(function.fn.__module__)
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", call)
 
 
 def graphed(*args: Any, **settings: Any) -> Any:
