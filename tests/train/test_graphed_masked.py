@@ -31,14 +31,15 @@ pytestmark = pytest.mark.usefixtures("quick")
 Batch = dict[str, Tensor]
 
 
-def model_of(*, pairs: bool = True, cut: bool = False, family: str = "bert") -> Any:
+def model_of(*, pairs: bool = True, cut: bool = False) -> Any:
     torch.manual_seed(0)
     kind = AutoModelForPreTraining if pairs else AutoModelForMaskedLM
-    model = kind.from_config(tiny_config(family, **NO_DROPOUT)).train()
+    layers = 3 if cut else 1
+    model = kind.from_config(tiny_config("bert", num_hidden_layers=layers, **NO_DROPOUT)).train()
     for parameter in model.parameters():
         if parameter.dim() == 1:
             parameter.data += 0.1 * torch.randn_like(parameter)
-    return (apply(model, uneven(family)) if cut else model).to(DEVICE)
+    return (apply(model, uneven("bert")) if cut else model).to(DEVICE)
 
 
 def micro_batch(lengths: list[int], seed: int, *, pairs: bool = True) -> Batch:
@@ -62,7 +63,7 @@ def micro_batch(lengths: list[int], seed: int, *, pairs: bool = True) -> Batch:
 
 def steps_of(count: int, micro: int, *, pairs: bool = True) -> list[list[Batch]]:
     """Micro-batches of each step, of two sizes."""
-    sizes = [[3, 5], [2, 6], [8, 7]]
+    sizes = [[3, 5], [2, 6], [4, 7]]
     return [
         [micro_batch(sizes[(step + one) % 3], 10 * step + one, pairs=pairs) for one in range(micro)]
         for step in range(count)
@@ -108,11 +109,11 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize(
     ("optimizer", "pairs", "cut", "micro"),
-    [("lamb", True, False, 3), ("lamb", False, True, 1), ("adamw", True, True, 3), ("adamw", False, False, 1)],
+    [("lamb", True, False, 3), ("lamb", False, True, 1), ("adamw", True, True, 2), ("adamw", False, False, 1)],
 )
 def test_steps_within_bf16_of_the_eager_ones(optimizer: str, pairs: bool, cut: bool, micro: int) -> None:
     model = model_of(pairs=pairs, cut=cut)
-    data = steps_of(3, micro, pairs=pairs)
+    data = steps_of(2, micro, pairs=pairs)
     exact, ours = within_bf16(model, OPTIMIZERS[optimizer], data, (MaskedStep, eager_bf16, masked_graphed))
     for (name, a), b, start in zip(exact.named_parameters(), ours.parameters(), model.parameters(), strict=True):
         assert not torch.equal(b, start) or "key.bias" in name or torch.equal(a, start), name
@@ -133,11 +134,13 @@ def test_what_no_batch_reaches_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
 def test_a_resumed_run_and_the_plain_optimizer_go_on_from_its_checkpoint(tmp_path: Path, optimizer: str) -> None:
-    make, data, model = OPTIMIZERS[optimizer], steps_of(3, 2), model_of()
+    make, data, model = OPTIMIZERS[optimizer], steps_of(3, 1), model_of()
     whole = copy.deepcopy(model)
     step = masked_graphed(whole, make(whole))
     take(step, data[:2])
     checkpoint.save(tmp_path / "c", model=whole, optimizer=step.optimizer, state={})
+    if DEVICE == "cpu":  # the interpreter rounds copies to bf16 by cutting off, reading them anew does not
+        step.refresh()
     take(step, data[2:])
 
     resumed = model_of()
@@ -186,7 +189,7 @@ def test_two_processes_are_twice_the_micro_batches() -> None:
 
 
 def test_a_search_moves_the_coefficients_alike() -> None:
-    model, data, rows = model_of(), steps_of(3, 2), []
+    model, data, rows = model_of(), steps_of(2, 2), []
     for kind in (MaskedStep, masked_graphed):
         mine = copy.deepcopy(model)
         with Gates(mine) as gates:
@@ -197,11 +200,13 @@ def test_a_search_moves_the_coefficients_alike() -> None:
     assert (rows[0] - rows[1]).abs().gt(1e-3).float().mean() < 0.05
 
 
-@pytest.mark.parametrize("cut", [False, True])
-def test_rows_with_labels_in_many_micro_batches(cut: bool) -> None:
+def test_rows_with_labels_in_many_micro_batches() -> None:
     """Labels weigh alike, and a step of one micro-batch after one of three goes on with the same moments."""
-    model = build("bert", "classification", cut).to(DEVICE)
-    data = [[batch_of(sizes, "classification", 3) for sizes in ([1, 5], [3, 4, 2], [6])], [batch_of([4, 2], "classification", 9)]]
+    model = build("bert", "classification", cut=False, num_hidden_layers=1).to(DEVICE)
+    data = [
+        [batch_of(sizes, "classification", 3) for sizes in ([1, 5], [3, 4, 2], [6])],
+        [batch_of([4, 2], "classification", 9)],
+    ]
 
     def make(mine: Any) -> Any:
         return adamw(mine, lr=1e-3, weight_decay=0.01)
@@ -255,11 +260,11 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
 def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> None:
     """Bit by bit: everything that changes from step to step, rates and shares included, reaches a replay."""
-    data, model, ends = steps_of(4, 3), model_of(), []
-    for graphs in (0, 2, 24):
+    data, model, ends = steps_of(4, 2), model_of(), []
+    for graphs in (0, 1, 24):
         mine = copy.deepcopy(model)
         optimizer = lamb(mine, lr=1e-2)
-        step = masked_graphed(mine, optimizer, graphs=graphs)
+        step = masked_graphed(mine, optimizer, graphs=graphs, exact=True)  # that attention reads lengths from a tensor
         losses = []
         for number, micro in enumerate(data):
             for group in optimizer.param_groups:
@@ -269,7 +274,7 @@ def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> N
         if graphs == 24:
             assert stand_ins[0] == len(step.graphs) > 1
             assert stand_ins[1] > 6
-            found = profile(step, iter(steps_of(3, 2)), 3)
+            found = profile(step, steps_of(1, 2), 1)
             assert set(found["seconds"]) == {"host", "whole", "optimizer"}
         stand_ins[:] = [0, 0]
     assert ends[1][0] == ends[2][0] == ends[0][0]
@@ -287,7 +292,7 @@ def test_a_capture_that_fails_loses_nothing_but_speed(
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     monkeypatch.setattr(Graphs, "capture", fails)
-    data, model, ends = steps_of(2, 3), model_of(), []
+    data, model, ends = steps_of(1, 3), model_of(), []
     for graphs in (0, 24):
         mine = copy.deepcopy(model)
         take(masked_graphed(mine, lamb(mine, lr=1e-2), graphs=graphs), data)

@@ -72,7 +72,7 @@ class Accumulation:
         if replay is None:
             self._backward(packed, share, self.step.mark)
             if self.sums.reach():
-                self.step.graphs.clear()
+                self.step.graphs.drop()
                 assert self.sums.addition is not None
                 self._addresses = self.sums.addition.blank_addresses()
             self._fill(self._addresses)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,7 @@ def build(
         return plain(model, optimizer, **settings)
 
 
-def _graphed(masked: bool) -> type[EagerStep]:
+def _graphed(masked: bool) -> Callable[..., EagerStep]:
     """The step for CUDA; it imports Triton, which a machine without a GPU need not have."""
     if masked:
         from .graphed_masked import GraphedMaskedStep

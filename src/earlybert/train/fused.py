@@ -215,9 +215,7 @@ class Addition(Launches):
     def __call__(self, addresses: Sequence[Tensor]) -> None:
         """Add once, from the gradients at `addresses`."""
         for table, grads in zip(self.tables, addresses, strict=True):
-            _add[(len(table.rows),)](
-                table.rows, grads, BLOCK=BLOCK, HALF=table.half, FULL=table.part.full, num_warps=8
-            )
+            _add[(len(table.rows),)](table.rows, grads, BLOCK=BLOCK, HALF=table.half, FULL=table.part.full, num_warps=8)
 
 
 class _Sums:

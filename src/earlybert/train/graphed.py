@@ -23,8 +23,8 @@ from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
 from .graphs import Graphs
 from .kernels import add_norm, bias_gelu
-from .pack import Packed, pack
 from .lamb import Lamb
+from .pack import Packed, pack
 from .step import to_device
 
 TOKENS = 128

@@ -76,9 +76,13 @@ class Graphs:
             found = work()
         return graph, found
 
+    def drop(self) -> None:
+        """Let go of all that was captured."""
+        self._held.clear()
+
     def clear(self) -> None:
         """Let go of all; keys count as new again."""
-        self._held.clear()
+        self.drop()
         self.seen.clear()
 
 
