@@ -243,7 +243,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def fill(self: Any, addresses: Any) -> None:
         """Gradients of a stand-in lie elsewhere each time; a graph's do not move."""
-        if all(slot.leaf.grad is not None for slot in self.sums._reached):
+        if all(slot.leaf.grad is not None for slot in self.totals._reached):
             filled(self, addresses)
 
     def add(self: Any, addresses: Any) -> None:

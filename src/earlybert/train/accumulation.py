@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .pack import Packed
 from .step import unmarked
-from .sums import Sums
+from .totals import Totals
 
 if TYPE_CHECKING:
     from .graphed import GraphedStep
@@ -43,21 +43,21 @@ class Accumulation:
 
     def __init__(self, step: GraphedStep) -> None:
         self.step = step
-        self.sums = Sums(step.sources(), step.optimizer, step.max_grad_norm)
+        self.totals = Totals(step.sources(), step.optimizer, step.max_grad_norm)
         self._loss = torch.zeros((), device=step.device)
         self._addresses: list[Tensor] = []
 
     def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         """As `EagerStep`."""
-        step, sums = self.step, self.sums
-        sums.clear()
+        step, totals = self.step, self.totals
+        totals.clear()
         self._loss.zero_()
         for (packed, _), share in zip(prepared, step.shares(prepared), strict=True):
             self._add(packed, share)
         step.mark("optimizer")
-        with sums.as_gradients():
+        with totals.as_gradients():
             step.combine(self._loss)  # in place
-        sums.set_rates()
+        totals.set_rates()
         update = step.graphs.find("update", lambda: Replay(step.graphs.capture(self._update)[0]))
         if update is None:
             self._update()
@@ -71,13 +71,13 @@ class Accumulation:
         replay = self.step.graphs.find(key, lambda: self._capture(packed))
         if replay is None:
             self._backward(packed, share, self.step.mark)
-            if self.sums.reach():
+            if self.totals.reach():
                 self.step.graphs.drop()
-                assert self.sums.addition is not None
-                self._addresses = self.sums.addition.blank_addresses()
+                assert self.totals.addition is not None
+                self._addresses = self.totals.addition.blank_addresses()
             self._fill(self._addresses)
             self._sum(self._addresses)
-            self.sums.drop_gradients()
+            self.totals.drop_gradients()
             return
         assert replay.packed is not None
         assert replay.share is not None
@@ -87,7 +87,7 @@ class Accumulation:
         replay.graph.replay()
 
     def _backward(self, packed: Packed, share: Tensor | float, mark: Callable[[str], None] = unmarked) -> None:
-        self.sums.drop_gradients()
+        self.totals.drop_gradients()
         mark("forward")
         loss = self.step.loss((packed, 1)) * share
         mark("backward")
@@ -95,32 +95,32 @@ class Accumulation:
         self._loss.add_(loss.detach())
 
     def _sum(self, addresses: Sequence[Tensor]) -> None:
-        assert self.sums.addition is not None
-        self.sums.addition(addresses)
+        assert self.totals.addition is not None
+        self.totals.addition(addresses)
 
     def _fill(self, addresses: Sequence[Tensor]) -> None:
-        self.sums.fill_in()
-        assert self.sums.addition is not None
-        self.sums.addition.fill_addresses(addresses)
+        self.totals.fill_in()
+        assert self.totals.addition is not None
+        self.totals.addition.fill_addresses(addresses)
 
     def _capture(self, packed: Packed) -> Replay:
-        assert self.sums.addition is not None
-        mine, addresses = packed.clone(), self.sums.addition.blank_addresses()
+        assert self.totals.addition is not None
+        mine, addresses = packed.clone(), self.totals.addition.blank_addresses()
         share = torch.ones((), device=self.step.device)
 
         def work() -> None:
             self._backward(mine, share)
-            self.sums.fill_in()
+            self.totals.fill_in()
             self._sum(addresses)
 
         graph, _ = self.step.graphs.capture(work)
         self._fill(addresses)
-        self.sums.drop_gradients()
+        self.totals.drop_gradients()
         return Replay(graph, mine, share, addresses)
 
     def _update(self) -> None:
         step = self.step
         if step.gates is not None:
-            with self.sums.as_gradients():
+            with self.totals.as_gradients():
                 step.gates.add_l1(step.l1)
-        self.sums.update()
+        self.totals.update()

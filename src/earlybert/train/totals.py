@@ -23,7 +23,7 @@ def fused(optimizer: torch.optim.Optimizer, slots: Sequence[Slot], max_grad_norm
     return kind(optimizer, slots, max_grad_norm)
 
 
-class Sums:
+class Totals:
     """One fp32 sum for every parameter: 4 bytes each.
 
     A parameter that no backward pass reaches has no sum, and is left alone by the update, as `torch.optim` leaves
