@@ -45,7 +45,7 @@ class Fused:
             if number < 2:
                 leaf = torch.zeros(self.offsets[number] + parameter.numel(), dtype=torch.bfloat16, device=DEVICE)
             total = torch.zeros_like(parameter) if summed else None
-            self.slots.append(Slot(parameter, leaf, self.offsets[number], GROUP[number], total))
+            self.slots.append(Slot(parameter, leaf, self.offsets[number], GROUP[number], total=total))
         self.norm = norm
         self.build()
 

@@ -1,7 +1,7 @@
 """One optimizer step from many micro-batches on a GPU: each size of micro-batch one CUDA graph, the update another.
 
-The first runs forward and backward and adds the gradients to fp32 sums; the second adds the L1 term, clips, and takes
-the optimizer's step. What several processes have to tell each other lies between the two, in no graph.
+The first runs forward and backward and adds the gradients to fp32 totals; the second clips and takes the optimizer's
+step. What several processes have to tell each other lies between the two, in no graph.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Accumulation:
         with totals.as_gradients():
             step.combine(self._loss)  # in place
         totals.set_rates()
-        update = step.graphs.find("update", lambda: Replay(step.graphs.capture(self._update)[0]))
+        update = step.graphs.find("update", lambda: Replay(step.graphs.capture(totals.update)[0]))
         if update is None:
-            self._update()
+            totals.update()
         else:
             update.graph.replay()
         return self._loss.clone()
@@ -73,8 +73,7 @@ class Accumulation:
             self._backward(packed, share, self.step.mark)
             if self.totals.reach():
                 self.step.graphs.drop()
-                assert self.totals.addition is not None
-                self._addresses = self.totals.addition.blank_addresses()
+                self._addresses = self._blank()
             self._fill(self._addresses)
             self._sum(self._addresses)
             self.totals.drop_gradients()
@@ -88,39 +87,38 @@ class Accumulation:
 
     def _backward(self, packed: Packed, share: Tensor | float, mark: Callable[[str], None] = unmarked) -> None:
         self.totals.drop_gradients()
+        self.step.copies.begin()
         mark("forward")
         loss = self.step.loss((packed, 1)) * share
         mark("backward")
         loss.backward()
+        self.step.copies.finish()
+        self.totals.fill_in()
         self._loss.add_(loss.detach())
 
     def _sum(self, addresses: Sequence[Tensor]) -> None:
         assert self.totals.addition is not None
-        self.totals.addition(addresses)
+        self.step.copies.resolve(addresses[-1])
+        self.totals.addition(addresses[:-1])
+
+    def _blank(self) -> list[Tensor]:
+        assert self.totals.addition is not None
+        return [*self.totals.addition.blank_addresses(), self.step.copies.blank_addresses()]
 
     def _fill(self, addresses: Sequence[Tensor]) -> None:
-        self.totals.fill_in()
         assert self.totals.addition is not None
-        self.totals.addition.fill_addresses(addresses)
+        self.totals.addition.fill_addresses(addresses[:-1])
+        self.step.copies.fill_addresses(addresses[-1])
 
     def _capture(self, packed: Packed) -> Replay:
-        assert self.totals.addition is not None
-        mine, addresses = packed.clone(), self.totals.addition.blank_addresses()
+        mine, addresses = packed.clone(), self._blank()
         share = torch.ones((), device=self.step.device)
 
         def work() -> None:
             self._backward(mine, share)
-            self.totals.fill_in()
             self._sum(addresses)
 
         graph, _ = self.step.graphs.capture(work)
         self._fill(addresses)
         self.totals.drop_gradients()
         return Replay(graph, mine, share, addresses)
-
-    def _update(self) -> None:
-        step = self.step
-        if step.gates is not None:
-            with self.totals.as_gradients():
-                step.gates.add_l1(step.l1)
-        self.totals.update()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 BLOCK = 2048
 """Elements one program handles: a piece."""
-# A piece's row in a table: addresses of the parameter, its two moments and its bf16 copy, its size, its group,
+# A piece's row in a table: addresses of the parameter, its two moments and its copy, its size, its kind,
 # its parameter's slot, its own place among the pieces of all parameters, slot by slot.
 
 
@@ -31,6 +31,7 @@ class Slot:
         leaf: The tensor whose `.grad` is this parameter's gradient: the master itself, or a bf16 copy.
         offset: Where the parameter begins in the leaf, in elements (a leaf may hold several).
         group: Index of its group in the optimizer.
+        l1: Strength of an L1 term on it, whose gradient is not clipped.
         total: fp32 sum of its gradients over micro-batches, shaped like the master, where they are summed: the
             optimizer then reads this instead of the leaf's.
     """
@@ -39,6 +40,7 @@ class Slot:
     leaf: Tensor
     offset: int
     group: int
+    l1: float = 0.0
     total: Tensor | None = None
 
     def arrived(self) -> tuple[Tensor, int]:
@@ -52,8 +54,13 @@ class Slot:
 
     @property
     def half(self) -> bool:
-        """Whether the leaf is a bf16 copy."""
+        """Whether the leaf is in bf16."""
         return self.leaf.dtype == torch.bfloat16
+
+    @property
+    def copied(self) -> bool:
+        """Whether the leaf is a copy."""
+        return self.leaf is not self.master
 
 
 class Pieces:
@@ -138,24 +145,39 @@ def _squares(  # pyright: ignore
 
 
 @triton.jit
+def clip(g, p, kind, clipped, l1, square, limit):  # pyright: ignore
+    """A gradient after clipping, with that of the L1 term."""
+    scale = tl.minimum(limit / (tl.sqrt(tl.load(square)) + 1e-6), 1.0)
+    g = g * (1.0 + tl.load(clipped + kind) * (scale - 1.0))
+    return g + tl.load(l1 + kind) * ((p > 0).to(tl.float32) - (p < 0).to(tl.float32))
+
+
+@triton.jit
+def write_copy(row, offsets, p, mask, HALF: tl.constexpr):  # pyright: ignore
+    """Write the copy that the next forward pass reads."""
+    shadow = pointer(row, 3, HALF)
+    tl.store(shadow + offsets, p.to(shadow.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _adamw(  # pyright: ignore
-    table, grads, rates, decays, clipped, scale, count, beta1, beta2, eps,
-    BLOCK: tl.constexpr, HALF: tl.constexpr, COPY: tl.constexpr, FULL: tl.constexpr,
+    table, grads, rates, decays, clipped, l1, square, limit, count, beta1, beta2, eps,
+    BLOCK: tl.constexpr, HALF: tl.constexpr, COPY: tl.constexpr, HALF_COPY: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     piece = tl.program_id(0).to(tl.int64)
     row = table + piece * 8
     offsets = tl.arange(0, BLOCK)
     mask = None if FULL else offsets < tl.load(row + 4)
     other = None if FULL else 0.0
-    group = tl.load(row + 5)
+    kind = tl.load(row + 5)
     param, first, second = pointer(row, 0, False), pointer(row, 1, False), pointer(row, 2, False)
     g = tl.load(pointer(grads, piece, HALF) + offsets, mask=mask, other=other).to(tl.float32)
     p = tl.load(param + offsets, mask=mask, other=other)
     m = tl.load(first + offsets, mask=mask, other=other)
     v = tl.load(second + offsets, mask=mask, other=other)
-    g = g * (1.0 + tl.load(clipped + group) * (tl.load(scale) - 1.0))
-    steps, rate = tl.load(count), tl.load(rates + group)
-    p = p * (1.0 - rate * tl.load(decays + group))
+    g = clip(g, p, kind, clipped, l1, square, limit)
+    steps, rate = tl.load(count), tl.load(rates + kind)
+    p = p * (1.0 - rate * tl.load(decays + kind))
     m = m + (1.0 - beta1) * (g - m)
     v = beta2 * v + (1.0 - beta2) * g * g
     size = rate / (1.0 - tl.exp(steps * tl.log(beta1)))
@@ -164,8 +186,8 @@ def _adamw(  # pyright: ignore
     tl.store(param + offsets, p, mask=mask)
     tl.store(first + offsets, m, mask=mask)
     tl.store(second + offsets, v, mask=mask)
-    if COPY:  # the copy that the next forward pass reads
-        tl.store(pointer(row, 3, True) + offsets, p.to(tl.bfloat16), mask=mask)
+    if COPY:
+        write_copy(row, offsets, p, mask, HALF_COPY)
 
 
 @triton.jit
@@ -235,20 +257,30 @@ def _total(slot: Slot) -> Tensor:
     return slot.total
 
 
+Kind = tuple[int, float]
+"""Group of the optimizer, and strength of the L1 term."""
+
+
 class Table:
-    """What an optimizer's kernels read of pieces with one dtype of gradients.
+    """What an optimizer's kernels read of pieces that are alike.
+
+    Args:
+        part: The pieces.
+        optimizer: With moments for all of them.
+        kinds: Of all slots; the kernels' vectors have an entry for each.
 
     Attributes:
         rows: int64 `[pieces, 8]` on the device.
-        partial: fp32 `[pieces]`: sums of squares of the gradients.
-        half: Whether gradients are bf16.
-        copy: Whether there are bf16 copies of the weights to write.
+        reading: Constants of kernels that read gradients.
+        writing: Constants of kernels that write parameters.
     """
 
-    def __init__(self, part: Pieces, optimizer: torch.optim.Optimizer, *, half: bool, copy: bool) -> None:
-        self.part, self.half, self.copy = part, half, copy
-        device = part.slots[0].master.device
-        groups = torch.tensor([slot.group for slot in part.slots])
+    def __init__(self, part: Pieces, optimizer: torch.optim.Optimizer, kinds: list[Kind]) -> None:
+        self.part = part
+        first = part.slots[int(part.slot[0])]
+        self.reading = {"HALF": first.half and first.total is None, "FULL": part.full}
+        self.writing = {"COPY": first.copied, "HALF_COPY": first.half, "FULL": part.full}
+        numbers = torch.tensor([kinds.index((slot.group, slot.l1)) for slot in part.slots])
         state: dict[Any, Any] = optimizer.state
         columns = [
             part.addresses(lambda slot: (slot.master, 0)),
@@ -256,12 +288,11 @@ class Table:
             part.addresses(lambda slot: (state[slot.master]["exp_avg_sq"], 0)),
             part.addresses(lambda slot: (slot.leaf, slot.offset)),
             part.size,
-            groups[part.slot],
+            numbers[part.slot],
             part.slot,
             part.place,
         ]
-        self.rows = torch.stack(columns, dim=1).to(device)
-        self.partial = torch.zeros(len(part), dtype=torch.float32, device=device)
+        self.rows = torch.stack(columns, dim=1).to(first.master.device)
 
     def addresses(self) -> Tensor:
         """Where the gradients lie now, int64 `[pieces]`, on the CPU."""
@@ -280,43 +311,49 @@ class Fused(Launches):
     def __init__(self, optimizer: torch.optim.Optimizer, slots: Sequence[Slot], max_grad_norm: float | None) -> None:
         self.optimizer = optimizer
         self.slots = slots
-        self.max_grad_norm = max_grad_norm
+        self.limit = float("inf") if max_grad_norm is None else max_grad_norm
         self.device = device = slots[0].master.device
         self.beta1, self.beta2 = optimizer.param_groups[0]["betas"]
         self.eps = optimizer.param_groups[0]["eps"]
-        groups = optimizer.param_groups
+        self.kinds: list[Kind] = sorted({(slot.group, slot.l1) for slot in slots})
+        groups = [optimizer.param_groups[number] for number, _ in self.kinds]
         self.rates = torch.zeros(len(groups), device=device)
+        self._known = [0.0] * len(groups)
+        self.l1 = torch.tensor([l1 for _, l1 in self.kinds], device=device, dtype=torch.float32)
         self.decays = torch.tensor([group["weight_decay"] for group in groups], device=device, dtype=torch.float32)
         self.clipped = torch.tensor([float(group.get("name") != "coefficients") for group in groups], device=device)
-        self.scale = torch.ones(1, device=device)
+        self.square = torch.zeros((), device=device)
         state: dict[Any, Any] = optimizer.state
         for slot in slots:
             for key in ("exp_avg", "exp_avg_sq"):
                 if key not in state[slot.master]:
                     state[slot.master][key] = torch.zeros_like(slot.master)
-        kinds = pieces(slots, lambda slot: (slot.half and slot.total is None, slot.half))
-        self.tables = [Table(part, optimizer, half=half, copy=copy) for (half, copy), part in kinds]
+        alike = pieces(slots, lambda slot: (slot.half, slot.copied, slot.total is None))
+        self.tables = [Table(part, optimizer, self.kinds) for _, part in alike]
+        self._partial = torch.zeros(sum(len(table.rows) for table in self.tables), device=device)
+        self._partials = self._partial.split([len(table.rows) for table in self.tables])
 
     def set_rates(self) -> None:
         """Bring the groups' learning rates to the device; outside a captured graph."""
-        for index, group in enumerate(self.optimizer.param_groups):
-            self.rates[index].fill_(group["lr"])
+        for index, (group, _) in enumerate(self.kinds):
+            rate = float(self.optimizer.param_groups[group]["lr"])
+            if rate != self._known[index]:
+                self.rates[index].fill_(rate)
+                self._known[index] = rate
 
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""
         raise NotImplementedError
 
-    def clip(self, addresses: Sequence[Tensor]) -> None:
-        """Work out the factor that gradients are multiplied with."""
-        if self.max_grad_norm is None:
+    def measure(self, addresses: Sequence[Tensor]) -> None:
+        """Work out the square of the norm that gradients are clipped by."""
+        if self.limit == float("inf"):
             return
-        for table, grads in zip(self.tables, addresses, strict=True):
+        for table, grads, partial in zip(self.tables, addresses, self._partials, strict=True):
             _squares[(len(table.rows),)](
-                table.rows, grads, self.clipped, table.partial,
-                BLOCK=BLOCK, HALF=table.half, FULL=table.part.full, num_warps=8,
-            )  # fmt: skip
-        norm = torch.stack([table.partial.sum() for table in self.tables]).sum().sqrt()
-        self.scale.copy_((self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0))
+                table.rows, grads, self.clipped, partial, BLOCK=BLOCK, num_warps=8, **table.reading
+            )
+        torch.sum(self._partial, dim=0, out=self.square)
 
     def count_of(self, slots: Sequence[Slot]) -> Tensor:
         """One step count for these parameters, fp32 scalar on the device: the one they share already, or a new one."""
@@ -346,10 +383,10 @@ class FusedAdamW(Fused):
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""
         self.count.add_(1)
-        self.clip(addresses)
+        self.measure(addresses)
         for table, grads in zip(self.tables, addresses, strict=True):
             _adamw[(len(table.rows),)](
-                table.rows, grads, self.rates, self.decays, self.clipped, self.scale, self.count,
-                self.beta1, self.beta2, self.eps,
-                BLOCK=BLOCK, HALF=table.half, COPY=table.copy, FULL=table.part.full, num_warps=8,
+                table.rows, grads, self.rates, self.decays, self.clipped, self.l1, self.square, self.limit,
+                self.count, self.beta1, self.beta2, self.eps,
+                BLOCK=BLOCK, num_warps=8, **(table.reading | table.writing),
             )  # fmt: skip

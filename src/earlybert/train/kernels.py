@@ -1,7 +1,9 @@
 """The element-wise work between a layer's matrix products, fused: two Triton kernels forward, two backward.
 
-`add_norm` is LayerNorm(residual + dropout(y + bias)); `bias_gelu` is GELU(y + bias). Both read and write bf16,
-compute in fp32, and sum the gradients of biases and of LayerNorm on the way instead of in a pass of their own.
+`add_norm` is LayerNorm(residual + dropout(y + bias)); `bias_gelu` is GELU(y + bias), times a coefficient a neuron
+(Eq. 3) in a search. Both read and write bf16, compute in fp32, and sum the gradients of biases, of LayerNorm and of
+coefficients on the way instead of in a pass of their own. Each program leaves a partial sum; `train.sums` finishes
+those of all layers in one launch.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from torch import Tensor
 
 PROGRAMS = 264
 """Programs that share the rows in a backward pass, each leaving a partial sum: two a multiprocessor of an H100."""
+TILE = 16
+"""Rows a program should have at least where it sums over them in tiles."""
 
 
 @triton.jit
@@ -42,14 +46,14 @@ def _add_norm(  # pyright: ignore
     if DROP:
         x = tl.where(_keep(tl.load(seeds + which), place, threshold), x * scale, 0.0)
     x += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
-    stored = x.to(tl.bfloat16)
+    stored = x.to(total.dtype.element_ty)
     x = stored.to(tl.float32)  # what backward will read
     mean = tl.sum(x) / width
     centred = tl.where(inside, x - mean, 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred) / width + eps)
     w = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     b = tl.load(shift + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place, (centred * rstd * w + b).to(tl.bfloat16), mask=inside)
+    tl.store(out + place, (centred * rstd * w + b).to(out.dtype.element_ty), mask=inside)
     tl.store(total + place, stored, mask=inside)
     tl.store(mean_out + row, mean)
     tl.store(rstd_out + row, rstd)
@@ -77,10 +81,10 @@ def _add_norm_backward(  # pyright: ignore
         dshift += g
         g *= w
         d = (g - tl.sum(g) / width - normal * (tl.sum(g * normal) / width)) * rstd
-        tl.store(dresidual + place, d.to(tl.bfloat16), mask=inside)
+        tl.store(dresidual + place, d.to(dresidual.dtype.element_ty), mask=inside)
         if DROP:
             d = tl.where(_keep(tl.load(seeds + which), place, threshold), d * scale, 0.0)
-            tl.store(dy + place, d.to(tl.bfloat16), mask=inside)
+            tl.store(dy + place, d.to(dy.dtype.element_ty), mask=inside)
         dbias += d
     start = partial + program.to(tl.int64) * 3 * width + column
     tl.store(start, dweight, mask=inside)
@@ -89,16 +93,18 @@ def _add_norm_backward(  # pyright: ignore
 
 
 @triton.jit
-def _erf_gelu(x):  # pyright: ignore
-    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-
-
-@triton.jit
-def _bias_gelu(y, bias, out, width, size, BLOCK: tl.constexpr):  # pyright: ignore
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < size
-    x = tl.load(y + place, mask=inside).to(tl.float32) + tl.load(bias + place % width, mask=inside).to(tl.float32)
-    tl.store(out + place, _erf_gelu(x).to(tl.bfloat16), mask=inside)
+def _bias_gelu(  # pyright: ignore
+    y, bias, coefficients, out, width, BLOCK: tl.constexpr, SCALE: tl.constexpr
+):
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    place = tl.program_id(0).to(tl.int64) * width + column
+    x = tl.load(y + place, mask=inside, other=0.0).to(tl.float32)
+    x += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if SCALE:
+        x *= tl.load(coefficients + column, mask=inside, other=0.0)
+    tl.store(out + place, x.to(out.dtype.element_ty), mask=inside)
 
 
 TILINGS = [
@@ -110,32 +116,44 @@ TILINGS = [
 @triton.autotune(TILINGS, key=[])  # once: a ticket has as many widths as layers, and tuning takes half a second each
 @triton.jit
 def _bias_gelu_backward(  # pyright: ignore
-    grad, y, bias, dy, partial, width, rows, each, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
+    grad, y, bias, coefficients, dy, partial, width, rows, each,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SCALE: tl.constexpr,
+):  # fmt: skip
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     begin = tl.program_id(1) * each
     end = tl.minimum(begin + each, rows)
     inside = column < width
     b = tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    total = tl.zeros([COLUMNS], dtype=tl.float32)
+    dbias = tl.zeros([COLUMNS], dtype=tl.float32)
+    if SCALE:
+        c = tl.load(coefficients + column, mask=inside, other=0.0)
+        dc = tl.zeros([COLUMNS], dtype=tl.float32)
     for at in range(begin, end, ROWS):
         row = at + tl.arange(0, ROWS)
         mask = (row < end)[:, None] & inside[None, :]
         place = row.to(tl.int64)[:, None] * width + column[None, :]
         x = tl.load(y + place, mask=mask, other=0.0).to(tl.float32) + b[None, :]
         g = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
-        slope = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476)) + x * 0.3989422804014327 * tl.exp(-0.5 * x * x)
-        d = g * slope
-        tl.store(dy + place, d.to(tl.bfloat16), mask=mask)
-        total += tl.sum(d, axis=0)
-    tl.store(partial + tl.program_id(1).to(tl.int64) * width + column, total, mask=inside)
+        below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        if SCALE:
+            dc += tl.sum(g * x * below, axis=0)
+            g *= c[None, :]
+        d = g * (below + x * 0.3989422804014327 * tl.exp(-0.5 * x * x))
+        tl.store(dy + place, d.to(dy.dtype.element_ty), mask=mask)
+        dbias += tl.sum(d, axis=0)
+    if SCALE:
+        start = partial + tl.program_id(1).to(tl.int64) * 2 * width + column
+        tl.store(start + width, dc, mask=inside)
+    else:
+        start = partial + tl.program_id(1).to(tl.int64) * width + column
+    tl.store(start, dbias, mask=inside)
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, bias: Tensor | None, residual: Tensor, weight: Tensor, shift: Tensor,
-        p: float, eps: float, seeds: Tensor, which: int,
+        p: float, eps: float, seeds: Tensor, which: int, into: Tensor | None,
     ) -> Tensor:  # fmt: skip
         width = y.shape[-1]
         y, residual = y.contiguous(), residual.contiguous()
@@ -143,7 +161,7 @@ class _AddNorm(torch.autograd.Function):
         out, total = torch.empty_like(y), torch.empty_like(y)
         mean, rstd = y.new_empty((2, rows), dtype=torch.float32).unbind(0)
         ctx.drop = (int(p * 2**32), 1.0 / (1.0 - p), p > 0)
-        ctx.block, ctx.which, ctx.bias = triton.next_power_of_2(width), which, bias is not None
+        ctx.block, ctx.which, ctx.bias, ctx.into = triton.next_power_of_2(width), which, bias is not None, into
         _add_norm[(rows,)](
             y, bias, residual, weight, shift, out, total, mean, rstd, seeds, which, *ctx.drop[:2], eps, width,
             BLOCK=ctx.block, BIAS=ctx.bias, DROP=ctx.drop[2], num_warps=4,
@@ -159,50 +177,68 @@ class _AddNorm(torch.autograd.Function):
         rows = grad.numel() // width
         dresidual = torch.empty_like(grad)
         dy = torch.empty_like(grad) if ctx.drop[2] else dresidual
-        programs = min(PROGRAMS, rows)
-        partial = grad.new_empty((programs, 3, width), dtype=torch.float32)
-        _add_norm_backward[(programs,)](
+        partial = _room(ctx.into, grad, min(PROGRAMS, rows), 3)
+        _add_norm_backward[(len(partial),)](
             grad, total, mean, rstd, weight, dy, dresidual, partial, seeds, ctx.which, *ctx.drop[:2], width, rows,
             BLOCK=ctx.block, DROP=ctx.drop[2], num_warps=4,
         )  # fmt: skip
-        dweight, dshift, dbias = partial.sum(0).to(weight.dtype).unbind(0)
-        return dy, dbias if ctx.bias else None, dresidual, dweight, dshift, None, None, None, None
+        dweight = dshift = dbias = None
+        if ctx.into is None:
+            dweight, dshift, dbias = partial.sum(0).to(weight.dtype).unbind(0)
+        return dy, dbias if ctx.bias else None, dresidual, dweight, dshift, None, None, None, None, None
 
 
 class _BiasGelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, bias: Tensor, coefficients: Tensor | None, into: Tensor | None) -> Tensor:
         y = y.contiguous()
         out = torch.empty_like(y)
-        block = 2048
-        _bias_gelu[(triton.cdiv(y.numel(), block),)](y, bias, out, y.shape[-1], y.numel(), BLOCK=block, num_warps=4)
-        ctx.save_for_backward(y, bias)
+        width = y.shape[-1]
+        block = min(1024, triton.next_power_of_2(width))
+        _bias_gelu[(y.numel() // width, triton.cdiv(width, block))](
+            y, bias, coefficients, out, width, BLOCK=block, SCALE=coefficients is not None, num_warps=4
+        )
+        ctx.into = into
+        ctx.save_for_backward(y, bias, coefficients)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        y, bias = ctx.saved_tensors
+        y, bias, coefficients = ctx.saved_tensors
         grad = grads[0].contiguous()
         width = grad.shape[-1]
         rows = grad.numel() // width
-        parts = max(1, min(triton.cdiv(rows, 16), PROGRAMS * 256 // width))
-        each = triton.cdiv(rows, parts)
         dy = torch.empty_like(y)
-        partial = grad.new_empty((parts, width), dtype=torch.float32)
-        _bias_gelu_backward[lambda tile: (triton.cdiv(width, tile["COLUMNS"]), parts)](
-            grad, y, bias, dy, partial, width, rows, each
+        scale = coefficients is not None
+        partial = _room(ctx.into, grad, min(triton.cdiv(rows, TILE), parts(width)), 1 + scale)
+        each = max(TILE, triton.cdiv(rows, len(partial)))
+        _bias_gelu_backward[lambda tile: (triton.cdiv(width, tile["COLUMNS"]), len(partial))](
+            grad, y, bias, coefficients, dy, partial, width, rows, each, SCALE=scale
         )
-        return dy, partial.sum(0).to(bias.dtype)
+        if ctx.into is not None:
+            return dy, None, None, None
+        sums = partial.sum(0)
+        return dy, sums[0].to(bias.dtype), sums[1] if scale else None, None
+
+
+def _room(into: Tensor | None, grad: Tensor, parts: int, kinds: int) -> Tensor:
+    """Where partial sums go, fp32 `[parts, kinds, width]`."""
+    return grad.new_empty((parts, kinds, grad.shape[-1]), dtype=torch.float32) if into is None else into
+
+
+def parts(width: int) -> int:
+    """Into how many parts the rows are cut where columns are shared out, too."""
+    return max(1, PROGRAMS * 256 // width)
 
 
 def add_norm(
     y: Tensor, bias: Tensor | None, residual: Tensor, weight: Tensor, shift: Tensor,
-    *, p: float, eps: float, seeds: Tensor, which: int,
+    *, p: float, eps: float, seeds: Tensor, which: int, into: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """LayerNorm(residual + dropout(y + bias)).
 
     Args:
-        y: bf16 `[..., width]`, a linear's output without its bias.
+        y: bf16 (or fp32, and then all are) `[..., width]`, a linear's output without its bias.
         bias: bf16 `[width]`, or None.
         residual: bf16, like y.
         weight: bf16 `[width]`, of the LayerNorm.
@@ -211,17 +247,30 @@ def add_norm(
         eps: Of the LayerNorm.
         seeds: int64 `[calls]` on the device, drawn anew for every step.
         which: The seed of this call.
+        into: fp32 `[PROGRAMS, 3, width]`: partial gradients of weight, shift and bias are left there, and
+            those three get no gradient from autograd.
 
     Returns:
         bf16, like y.
     """
-    out = _AddNorm.apply(y, bias, residual, weight, shift, p, eps, seeds, which)
+    out = _AddNorm.apply(y, bias, residual, weight, shift, p, eps, seeds, which, into)
     assert isinstance(out, Tensor)
     return out
 
 
-def bias_gelu(y: Tensor, bias: Tensor) -> Tensor:
-    """GELU(y + bias), by the error function. y: bf16 `[..., width]`, bias: bf16 `[width]`; bf16, like y."""
-    out = _BiasGelu.apply(y, bias)
+def bias_gelu(y: Tensor, bias: Tensor, coefficients: Tensor | None = None, *, into: Tensor | None = None) -> Tensor:
+    """GELU(y + bias), by the error function, times a coefficient for each column (Eq. 3).
+
+    Args:
+        y: bf16 (or fp32) `[..., width]`.
+        bias: The same, `[width]`.
+        coefficients: fp32 `[width]`, or None.
+        into: fp32 `[parts(width), 1 or 2, width]`: partial gradients of the bias, and of the coefficients, are left
+            there, and those two get no gradient from autograd.
+
+    Returns:
+        Like y.
+    """
+    out = _BiasGelu.apply(y, bias, coefficients, into)
     assert isinstance(out, Tensor)
     return out
