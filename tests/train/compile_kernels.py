@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from earlybert.train import coefficients, fused, fused_lamb, kernels, linears, sums
+from earlybert.train import coefficients, embed, fused, fused_lamb, kernels, linears, sums
 
 TARGET = GPUTarget("cuda", 90, 32)
 HALF = {
@@ -33,12 +33,13 @@ HALF = {
 }
 WHOLE = {"width", "rows", "each", "size", "which", "threshold", "head_size", "head_count"}
 REAL = {"scale", "eps", "beta1", "beta2", "rest1", "rest2", "limit"}
-LONG = {"table", "grads", "seeds", "starts", "kinds"}
+LONG = {"table", "grads", "seeds", "ids", "kinds", "places", "starts"}
+SHORT = {"order", "counts"}
 SIXTEEN = {"width", "size", "head_size"}
 """Multiples of 16, as widths of models are: Triton knows that of an argument and loads 16 bytes at a time."""
 
 
-def compiled(kernel: Any, warps: int, pointers: tuple[str, ...] = (), **constants: Any) -> dict[str, int]:
+def compiled(kernel: Any, warps: int, pointers: dict[str, str] | None = None, **constants: Any) -> dict[str, int]:
     """Registers, bytes of local memory (spilled registers), shared memory and the widest access of one kernel."""
     function = getattr(kernel, "fn", kernel) if type(kernel).__name__ == "Autotuner" else kernel
     signature, attributes = {}, {}
@@ -47,10 +48,11 @@ def compiled(kernel: Any, warps: int, pointers: tuple[str, ...] = (), **constant
             signature[name] = "constexpr"
         elif name in WHOLE:
             signature[name] = "i32"
-        elif name in REAL and name not in pointers:
+        elif name in REAL:
             signature[name] = "fp32"
         else:
-            signature[name] = "*i64" if name in LONG else "*bf16" if name in HALF else "*fp32"
+            known = "*i64" if name in LONG else "*i32" if name in SHORT else "*bf16" if name in HALF else "*fp32"
+            signature[name] = (pointers or {}).get(name, known)
         if signature[name][0] == "*" or name in SIXTEEN:
             attributes[(place,)] = [["tt.divisibility", 16]]
     done: Any = triton.compile(
@@ -94,6 +96,13 @@ def main() -> None:
     found["_trust"] = compiled(fused_lamb._trust, 4, SUMS=fused_lamb.SUMS)
     found["_scale"] = compiled(coefficients._scale, 8, BLOCK=coefficients.BLOCK, BF16=True)
     found["_unscale"] = compiled(coefficients._unscale, 4, ROWS=32, COLUMNS=64, BF16=True)
+    whole = {"weight": "*fp32", "shift": "*fp32"}
+    found["_embed"] = compiled(embed._embed, 4, whole, BLOCK=1024, DROP=True)
+    found["_embed_backward"] = compiled(embed._embed_backward, 4, whole, BLOCK=1024, DROP=True, KINDS=2)
+    for clear in (True, False):
+        found[f"_add_rows CLEAR={clear}"] = compiled(
+            embed._add_rows, 4, {"table": "*fp32"}, ROWS=16, COLUMNS=embed.COLUMNS, CLEAR=clear
+        )
     print(json.dumps(found))
 
 

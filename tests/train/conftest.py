@@ -20,10 +20,10 @@ def needs_triton() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs, no tuning and small buckets of tokens: the interpreter takes a millisecond for a line."""
-    from earlybert.train import copies, graphed, kernels, linears
+    from earlybert.train import copies, embed, graphed, kernels, linears
 
     if DEVICE == "cpu":
-        for module in (copies, kernels, linears):
+        for module in (copies, embed, kernels, linears):
             monkeypatch.setattr(module, "PROGRAMS", 5)
         monkeypatch.setattr(graphed, "TOKENS", 8)
         monkeypatch.setattr(kernels._bias_gelu_backward, "configs", kernels.TILINGS[:1])

@@ -12,7 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, Au
 from earlybert import Gates, Refused, apply
 from earlybert.train.fast import RaggedStep
 from earlybert.train.optimizer import adamw
-from earlybert.train.pack import pack
+from earlybert.train.pack import duplicate, pack, together
 from earlybert.train.step import EagerStep
 from tests.conftest import VOCABULARY, tiny_config, tiny_model
 from tests.ticket.test_surgery import uneven
@@ -161,6 +161,25 @@ def test_packing() -> None:
     assert longer.longest == 8
     labels = pack(batch_of([2, 5, 1], "classification", 0), rows=5).inputs["labels"]
     assert labels[3:].tolist() == [-100, -100]
+
+
+def test_a_packed_batch_in_one_buffer() -> None:
+    packed = pack(batch_of([2, 5, 1], "qa", 0), position_offset=2, multiple=8, rows=4)
+    packed.inputs["more"] = torch.arange(3, dtype=torch.int32)
+    once = together(packed, torch.device("cpu"))
+    again = duplicate(once)
+    assert again.buffer is not None
+    assert once.buffer is not None
+    again.buffer.zero_()
+    assert not again.bounds.any()
+    assert not any(value.any() for value in again.inputs.values())
+    again.buffer.copy_(once.buffer)
+    for other in (once, again):
+        assert torch.equal(other.bounds, packed.bounds)
+        assert other.inputs.keys() == packed.inputs.keys()
+        assert all(torch.equal(other.inputs[name], value) for name, value in packed.inputs.items())
+        assert all(value.data_ptr() % 16 == 0 for value in other.inputs.values())
+    assert (once.lengths, once.longest) == (packed.lengths, packed.longest)
 
 
 def test_the_model_is_the_stock_model_outside_a_step_and_other_heads_are_refused() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .pack import Packed
+from .pack import Packed, duplicate
 from .step import unmarked
 from .totals import Totals
 
@@ -87,6 +87,7 @@ class Accumulation:
 
     def _backward(self, packed: Packed, share: Tensor | float, mark: Callable[[str], None] = unmarked) -> None:
         self.totals.drop_gradients()
+        self.step.copies.clear()  # nothing to do, unless the micro-batch before was broken off
         self.step.copies.begin()
         mark("forward")
         loss = self.step.loss((packed, 1)) * share
@@ -100,6 +101,7 @@ class Accumulation:
         assert self.totals.addition is not None
         self.step.copies.resolve(addresses[-1])
         self.totals.addition(addresses[:-1])
+        self.step.copies.clear()
 
     def _blank(self) -> list[Tensor]:
         assert self.totals.addition is not None
@@ -111,7 +113,7 @@ class Accumulation:
         self.step.copies.fill_addresses(addresses[-1])
 
     def _capture(self, packed: Packed) -> Replay:
-        mine, addresses = packed.clone(), self._blank()
+        mine, addresses = duplicate(packed), self._blank()
         share = torch.ones((), device=self.step.device)
 
         def work() -> None:

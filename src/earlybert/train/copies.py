@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
 from ..anatomy import Layer
+from ..tasks.batches import Batch
 from ..ticket import Gates
 from . import linears
 from .coefficients import ScaledOutputs
+from .embed import Embeddings
 from .kernels import PROGRAMS, add_norm, bias_gelu, parts
 from .ragged import RaggedModel
 from .sums import Sums
@@ -55,7 +57,13 @@ class Copies:
         self.outputs: ScaledOutputs | None = None
         layers = ragged.anatomy.layers
         self._copy(model, {name for layer in layers for name in (layer.query, layer.key, layer.value)}, tied=tied)
-        self.seeds = torch.zeros(2 * len(layers), dtype=torch.long, device=next(model.parameters()).device)
+        self.seeds = torch.zeros(2 * len(layers) + 1, dtype=torch.long, device=next(model.parameters()).device)
+        self.embeddings: Embeddings | None = None
+        if fuse and Embeddings.possible(model, tied=tied):
+            block: Any = getattr(model, str(model.base_model_prefix)).embeddings
+            self.embeddings = Embeddings(block, self.seeds, 2 * len(layers), self._sums, dtype)
+            self._summed += self.embeddings.gradients
+            self._forwards.append((block, self.embeddings.forward))
         if fuse and gates is not None:
             self._scale_outputs(model, layers, gates)
         neurons = torch.zeros_like(gates.neurons) if gates is not None else None
@@ -98,6 +106,19 @@ class Copies:
     def draw_seeds(self) -> None:
         """New dropout, by the device's random generator."""
         self.seeds.random_(2**31)
+
+    def orders(self, inputs: Batch) -> Batch:
+        """What a packed batch needs besides `inputs`, on the CPU; `take` takes it out again."""
+        return {} if self.embeddings is None else self.embeddings.orders(inputs)
+
+    def take(self, inputs: Batch) -> Batch:
+        """What the model takes of a packed batch that is about to be computed."""
+        return inputs if self.embeddings is None else self.embeddings.take(inputs)
+
+    def clear(self) -> None:
+        """Behind a use of the gradients, before the next backward pass: those that are kept here are set to zero."""
+        if self.embeddings is not None:
+            self.embeddings.clear()
 
     def begin(self) -> None:
         """Before a forward pass: the copies that coefficients scale are written anew."""

@@ -227,12 +227,12 @@ class Addition(Launches):
     """Adds the gradients that backward left to the sums of their slots.
 
     Args:
-        slots: With a `total` each. Two with one total must differ in the dtype of their leaves.
+        slots: With a `total` each. Of two with one total, one must be a copy and the other not.
     """
 
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.device = slots[0].master.device
-        self.tables = [_Sums(part, half) for half, part in pieces(slots, lambda slot: slot.half)]
+        self.tables = [_Sums(part, half) for (half, _), part in pieces(slots, lambda slot: (slot.half, slot.copied))]
 
     def __call__(self, addresses: Sequence[Tensor]) -> None:
         """Add once, from the gradients at `addresses`."""

@@ -7,7 +7,7 @@ residual stream is bf16; query, key and value are one matrix product.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
 from .graphs import Graphs
 from .lamb import Lamb
-from .pack import Packed, pack
-from .step import to_device
+from .pack import Packed, duplicate, pack, together
 
 TOKENS = 128
 """Packed batches are rounded up to this many tokens: a graph serves one size."""
@@ -93,8 +92,8 @@ class GraphedStep(RaggedStep):
         owned = [p for group in self.optimizer.param_groups for p in group["params"]]
         return [*found, *(Slot(p, p, 0, groups[id(p)], l1.get(id(p), 0.0)) for p in owned)]
 
-    def pack(self, batch: Batch) -> Packed:
-        """One micro-batch without padding, on the device, in a size that graphs are made for."""
+    def lay_out(self, batch: Batch) -> Packed:
+        """One micro-batch without padding, on the CPU, in a size that graphs are made for."""
         self.rows = max(self.rows, len(batch["input_ids"]))
         whole = batch.get("labels", batch["input_ids"]).is_floating_point()  # no value is ignored in a regression
         longest = int(batch["attention_mask"].sum(1).max())
@@ -106,9 +105,11 @@ class GraphedStep(RaggedStep):
             rows=None if whole else self.rows,
             longest=next((size for size in LONGEST if size >= max(longest, TOKENS - 1)), longest),
         )
-        inputs = to_device(packed.inputs, self.device, pin=True)
-        bounds = to_device({"bounds": packed.bounds}, self.device, pin=True)["bounds"]
-        return Packed(inputs, bounds, packed.lengths, packed.longest)
+        return replace(packed, inputs={**packed.inputs, **self.copies.orders(packed.inputs)})
+
+    def move(self, packed: Packed) -> Packed:
+        """Bring it to the device, by one copy."""
+        return together(packed, self.device)
 
     def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
         """A graph has no inside."""
@@ -134,15 +135,16 @@ class GraphedStep(RaggedStep):
         """Task loss of one packed micro-batch, scalar."""
         packed = batch[0]
         self.copies.draw_seeds()
+        inputs = self.copies.take(packed.inputs)
         if self._compile:
             for name in ("input_ids", "position_ids", "token_type_ids"):
-                if name in packed.inputs:
-                    torch._dynamo.mark_dynamic(packed.inputs[name], 1)
+                if name in inputs:
+                    torch._dynamo.mark_dynamic(inputs[name], 1)
         lengths = () if self.kernel == "varlen" else (*packed.lengths, packed.tokens - sum(packed.lengths))
         half = self.precision == "bf16"
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=half, cache_enabled=False)
         with self.ragged.packed(), self.copies.in_place(), autocast:
-            return self._run(packed.inputs, packed.bounds, packed.longest, lengths)
+            return self._run(inputs, packed.bounds, packed.longest, lengths)
 
     def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         assert self._fused is not None
@@ -170,6 +172,7 @@ class GraphedStep(RaggedStep):
         """Clip and update from the gradients at `addresses`; the L1 term of coefficients is part of it."""
         self.copies.resolve(addresses[-1])
         fused.step(addresses[:-1])
+        self.copies.clear()
 
     def _blank_addresses(self, fused: FusedAdamW) -> list[Tensor]:
         return [*fused.blank_addresses(), self.copies.blank_addresses()]
@@ -181,11 +184,12 @@ class GraphedStep(RaggedStep):
     def _drop_gradients(self) -> None:
         for slot in self._slots:
             slot.leaf.grad = None
+        self.copies.clear()  # nothing to do, unless the step before was broken off
 
     def _capture(self, packed: Packed) -> Captured:
         fused = self._fused
         assert fused is not None
-        mine, addresses = packed.clone(), self._blank_addresses(fused)
+        mine, addresses = duplicate(packed), self._blank_addresses(fused)
 
         def work() -> Tensor:
             loss = self._gradients((mine, 1))

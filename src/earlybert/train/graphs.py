@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..ticket.memory import out_of_memory
+
 log = logging.getLogger("earlybert")
 
 T = TypeVar("T")
@@ -43,9 +45,6 @@ class Graphs:
         Args:
             key: All that the work depends on besides the content of tensors.
             make: Captures; called when there is nothing for the key.
-
-        Raises:
-            OutOfMemoryError: No room for the graph.
         """
         if self.limit == 0:
             return None
@@ -55,12 +54,8 @@ class Graphs:
                 return None
             try:
                 self._held[key] = make()
-            except torch.cuda.OutOfMemoryError:
-                raise
             except RuntimeError as error:
-                self.limit = 0
-                self._held.clear()
-                log.warning("CUDA graphs are off, steps will be slower: %s", str(error).splitlines()[0])
+                self._give_up(error)
                 return None
             if len(self._held) > self.limit:
                 self._held.popitem(last=False)
@@ -75,6 +70,18 @@ class Graphs:
         with _undisturbed(self.device), torch.cuda.graph(graph, pool=self._pool):
             found = work()
         return graph, found
+
+    def _give_up(self, error: RuntimeError) -> None:
+        """Go on without, and say why; what graphs held is free again."""
+        self.limit = 0
+        self.clear()
+        self._pool = None
+        why = str(error).splitlines()[0]
+        if out_of_memory(error):
+            why = "there is no memory for another one. Fewer tokens a batch would leave some."
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        log.warning("CUDA graphs are off, steps will be slower: %s", why)
 
     def drop(self) -> None:
         """Let go of all that was captured."""

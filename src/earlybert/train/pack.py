@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..tasks.batches import Batch
 from .step import IGNORED
 
+ALIGNED = 16
+"""Bytes; where a tensor in a common buffer may begin."""
 TOKENS_ALONG = ("input_ids", "token_type_ids", "labels")
 """Entries of a padded batch with one value a token; `labels` only where they are `[rows, length]`."""
 
@@ -26,12 +29,14 @@ class Packed:
             The free places at the end form a row of their own, so that every token has one.
         lengths: Tokens of each row; plain integers, known without asking the device.
         longest: No row, the free one included, is longer.
+        buffer: Bytes that all inputs and bounds are views of, after `together`.
     """
 
     inputs: Batch
     bounds: Tensor
     lengths: tuple[int, ...]
     longest: int
+    buffer: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -43,16 +48,11 @@ class Packed:
         """Places, free ones included."""
         return self.inputs["input_ids"].shape[1]
 
-    def clone(self) -> Packed:
-        """The same in memory of its own."""
-        inputs = {name: tensor.clone() for name, tensor in self.inputs.items()}
-        return Packed(inputs, self.bounds.clone(), self.lengths, self.longest)
-
     def take(self, other: Packed) -> None:
-        """Take over the tensors' content from a batch of the same sizes."""
-        for name, tensor in other.inputs.items():
-            self.inputs[name].copy_(tensor)
-        self.bounds.copy_(other.bounds)
+        """Take over the content of a batch of the same sizes; after `together` or `duplicate`."""
+        assert self.buffer is not None
+        assert other.buffer is not None
+        self.buffer.copy_(other.buffer)
 
 
 def pack(
@@ -104,6 +104,39 @@ def pack(
     bounds[-1] = used + free
     lengths = tuple(sizes.tolist())
     return Packed(inputs, bounds, lengths, longest or max(*lengths, free))
+
+
+def together(packed: Packed, device: torch.device) -> Packed:
+    """A packed batch on `device` by one copy, from pinned memory where a GPU reads it.
+
+    Args:
+        packed: On the CPU.
+        device: Where it goes.
+    """
+    tensors = {"": packed.bounds, **packed.inputs}
+    ends = np.cumsum([-(-tensor.nbytes // ALIGNED) * ALIGNED for tensor in tensors.values()]).tolist()
+    begins = dict(zip(tensors, [0, *ends], strict=False))
+    buffer = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for name, tensor in tensors.items():
+        _view(buffer, begins[name], tensor).copy_(tensor)
+    buffer = buffer.to(device, non_blocking=True)
+    views = {name: _view(buffer, begins[name], tensor) for name, tensor in tensors.items()}
+    return replace(packed, bounds=views.pop(""), inputs=views, buffer=buffer)
+
+
+def duplicate(packed: Packed) -> Packed:
+    """The same in a buffer of its own, which later batches of its size can be copied into."""
+    assert packed.buffer is not None
+    buffer = packed.buffer.clone()
+    views = {
+        name: _view(buffer, tensor.storage_offset() * tensor.element_size(), tensor)
+        for name, tensor in {"": packed.bounds, **packed.inputs}.items()
+    }
+    return replace(packed, bounds=views.pop(""), inputs=views, buffer=buffer)
+
+
+def _view(buffer: Tensor, begin: int, like: Tensor) -> Tensor:
+    return buffer[begin : begin + like.nbytes].view(like.dtype).view(like.shape)
 
 
 def shapes(batches: Sequence[Batch]) -> list[tuple[int, int]]:

@@ -135,8 +135,6 @@ def labels_of(batch: Batch) -> int:
     return labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
 
 
-def to_device(batch: Batch, device: torch.device, *, pin: bool = False) -> Batch:
-    """A batch with all its tensors on `device`; with `pin` by way of pinned memory, where a GPU reads it."""
-    if pin and device.type == "cuda":
-        batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with all its tensors on `device`."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
