@@ -89,7 +89,7 @@ def main() -> None:
             writing = {"COPY": half, "HALF_COPY": half}
             name = f"HALF={half} FULL={full}"
             found[f"_squares {name}"] = compiled(fused._squares, 8, **reading)
-            found[f"_add {name}"] = compiled(fused._add, 8, **reading)
+            found[f"_accumulate {name}"] = compiled(fused._accumulate, 8, **reading)
             found[f"_adamw {name}"] = compiled(fused._adamw, 8, **reading, **writing)
             found[f"_moments {name}"] = compiled(fused_lamb._moments, 8, **reading)
             found[f"_apply {name}"] = compiled(fused_lamb._apply, 8, BLOCK=fused.BLOCK, FULL=full, **writing)

@@ -303,6 +303,25 @@ def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> N
     assert torch.equal(ends[2][1], ends[0][1])
 
 
+def test_graphs_are_bounded_and_too_many_sizes_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    from earlybert.train.graphs import Graphs
+
+    graphs, made = Graphs(2, torch.device("cpu")), []
+
+    def find(key: int) -> Any:
+        return graphs.find(key, lambda: made.append(key) or key)
+
+    assert [find(key) for key in (1, 2, 3)] == [None] * 3  # met once
+    assert [find(key) for key in (1, 2, 1, 3, 1)] == [1, 2, 1, 3, 1]
+    assert made == [1, 2, 3]  # 2 went, the one unused longest
+    assert len(graphs) == 2
+    assert not caplog.records
+    assert [find(2), find(3)] == [2, 3]
+    assert [record.message[:40] for record in caplog.records] == ["batches come in more sizes than the 2 CU"]
+    graphs.clear()
+    assert find(1) is None
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
 def test_a_capture_that_fails_loses_nothing_but_speed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

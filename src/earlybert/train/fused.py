@@ -191,7 +191,7 @@ def _adamw(  # pyright: ignore
 
 
 @triton.jit
-def _add(table, grads, BLOCK: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr):  # pyright: ignore
+def _accumulate(table, grads, BLOCK: tl.constexpr, HALF: tl.constexpr, FULL: tl.constexpr):  # pyright: ignore
     piece = tl.program_id(0).to(tl.int64)
     row = table + piece * 2
     offsets = tl.arange(0, BLOCK)
@@ -237,7 +237,9 @@ class Addition(Launches):
     def __call__(self, addresses: Sequence[Tensor]) -> None:
         """Add once, from the gradients at `addresses`."""
         for table, grads in zip(self.tables, addresses, strict=True):
-            _add[(len(table.rows),)](table.rows, grads, BLOCK=BLOCK, HALF=table.half, FULL=table.part.full, num_warps=8)
+            _accumulate[(len(table.rows),)](
+                table.rows, grads, BLOCK=BLOCK, HALF=table.half, FULL=table.part.full, num_warps=8
+            )
 
 
 class _Sums:

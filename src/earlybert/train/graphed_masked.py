@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .graphed import GraphedStep
 from .masked import RaggedMaskedStep
 
@@ -14,6 +16,8 @@ class GraphedMaskedStep(RaggedMaskedStep, GraphedStep):
     vocabulary projection reads a bf16 copy of the embeddings it is tied to.
 
     Args:
+        graphs: Graphs held at most, one for each multiple of 128 tokens that a micro-batch may have: 64 are enough for
+            rows that add up to 8,192.
         *args: As `RaggedMaskedStep`.
         **kwargs: As `GraphedStep`, and `ranks` as `RaggedMaskedStep`.
 
@@ -22,3 +26,6 @@ class GraphedMaskedStep(RaggedMaskedStep, GraphedStep):
     """
 
     summed = True
+
+    def __init__(self, *args: Any, graphs: int = 64, **kwargs: Any) -> None:
+        super().__init__(*args, graphs=graphs, **kwargs)

@@ -32,6 +32,7 @@ class Graphs:
         """Keys that were met once."""
         self._held: OrderedDict[Hashable, Any] = OrderedDict()
         self._pool: Any = None
+        self._dropped = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -59,6 +60,13 @@ class Graphs:
                 return None
             if len(self._held) > self.limit:
                 self._held.popitem(last=False)
+                self._dropped += 1
+                if self._dropped == self.limit:
+                    log.warning(
+                        "batches come in more sizes than the %d CUDA graphs that are held; capturing graphs again and "
+                        "again makes steps slower.",
+                        self.limit,
+                    )
         self._held.move_to_end(key)
         return self._held[key]
 

@@ -135,7 +135,7 @@ def duplicate(packed: Packed) -> Packed:
     return replace(packed, bounds=views.pop(""), inputs=views, buffer=buffer)
 
 
-def _view(buffer: Tensor, begin: int, like: Tensor) -> Tensor:
+def _view(buffer: Tensor, begin: int | torch.SymInt, like: Tensor) -> Tensor:
     return buffer[begin : begin + like.nbytes].view(like.dtype).view(like.shape)
 
 
