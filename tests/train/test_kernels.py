@@ -1,4 +1,4 @@
-"""Triton kernels against torch in float64, and the step made of them against the eager one, with and without a GPU."""
+"""Triton kernels against torch in float64, with and without a GPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from earlybert import Gates
-from earlybert.train.optimizer import adamw
-from earlybert.train.step import EagerStep
-from tests.train.conftest import DEVICE, graphed, needs_triton
-from tests.train.test_fast import batch_of, build
+from tests.train.conftest import DEVICE, needs_triton
+from tests.train.test_fast import build
 
 needs_triton()
 pytestmark = pytest.mark.usefixtures("quick")
@@ -291,47 +288,6 @@ def test_embeddings_that_are_read_elsewhere_or_frozen_stay_as_they_are() -> None
     model = build("bert", "classification", False)
     model.bert.embeddings.LayerNorm.weight.requires_grad_(False)
     assert not Embeddings.possible(model)
-
-
-def three_steps(make: Any, model: Any, *, search: bool, parts: int = 1, **settings: Any) -> tuple[list[float], Tensor]:
-    """Losses, and every parameter and coefficient at the end."""
-    mine = copy.deepcopy(model)
-    gates = Gates(mine).attach() if search else None
-    if gates is not None:  # away from 1, some below zero: everything that a coefficient scales is seen
-        for parameter in gates.parameters():
-            parameter.data.normal_(1.0, 0.7, generator=torch.Generator(DEVICE).manual_seed(1))
-    groups = adamw(mine, lr=1e-3, weight_decay=0.01, gates=gates).param_groups
-    # a larger eps: Adam would blow the rounding of a gradient near zero up to a whole step
-    step = make(mine, torch.optim.AdamW(groups, eps=1e-4), gates=gates, l1=(1e-2, 2e-2), **settings)
-    pad = mine.config.pad_token_id or 0
-    batches = [[batch_of([1, 5], "classification", 3 * i + j, pad) for j in range(parts)] for i in range(3)]
-    losses = [float(step(step.prepare(batch))) for batch in batches]
-    moved = [*mine.parameters(), *(gates.parameters() if gates is not None else [])]
-    return losses, torch.cat([parameter.detach().flatten() for parameter in moved])
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
-@pytest.mark.parametrize(
-    ("name", "cut", "search", "parts"),
-    [("bert", True, False, 1), ("bert", False, True, 1), ("roberta", False, True, 2), ("distilbert", False, True, 1)],
-)
-def test_the_step_made_of_them_in_fp32(name: str, cut: bool, search: bool, parts: int) -> None:
-    """Three steps like the eager ones, to rounding: dense, cut and searching, one micro-batch and several."""
-    model = build(name, "classification", cut)
-    exact, exact_end = three_steps(EagerStep, model, search=search, parts=parts)
-    fast, fast_end = three_steps(graphed, model, search=search, parts=parts, precision="no")
-    assert fast == pytest.approx(exact, abs=1e-6)
-    torch.testing.assert_close(fast_end, exact_end, rtol=1e-5, atol=5e-6)
-
-
-def test_the_step_made_of_them_within_bf16() -> None:
-    """A search, as far from fp32 as the eager bf16 step is, or little more."""
-    model = build("bert", "classification", False).to(DEVICE)
-    exact, exact_end = three_steps(EagerStep, model, search=True)
-    _, half_end = three_steps(EagerStep, model, search=True, precision="bf16")
-    fast, fast_end = three_steps(graphed, model, search=True)
-    assert fast == pytest.approx(exact, abs=0.003)
-    assert (fast_end - exact_end).norm() < 2 * (half_end - exact_end).norm()
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ BERT-base, 12 layers of 768 x 768:
     after:  gradients and weights are read, gradients written    12 * 590k * (2 + 4 + 2) bytes = 57 MB, 1 launch
 
 together 0.03 ms at 3.35 TB/s. Scaling the activations of 32 x 128 tokens would be 12 layers * 4096 * 768 * (2 * 2 +
-3 * 2) bytes = 378 MB in 24 launches; folding them in by autograd was 12 * 590k * about 40 bytes = 280 MB in over 100.
+3 * 2) bytes = 378 MB in 24 launches; folding them in by autograd was 12 * 590k * 46 bytes = 326 MB in more than 100.
 Coefficients on neurons (Eq. 3) cost neither: `kernels.bias_gelu` multiplies by them where it is anyway.
 """
 

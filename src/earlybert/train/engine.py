@@ -52,7 +52,7 @@ def build(
     """
     if engine not in ("eager", "fast"):
         raise Refused(f"the engine must be eager or fast, got {engine!r}.")
-    device = next(model.parameters()).device
+    device = _device(model)
     plain, packed = (MaskedStep, RaggedMaskedStep) if masked else (EagerStep, RaggedStep)
     if engine == "eager":
         return plain(model, optimizer, **settings)
@@ -67,6 +67,10 @@ def build(
     except Refused as error:
         log.warning("the step computes padding: %s", error)
         return plain(model, optimizer, **settings)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _graphed(masked: bool) -> Callable[..., EagerStep]:
@@ -109,6 +113,8 @@ def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError as error:
         return f"{error.name} is not installed; torch 2.10 or newer with CUDA has both."
+    if (size := of(model).head_size) % 8 or size > 256:
+        return f"torch's varlen_attn takes heads of 8, 16, 24, ... 256 features, and these have {size}."
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         return "the parameters are not fp32."
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):

@@ -41,7 +41,7 @@ class Captured:
 class GraphedStep(RaggedStep):
     """`RaggedStep` for CUDA; the update is the same within bf16.
 
-    A step of one micro-batch is one graph. Where there are more, and for LAMB, gradients are summed in fp32 first
+    A step of one micro-batch is one graph. Where there are more, and for LAMB, gradients go through fp32 totals
     (`Accumulation`).
 
     Args:
@@ -53,7 +53,7 @@ class GraphedStep(RaggedStep):
     """
 
     summed = False
-    """Whether gradients always go through sums, also those of one micro-batch."""
+    """Whether gradients always go through fp32 totals, also those of one micro-batch."""
 
     def __init__(self, *args: Any, graphs: int = 24, compile: bool = False, exact: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, exact=exact, **kwargs)

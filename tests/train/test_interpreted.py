@@ -1,0 +1,118 @@
+"""The graphed step, its kernels interpreted and no graph captured, against the eager one; and how it falls back."""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from earlybert import Gates
+from earlybert.train import engine
+from earlybert.train.fast import RaggedStep
+from earlybert.train.optimizer import adamw
+from earlybert.train.step import EagerStep
+from tests.train.conftest import DEVICE, graphed, needs_triton
+from tests.train.test_fast import batch_of, build
+
+needs_triton()
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def three_steps(make: Any, model: Any, *, search: bool, parts: int = 1, **settings: Any) -> tuple[list[float], Tensor]:
+    """Losses, and every parameter and coefficient at the end."""
+    mine = copy.deepcopy(model)
+    gates = Gates(mine).attach() if search else None
+    if gates is not None:  # away from 1, some below zero: everything that a coefficient scales is seen
+        for parameter in gates.parameters():
+            parameter.data.normal_(1.0, 0.7, generator=torch.Generator(DEVICE).manual_seed(1))
+    groups = adamw(mine, lr=1e-3, weight_decay=0.01, gates=gates).param_groups
+    # a larger eps: Adam would blow the rounding of a gradient near zero up to a whole step
+    step = make(mine, torch.optim.AdamW(groups, eps=1e-4), gates=gates, l1=(1e-2, 2e-2), **settings)
+    pad = mine.config.pad_token_id or 0
+    batches = [[batch_of([1, 5], "classification", 3 * i + j, pad) for j in range(parts)] for i in range(3)]
+    losses = [float(step(step.prepare(batch))) for batch in batches]
+    moved = [*mine.parameters(), *(gates.parameters() if gates is not None else [])]
+    return losses, torch.cat([parameter.detach().flatten() for parameter in moved])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
+@pytest.mark.parametrize(
+    ("name", "cut", "search", "parts"),
+    [("bert", True, False, 1), ("bert", False, True, 1), ("roberta", False, True, 2), ("distilbert", False, True, 1)],
+)
+def test_the_step_made_of_them_in_fp32(name: str, cut: bool, search: bool, parts: int) -> None:
+    """Three steps like the eager ones, to rounding: dense, cut and searching, one micro-batch and several."""
+    model = build(name, "classification", cut)
+    exact, exact_end = three_steps(EagerStep, model, search=search, parts=parts)
+    fast, fast_end = three_steps(graphed, model, search=search, parts=parts, precision="no")
+    assert fast == pytest.approx(exact, abs=1e-6)
+    torch.testing.assert_close(fast_end, exact_end, rtol=1e-5, atol=5e-6)
+
+
+def test_the_step_made_of_them_within_bf16() -> None:
+    """A search, as far from fp32 as the eager bf16 step is, or little more."""
+    model = build("bert", "classification", False).to(DEVICE)
+    exact, exact_end = three_steps(EagerStep, model, search=True)
+    _, half_end = three_steps(EagerStep, model, search=True, precision="bf16")
+    fast, fast_end = three_steps(graphed, model, search=True)
+    assert fast == pytest.approx(exact, abs=0.003)
+    assert (fast_end - exact_end).norm() < 2 * (half_end - exact_end).norm()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing\nmore"), "operation not permitted when .+ing$"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "no memory for another one"),
+    ],
+)
+def test_a_capture_that_fails_goes_on_without_graphs_and_says_so(
+    error: RuntimeError, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build("bert", "classification", False).to(DEVICE)
+    results = []
+    for graphs in (0, 2):
+        mine = copy.deepcopy(model)
+        step = graphed(mine, adamw(mine, lr=1e-3), graphs=graphs)
+
+        def fails(*_: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(step, "_capture", fails)
+        batch = batch_of([1, 5], "classification", 0)
+        results.append([float(step(step.prepare([batch]))) for _ in range(2)])
+    assert step.graphs.limit == 0
+    assert results[0] == results[1]
+    assert len(caplog.messages) == 1
+    assert re.search(f"CUDA graphs are off, steps will be slower: .*{said}", caplog.messages[0])
+
+
+@pytest.mark.parametrize(
+    ("missing", "changes", "said"),
+    [
+        ("triton", {}, "triton is not installed"),
+        ("torch.nn.attention.varlen", {}, "torch.nn.attention.varlen is not installed; torch 2.10 or newer"),
+        (None, {"hidden_size": 48}, "heads of 8, 16, 24, ... 256 features, and these have 12"),
+    ],
+)
+def test_a_gpu_that_cannot_take_the_graphed_step_takes_the_packed_one(
+    missing: str | None,
+    changes: dict[str, int],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build("bert", "classification", False, **changes)
+    monkeypatch.setattr(engine, "_device", lambda _: torch.device("cuda"))
+    if missing is not None:
+        monkeypatch.setitem(sys.modules, missing, None)
+    step = engine.build("fast", model, adamw(model, lr=1e-3), precision="bf16")
+    assert type(step) is RaggedStep
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the step runs without CUDA graphs and fused kernels: ")
+    assert said in caplog.messages[0]
