@@ -241,43 +241,6 @@ def test_rows_with_labels_in_many_micro_batches() -> None:
     within_bf16(model, OPTIMIZERS["adamw"], [*data, data[0]], (EagerStep, half, graphed))
 
 
-class StandIn:
-    """What a CUDA graph does, without one: the captured work is done again at every replay, on the captured tensors."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self.replay = work
-
-
-@pytest.fixture
-def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Graphs of stand-ins; how often one was captured, and replayed."""
-    from earlybert.train.accumulation import Accumulation
-    from earlybert.train.graphs import Graphs
-
-    counts, sum_ = [0, 0], Accumulation._sum
-
-    def capture(self: Any, work: Callable[[], Any]) -> Any:
-        counts[0] += 1
-
-        def replay() -> None:
-            counts[1] += 1
-            work()
-
-        return StandIn(replay), None
-
-    def add(
-        self: Any, addresses: Any
-    ) -> None:  # gradients of a stand-in lie elsewhere each time, a graph's do not move
-        fill(self, addresses)
-        sum_(self, addresses)
-
-    fill = Accumulation._fill
-    monkeypatch.setattr(Graphs, "capture", capture)
-    monkeypatch.setattr(Accumulation, "_fill", lambda *_: None)
-    monkeypatch.setattr(Accumulation, "_sum", add)
-    return counts
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
 def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> None:
     """Bit by bit: everything that changes from step to step, rates and shares included, reaches a replay."""

@@ -74,7 +74,7 @@ def test_the_step_made_of_them_within_bf16() -> None:
 def test_a_capture_that_fails_goes_on_without_graphs_and_says_so(
     error: RuntimeError, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = build("bert", "classification", False).to(DEVICE)
+    model = build("bert", "classification", False, num_hidden_layers=1).to(DEVICE)
     results = []
     for graphs in (0, 2):
         mine = copy.deepcopy(model)
@@ -90,6 +90,30 @@ def test_a_capture_that_fails_goes_on_without_graphs_and_says_so(
     assert results[0] == results[1]
     assert len(caplog.messages) == 1
     assert re.search(f"CUDA graphs are off, steps will be slower: .*{said}", caplog.messages[0])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_captured_and_replayed_is_the_same_step(parts: int, stand_ins: list[int]) -> None:
+    """Graphs by size, held to a number; new data reaches them; a step of several parts, then one of one part."""
+    model = build("bert", "classification", False, num_hidden_layers=1)
+    ends = []
+    for make in (EagerStep, lambda *a, **k: graphed(*a, graphs=3, precision="no", **k)):
+        mine = copy.deepcopy(model)
+        with Gates(mine) as gates:
+            groups = adamw(mine, lr=1e-3, gates=gates).param_groups
+            step = make(mine, torch.optim.AdamW(groups, eps=1e-4), gates=gates, l1=(1e-2, 2e-2))
+            losses = []
+            for seed in range(5):
+                sizes = [1, 5] if seed < 4 else [3, 9]
+                count = parts if seed != 3 else 1
+                batches = [batch_of(sizes, "classification", 2 * seed + part) for part in range(count)]
+                losses.append(float(step(step.prepare(batches))))
+            ends.append((losses, torch.cat([p.detach().flatten() for p in [*mine.parameters(), *gates.parameters()]])))
+    assert stand_ins[0] > 0
+    assert stand_ins[1] >= 3 * parts - 1
+    assert ends[1][0] == pytest.approx(ends[0][0], abs=1e-6)
+    torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize(

@@ -87,8 +87,7 @@ class Accumulation:
 
     def _backward(self, packed: Packed, share: Tensor | float, mark: Callable[[str], None] = unmarked) -> None:
         self.totals.drop_gradients()
-        self.step.copies.clear()  # nothing to do, unless the micro-batch before was broken off
-        self.step.copies.begin()
+        self.step.copies.begin(packed.inputs)
         mark("forward")
         loss = self.step.loss((packed, 1)) * share
         mark("backward")

@@ -120,8 +120,14 @@ class Copies:
         if self.embeddings is not None:
             self.embeddings.clear()
 
-    def begin(self) -> None:
-        """Before a forward pass: the copies that coefficients scale are written anew."""
+    def begin(self, inputs: Batch) -> None:
+        """Before a forward pass: the copies that coefficients scale are written anew.
+
+        Args:
+            inputs: Of the packed batch that comes.
+        """
+        if self.embeddings is not None:
+            self.embeddings.begin([inputs])
         if self.outputs is not None:
             self.outputs.scale()
 

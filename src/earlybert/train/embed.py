@@ -7,6 +7,7 @@ a step has touched are set to zero behind it: for BERT-base at 32 x 128, at most
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -208,16 +209,20 @@ class Embeddings:
         assert isinstance(out, Tensor)
         return out
 
+    def begin(self, batches: Sequence[Batch]) -> None:
+        """These are the packed batches that come; those before, if they were broken off, leave nothing."""
+        self.clear()
+        self._touched = list(batches)
+
     def add(self, batch: Batch, dx: Tensor) -> None:
         """Add the gradients of tokens, fp32 `[tokens, hidden]`, to their rows."""
-        self._touched.append(batch)
         self._rows(batch, dx, clear=False)
 
     def clear(self) -> None:
         """Set to zero what the step has touched; after the update."""
         for batch in self._touched:
             self._rows(batch, None, clear=True)
-        self._touched.clear()
+        self._touched = []
 
     def _rows(self, batch: Batch, dx: Tensor | None, *, clear: bool) -> None:
         for ids, name, gradient in self._spread:

@@ -156,7 +156,7 @@ class GraphedStep(RaggedStep):
 
     def _gradients(self, batch: tuple[Packed, int]) -> Tensor:
         self._drop_gradients()
-        self.copies.begin()
+        self.copies.begin(batch[0].inputs)
         self.mark("forward")
         loss = self.loss(batch)
         self.mark("backward")
@@ -184,7 +184,6 @@ class GraphedStep(RaggedStep):
     def _drop_gradients(self) -> None:
         for slot in self._slots:
             slot.leaf.grad = None
-        self.copies.clear()  # nothing to do, unless the step before was broken off
 
     def _capture(self, packed: Packed) -> Captured:
         fused = self._fused
