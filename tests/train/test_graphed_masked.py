@@ -245,7 +245,7 @@ def test_rows_with_labels_in_many_micro_batches() -> None:
 def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> None:
     """Bit by bit: everything that changes from step to step, rates and shares included, reaches a replay."""
     data, model, ends = steps_of(4, 2), model_of(), []
-    for graphs in (0, 1, 24):
+    for graphs in (0, 24):
         mine = copy.deepcopy(model)
         optimizer = lamb(mine, lr=1e-2)
         step = masked_graphed(mine, optimizer, graphs=graphs, exact=True)  # that attention reads lengths from a tensor
@@ -255,15 +255,13 @@ def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> N
                 group["lr"] = 1e-2 / (1 + number)
             losses += take(step, [micro])
         ends.append((losses, flat(mine)))
-        if graphs == 24:
+        if graphs:
             assert stand_ins[0] == len(step.graphs) > 1
             assert stand_ins[1] > 6
             found = profile(step, steps_of(1, 2), 1)
             assert set(found["seconds"]) == {"host", "whole", "optimizer"}
-        stand_ins[:] = [0, 0]
-    assert ends[1][0] == ends[2][0] == ends[0][0]
+    assert ends[1][0] == ends[0][0]
     assert torch.equal(ends[1][1], ends[0][1])
-    assert torch.equal(ends[2][1], ends[0][1])
 
 
 def test_graphs_are_bounded_and_too_many_sizes_are_told(caplog: pytest.LogCaptureFixture) -> None:
