@@ -98,7 +98,7 @@ def _add_rows(  # pyright: ignore
     place = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     count = tl.load(counts + place)
-    inside = (column < width) & (count > 0)
+    inside = column < tl.where(count > 0, width, 0)
     target = table + tl.load(ids + tl.load(order + place)) * width + column
     total = tl.zeros([COLUMNS], dtype=tl.float32)
     if not CLEAR:
