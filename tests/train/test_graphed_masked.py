@@ -123,7 +123,12 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize(
     ("optimizer", "pairs", "cut", "micro"),
-    [("lamb", True, False, 3), ("lamb", False, True, 1), ("adamw", True, True, 2), ("adamw", False, False, 1)],
+    [
+        ("lamb", True, False, 3),
+        ("adamw", False, True, 1),
+        pytest.param("lamb", True, True, 2, marks=pytest.mark.slow),
+        pytest.param("adamw", True, False, 2, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
 def test_steps_are_the_eager_ones_to_rounding(optimizer: str, pairs: bool, cut: bool, micro: int) -> None:
@@ -151,7 +156,7 @@ def test_what_no_batch_reaches_stays(tmp_path: Path) -> None:
     checkpoint.load(tmp_path / "c", model=model, optimizer=lamb(model, lr=1e-1))
 
 
-@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("optimizer", ["lamb", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_resumed_run_and_the_plain_optimizer_go_on_from_its_checkpoint(tmp_path: Path, optimizer: str) -> None:
     make, data, model = OPTIMIZERS[optimizer], steps_of(3, 1), model_of()
     whole = copy.deepcopy(model)
@@ -244,7 +249,7 @@ def test_rows_with_labels_in_many_micro_batches() -> None:
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
 def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> None:
     """Bit by bit: everything that changes from step to step, rates and shares included, reaches a replay."""
-    data, model, ends = steps_of(4, 2), model_of(), []
+    data, model, ends = steps_of(3, 2), model_of(), []
     for graphs in (0, 24):
         mine = copy.deepcopy(model)
         optimizer = lamb(mine, lr=1e-2)
@@ -257,7 +262,7 @@ def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> N
         ends.append((losses, flat(mine)))
         if graphs:
             assert stand_ins[0] == len(step.graphs) > 1
-            assert stand_ins[1] > 6
+            assert stand_ins[1] == 6
             found = profile(step, steps_of(1, 2), 1)
             assert set(found["seconds"]) == {"host", "whole", "optimizer"}
     assert ends[1][0] == ends[0][0]
