@@ -17,8 +17,9 @@ def main() -> None:
     print(f"{where['device']}, {where['date'][:10]}, torch {where['versions']['torch']}, ", end="")
     print(f"transformers {where['versions']['transformers']}, {where['threads']} threads; ", end="")
     print(f"matrix products at {result['matmul_flops_per_second'] / 1e12:,.3g} TFLOP/s\n")
-    print("| model | rows | system | ms a step | 10-90 % | over floor | MFU |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    extra = any("tokens_per_second" in row for row in result["rows"])
+    print("| model | rows | system | ms a step | 10-90 % | over floor | MFU |" + " tokens/s | of dense |" * extra)
+    print("| --- | --- | --- | --- | --- | --- | --- |" + " --- | --- |" * extra)
     for row in result["rows"]:
         mfu = f"{row['mfu']:.0%}" if row["mfu"] else ""
         cells = [
@@ -30,6 +31,8 @@ def main() -> None:
             f"{row['over_floor']:.1f}",
             mfu,
         ]
+        if extra:
+            cells += [f"{row['tokens_per_second']:,.0f}", f"{row['time_ratio']:.2f}"]
         print(f"| {' | '.join(cells)} |")
 
 

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from earlybert.train import coefficients, embed, fused, kernels, linears, sums
+from earlybert.train import coefficients, embed, fused, fused_lamb, kernels, linears, sums
 
 TARGET = GPUTarget("cuda", 90, 32)
 HALF = {
@@ -32,8 +32,8 @@ HALF = {
     "third",
 }
 WHOLE = {"width", "rows", "each", "size", "which", "threshold", "head_size", "head_count"}
-REAL = {"scale", "eps", "beta1", "beta2", "limit"}
-LONG = {"table", "grads", "seeds", "ids", "kinds", "places"}
+REAL = {"scale", "eps", "beta1", "beta2", "rest1", "rest2", "limit"}
+LONG = {"table", "grads", "seeds", "ids", "kinds", "places", "starts"}
 SHORT = {"order", "counts"}
 SIXTEEN = {"width", "size", "head_size"}
 """Multiples of 16, as widths of models are: Triton knows that of an argument and loads 16 bytes at a time."""
@@ -85,9 +85,15 @@ def main() -> None:
     for half in (True, False):
         found[f"_finish {half}"] = compiled(sums._finish, 4, ROWS=32, COLUMNS=64, BF16=half, ADD=half)
         for full in (True, False):
-            flags = {"BLOCK": fused.BLOCK, "BF16": half, "FULL": full}
-            found[f"_squares BF16={half} FULL={full}"] = compiled(fused._squares, 8, **flags)
-            found[f"_adamw BF16={half} FULL={full}"] = compiled(fused._adamw, 8, **flags, COPY=half)
+            reading = {"BLOCK": fused.BLOCK, "HALF": half, "FULL": full}
+            writing = {"COPY": half, "HALF_COPY": half}
+            name = f"HALF={half} FULL={full}"
+            found[f"_squares {name}"] = compiled(fused._squares, 8, **reading)
+            found[f"_accumulate {name}"] = compiled(fused._accumulate, 8, **reading)
+            found[f"_adamw {name}"] = compiled(fused._adamw, 8, **reading, **writing)
+            found[f"_moments {name}"] = compiled(fused_lamb._moments, 8, **reading)
+            found[f"_apply {name}"] = compiled(fused_lamb._apply, 8, BLOCK=fused.BLOCK, FULL=full, **writing)
+    found["_trust"] = compiled(fused_lamb._trust, 4, SUMS=fused_lamb.SUMS)
     found["_scale"] = compiled(coefficients._scale, 8, BLOCK=coefficients.BLOCK, BF16=True)
     found["_unscale"] = compiled(coefficients._unscale, 4, ROWS=32, COLUMNS=64, BF16=True)
     whole = {"weight": "*fp32", "shift": "*fp32"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -50,3 +51,45 @@ def graphed(*args: Any, **settings: Any) -> Any:
     from earlybert.train.graphed import GraphedStep
 
     return GraphedStep(*args, **{"precision": "bf16", **({} if DEVICE == "cuda" else {"graphs": 0}), **settings})
+
+
+class StandIn:
+    """What a CUDA graph does, without one: the captured work is done again at every replay, on the captured tensors."""
+
+    def __init__(self, replay: Callable[[], None]) -> None:
+        self.replay = replay
+
+
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Graphs of stand-ins; how often one was captured, and replayed."""
+    from earlybert.train.accumulation import Accumulation
+    from earlybert.train.graphed import GraphedStep
+    from earlybert.train.graphs import Graphs
+
+    counts = [0, 0]
+
+    def capture(_: Any, work: Callable[[], Any]) -> Any:
+        counts[0] += 1
+        result = torch.zeros(())
+
+        def replay() -> None:
+            counts[1] += 1
+            found = work()
+            if found is not None:
+                result.copy_(found)
+
+        return StandIn(replay), result
+
+    monkeypatch.setattr(Graphs, "capture", capture)
+    # A graph's gradients do not move; those of a stand-in lie elsewhere each time, and are found before they are read.
+    for kind, filling, reading in ((Accumulation, "_fill", "_sum"), (GraphedStep, "_fill_addresses", "_update")):
+        fill, read = getattr(kind, filling), getattr(kind, reading)
+
+        def after_filling(self: Any, *args: Any, fill: Any = fill, read: Any = read) -> None:
+            fill(self, *args)
+            read(self, *args)
+
+        monkeypatch.setattr(kind, filling, lambda *_: None)
+        monkeypatch.setattr(kind, reading, after_filling)
+    return counts

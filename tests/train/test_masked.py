@@ -62,13 +62,17 @@ def test_packed_steps_are_padded_steps(corpus: Corpus, family: str, pairs: bool)
         assert not torch.equal(a, start) or "key.bias" in name or "pooler" in name, name
 
 
-def test_the_engine_builds_them_and_never_puts_lamb_into_the_kernel_of_adamw(corpus: Corpus) -> None:  # noqa: F811
+def test_the_engine_builds_them_and_says_what_keeps_them_off_a_graph() -> None:
     model = model_of("bert", pairs=True)
     optimizer = lamb(model, lr=1e-2)
     assert type(engine.build("eager", model, optimizer, masked=True)) is MaskedStep
     assert type(engine.build("fast", model, optimizer, masked=True)) is RaggedMaskedStep
-    assert "AdamW" in str(engine._no_graph(model, optimizer, "bf16", masked=False))
-    assert "AdamW" not in str(engine._no_graph(model, adamw(model, lr=1e-3), "no", masked=False))
+    for made in (optimizer, adamw(model, lr=1e-3)):
+        assert "bf16" in str(engine._no_graph(model, made, "no"))
+    assert "AdamW and LAMB" in str(engine._no_graph(model, torch.optim.SGD(model.parameters()), "bf16"))
+    optimizer.param_groups[0]["eps"] = 1.0
+    assert "eps" in str(engine._no_graph(model, optimizer, "bf16"))
+    assert "amsgrad" in str(engine._no_graph(model, torch.optim.AdamW(model.parameters(), amsgrad=True), "bf16"))
 
 
 def test_four_micro_batches_are_one(corpus: Corpus) -> None:  # noqa: F811

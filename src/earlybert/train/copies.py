@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
 from ..anatomy import Layer
+from ..tasks.batches import Batch
 from ..ticket import Gates
 from . import linears
 from .coefficients import ScaledOutputs
@@ -32,10 +33,18 @@ class Copies:
         gates: Coefficients on the model, taken into the fused forwards as far as its family allows; the others stay
             where they are.
         dtype: Of the copies.
+        tied: Whether what is tied to the embeddings gets a copy, whose gradient is to be added to theirs.
     """
 
     def __init__(
-        self, model: nn.Module, ragged: RaggedModel, *, fuse: bool, gates: Gates | None, dtype: torch.dtype
+        self,
+        model: nn.Module,
+        ragged: RaggedModel,
+        *,
+        fuse: bool,
+        gates: Gates | None,
+        dtype: torch.dtype,
+        tied: bool = False,
     ) -> None:
         self._stack = ragged.stack
         self._dtype = dtype
@@ -47,10 +56,10 @@ class Copies:
         self._summed: list[tuple[Tensor, Tensor]] = []
         self.outputs: ScaledOutputs | None = None
         layers = ragged.anatomy.layers
-        self._copy(model, {name for layer in layers for name in (layer.query, layer.key, layer.value)})
+        self._copy(model, {name for layer in layers for name in (layer.query, layer.key, layer.value)}, tied=tied)
         self.seeds = torch.zeros(2 * len(layers) + 1, dtype=torch.long, device=next(model.parameters()).device)
         self.embeddings: Embeddings | None = None
-        if fuse and Embeddings.possible(model):
+        if fuse and Embeddings.possible(model, tied=tied):
             block: Any = getattr(model, str(model.base_model_prefix)).embeddings
             self.embeddings = Embeddings(block, self.seeds, 2 * len(layers), self._sums, dtype)
             self._summed += self.embeddings.gradients
@@ -98,42 +107,74 @@ class Copies:
         """New dropout, by the device's random generator."""
         self.seeds.random_(2**31)
 
-    def finish(self, *, add: bool) -> None:
-        """Give the leaves the gradients that the kernels have summed; after every backward pass.
+    def orders(self, inputs: Batch) -> Batch:
+        """What a packed batch needs besides `inputs`, on the CPU; `take` takes it out again."""
+        return {} if self.embeddings is None else self.embeddings.orders(inputs)
+
+    def take(self, inputs: Batch) -> Batch:
+        """What the model takes of a packed batch that is about to be computed."""
+        return inputs if self.embeddings is None else self.embeddings.take(inputs)
+
+    def clear(self) -> None:
+        """Behind a use of the gradients, before the next backward pass: those that are kept here are set to zero."""
+        if self.embeddings is not None:
+            self.embeddings.clear()
+
+    def begin(self, inputs: Batch) -> None:
+        """Before a forward pass: the copies that coefficients scale are written anew.
 
         Args:
-            add: To those of the micro-batches before.
+            inputs: Of the packed batch that comes.
         """
+        if self.embeddings is not None:
+            self.embeddings.begin([inputs])
+        if self.outputs is not None:
+            self.outputs.scale()
+
+    def finish(self) -> None:
+        """Give the leaves the gradients that the kernels have summed; after every backward pass."""
         if self._summed:
-            self._sums.finish(add=add)
+            self._sums.finish(add=False)
         for leaf, gradient in self._summed:
             leaf.grad = gradient
         if self.outputs is not None:
             self.outputs.heads.grad = self.outputs.gradient
 
-    def summed(self) -> list[tuple[Tensor, Tensor, bool]]:
-        """Leaves whose gradients the kernels write themselves, and whether to zero these before they are added to."""
-        found = [] if self.embeddings is None else self.embeddings.summed()
-        known = {id(leaf) for leaf, _, _ in found}
-        found += [(leaf, gradient, True) for leaf, gradient in self._summed if id(leaf) not in known]
-        if self.outputs is not None:  # written, not added to
-            found.append((self.outputs.heads, self.outputs.gradient, False))
-        return found
+    def blank_addresses(self) -> Tensor:
+        """Room for the addresses of gradients that `resolve` reads."""
+        return torch.zeros(0) if self.outputs is None else self.outputs.blank_addresses()
 
-    def _copy(self, model: nn.Module, fused: set[str]) -> None:
+    def fill_addresses(self, addresses: Tensor) -> None:
+        """Note where these gradients lie now."""
+        if self.outputs is not None:
+            self.outputs.fill_addresses(addresses)
+
+    def resolve(self, addresses: Tensor) -> None:
+        """Turn the gradients of scaled copies into those of the weights and of the coefficients; once behind `finish`.
+
+        Args:
+            addresses: Of the copies' gradients.
+        """
+        if self.outputs is not None:
+            self.outputs.unscale(addresses)
+
+    def _copy(self, model: nn.Module, fused: set[str], *, tied: bool) -> None:
         """Everything but the embeddings, and what becomes one linear below."""
         base = getattr(model, model.base_model_prefix)  # pyright: ignore[reportArgumentType]
         first = {id(parameter) for parameter in base.embeddings.parameters()}
+        inside = {id(module) for module in base.embeddings.modules()}
         for name, module in model.named_modules():
-            if name in fused:
+            if name in fused or id(module) in inside:
                 continue
-            mine = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in first]
+            mine = [(key, p) for key, p in module.named_parameters(recurse=False) if tied or id(p) not in first]
             for key, parameter in mine:
-                copy = nn.Parameter(parameter.detach().to(self._dtype, copy=True), parameter.requires_grad)
-                self._copies[id(parameter)] = copy
+                copy = self._copies.get(id(parameter))
+                if copy is None:  # a bias that is tied to another has one copy
+                    copy = nn.Parameter(parameter.detach().to(self._dtype, copy=True), parameter.requires_grad)
+                    self._copies[id(parameter)] = copy
+                    if parameter.requires_grad:
+                        self._masters.append((parameter, copy, 0))
                 self._swaps.append((module, key, parameter, copy))
-                if parameter.requires_grad:
-                    self._masters.append((parameter, copy, 0))
             if isinstance(module, nn.LayerNorm) and mine:
                 self._forwards.append((module, _norm(module, self._dtype)))
 

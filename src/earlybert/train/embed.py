@@ -174,15 +174,20 @@ class Embeddings:
         self._touched: list[Batch] = []
 
     @staticmethod
-    def possible(model: nn.Module) -> bool:
-        """Whether a model's embeddings are words, one or two types and positions, trained, and not read elsewhere."""
+    def possible(model: nn.Module, *, tied: bool = False) -> bool:
+        """Whether a model's embeddings are words, one or two types and positions, trained, and not read elsewhere.
+
+        Args:
+            model: With embeddings.
+            tied: Whether what reads them elsewhere has a copy of its own.
+        """
         block: Any = getattr(model, str(model.base_model_prefix)).embeddings  # pyright: ignore
         parts = ("word_embeddings", "token_type_embeddings", "position_embeddings", "LayerNorm", "dropout")
         if not all(hasattr(block, part) for part in parts) or len(block.token_type_embeddings.weight) > 2:
             return False
         own = dict(block.named_parameters())
-        tied: Any = model.get_output_embeddings()  # pyright: ignore
-        free = tied is None or tied.weight is not block.word_embeddings.weight
+        output: Any = model.get_output_embeddings()  # pyright: ignore
+        free = tied or output is None or output.weight is not block.word_embeddings.weight
         return free and len(own) == 5 and all(parameter.requires_grad for parameter in own.values())
 
     def orders(self, inputs: Batch) -> Batch:
@@ -205,7 +210,7 @@ class Embeddings:
         return out
 
     def begin(self, batches: Sequence[Batch]) -> None:
-        """These are the packed batches of the step that comes; one that was broken off leaves nothing."""
+        """These are the packed batches that come; those before, if they were broken off, leave nothing."""
         self.clear()
         self._touched = list(batches)
 
@@ -218,11 +223,6 @@ class Embeddings:
         for batch in self._touched:
             self._rows(batch, None, clear=True)
         self._touched = []
-
-    def summed(self) -> list[tuple[Tensor, Tensor, bool]]:
-        """As `Copies.summed`: tables that are cleared row by row need no zeros."""
-        spread = {id(gradient) for _, _, gradient in self._spread}
-        return [(leaf, gradient, id(gradient) not in spread) for leaf, gradient in self.gradients]
 
     def _rows(self, batch: Batch, dx: Tensor | None, *, clear: bool) -> None:
         for ids, name, gradient in self._spread:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 
 from ..anatomy import Refused, of
 from .fast import RaggedStep
+from .lamb import Lamb
 from .masked import MaskedStep, RaggedMaskedStep
+from .ranks import ALONE
 from .step import EagerStep
 
 Engine = Literal["eager", "fast"]
@@ -34,9 +37,10 @@ def build(
     What cannot run falls back by one level, with one line that says what was lost and why.
 
     Args:
-        engine: `eager` is the reference; `fast` computes no padding, and on CUDA is one graph.
+        engine: `eager` is the reference; `fast` computes no padding, and on CUDA is one graph, or one for each
+            micro-batch and one for the update.
         model: On its device.
-        optimizer: Over its parameters; for a graph on CUDA, `torch.optim.AdamW`.
+        optimizer: Over its parameters; for a graph on CUDA, `torch.optim.AdamW` or `Lamb`.
         exact: Keep dropout on attention probabilities in the fast step.
         compile: Let `torch.compile` fuse the element-wise work of the fast step on CUDA.
         static: Whether every step is the same computation on plain weights; without it there is no CUDA graph.
@@ -48,22 +52,19 @@ def build(
     """
     if engine not in ("eager", "fast"):
         raise Refused(f"the engine must be eager or fast, got {engine!r}.")
-    device = _device(model)
+    cut_up = settings.get("shard")
+    device = cut_up or _device(model)
     plain, packed = (MaskedStep, RaggedMaskedStep) if masked else (EagerStep, RaggedStep)
     if engine == "eager":
         return plain(model, optimizer, **settings)
     try:
-        lost = (
-            _no_graph(model, optimizer, settings.get("precision", "no"), masked=masked)
-            if static
-            else "this method changes its steps."
-        )
+        precision = settings.get("precision", "no")
+        lost = _no_graph(model, optimizer, precision) if static else "this method changes its steps."
+        lost = lost if cut_up is None else "the model is cut up over processes."
         if device.type == "cuda" and lost:
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
         elif device.type == "cuda":
-            from .graphed import GraphedStep
-
-            return GraphedStep(model, optimizer, exact=exact, compile=compile, **settings)
+            return _graphed(masked)(model, optimizer, exact=exact, compile=compile, **_alone(settings))
         return packed(model, optimizer, exact=exact, **settings)
     except Refused as error:
         log.warning("the step computes padding: %s", error)
@@ -74,10 +75,36 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str, *, masked: bool) -> str | None:
+def _graphed(masked: bool) -> Callable[..., EagerStep]:
+    """The step for CUDA; it imports Triton, which a machine without a GPU need not have."""
+    if masked:
+        from .graphed_masked import GraphedMaskedStep
+
+        return GraphedMaskedStep
+    from .graphed import GraphedStep
+
+    return GraphedStep
+
+
+def _alone(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a step on CUDA; several processes capture no graphs."""
+    ranks = settings.get("ranks", ALONE)
+    if ranks.world == 1:
+        return settings
+    if ranks.main:
+        log.warning("the step runs without CUDA graphs: they have not been tried with several processes.")
+    return {**settings, "graphs": 0}
+
+
+def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> str | None:
     """Why the graphed step cannot run here, or None."""
-    if not isinstance(optimizer, torch.optim.AdamW) or masked:
-        return "they are made for AdamW and for labels of rows."
+    groups = optimizer.param_groups
+    if not isinstance(optimizer, torch.optim.AdamW | Lamb):
+        return "they are made for AdamW and LAMB."
+    if any(group.get("amsgrad") or group.get("maximize") for group in groups):
+        return "they know no amsgrad and no maximize."
+    if len({(tuple(group["betas"]), group["eps"]) for group in groups}) > 1:
+        return "they have one pair of betas and one eps for all groups of the optimizer."
     if precision != "bf16":
         return "they need bf16 (--precision bf16)."
     config: Any = model.config

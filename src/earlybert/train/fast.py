@@ -43,7 +43,14 @@ class RaggedStep(EagerStep):
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch without padding, on the device."""
-        packed = pack(batch, position_offset=self.ragged.position_offset, token_types=self.ragged.token_types)
+        return self.move(self.lay_out(batch))
+
+    def lay_out(self, batch: Batch) -> Packed:
+        """One micro-batch without padding, on the CPU."""
+        return pack(batch, position_offset=self.ragged.position_offset, token_types=self.ragged.token_types)
+
+    def move(self, packed: Packed) -> Packed:
+        """Bring it to the device."""
         return Packed(
             to_device(packed.inputs, self.device), packed.bounds.to(self.device), packed.lengths, packed.longest
         )

@@ -103,12 +103,12 @@ class RaggedMaskedStep(CommonStep, RaggedStep):
         """Pack a step's data and bring it to the device."""
         return super().prepare(with_shares(micro_batches, self.ranks))
 
-    def pack(self, batch: Batch) -> Packed:
+    def lay_out(self, batch: Batch) -> Packed:
         """One micro-batch without padding; masked places are counted in it."""
-        packed = super().pack({name: value for name, value in batch.items() if name not in APART})
+        packed = super().lay_out({name: value for name, value in batch.items() if name not in APART})
         apart = {name: batch[name] for name in APART}
         apart["masked_positions"] = without_padding(batch["masked_positions"], batch["attention_mask"])
-        return replace(packed, inputs={**packed.inputs, **to_device(apart, self.device)})
+        return replace(packed, inputs={**packed.inputs, **apart})
 
     def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:
         """What a packed batch adds to the step's loss; the model is in its packed state."""

@@ -48,6 +48,12 @@ class Packed:
         """Places, free ones included."""
         return self.inputs["input_ids"].shape[1]
 
+    def take(self, other: Packed) -> None:
+        """Take over the content of a batch of the same sizes; after `together` or `duplicate`."""
+        assert self.buffer is not None
+        assert other.buffer is not None
+        self.buffer.copy_(other.buffer)
+
 
 def pack(
     batch: Batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,8 @@ from .step import EagerStep, unmarked
 
 HOST, WHOLE = "host", "whole"
 PARTS = (HOST, "forward", "backward", "optimizer", WHOLE)
-"""In order. `whole` stands for the three before it where a step is one CUDA graph, which has no inside."""
+"""In order. `whole` stands for the three before it where a step is one CUDA graph, which has no inside; where
+micro-batches are graphs of their own, for forward and backward."""
 MOST = 8
 """Micro-batches of a step that are timed; the time of more is that of these, times their number."""
 
@@ -95,13 +96,26 @@ def _warm_up(step: EagerStep, taken: list[Any]) -> list[Any]:
 def _parts(step: EagerStep, prepared: Sequence[Any], share: float) -> dict[str, float]:
     """Seconds of a step's parts, what depends on the number of micro-batches scaled up to all of them."""
     marks = Marks(step.device)
-    if not step.splits(prepared):
+    if step.splits(prepared):
+        step.mark = marks
+    else:
         marks(WHOLE)
-        step(prepared)
-        return marks.read()
-    step.mark = marks
+        step.mark = _outside(marks)
     try:
         step(prepared)
     finally:
         step.mark = unmarked
     return {part: took if part == "optimizer" else took / share for part, took in marks.read().items()}
+
+
+def _outside(marks: Marks) -> Callable[[str], None]:
+    """Listens from the first graph on that a step tells of itself: to one of several, not to one that is the step."""
+    begun = False
+
+    def mark(part: str) -> None:
+        nonlocal begun
+        begun = begun or part == WHOLE
+        if begun:
+            marks(part)
+
+    return mark
