@@ -17,7 +17,7 @@ MARGIN = 0.3
 """Points of the headline metric by which a method may be worse and still count as not inferior."""
 OF_A_TICKET = tuple(f.name for part in (Searching, Drawing, Ticketing) for f in fields(part))
 """Settings that a dense run has no use for."""
-OF_A_CUT = ("weights", "rewarm", "refit", "joint")
+OF_A_CUT = ("weights", "rewarm", "refit", "match", "match_share", "joint")
 """Those of them that its rival has no use for either."""
 OF_ALL = ("task", "train_file", "validation_file", "validation_rows", "data_seed", "tuning", "seed", "offline")
 """Settings that decide which rows are scored, and so are no row's own."""

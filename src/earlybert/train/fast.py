@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tasks.batches import Batch
 from .losses import SPAN, loss_of, span_loss
@@ -33,6 +33,17 @@ class RaggedStep(EagerStep):
         super().__init__(*args, **kwargs)
         self.ragged = RaggedModel(self.model)
         self.kernel: Kernel = "padded" if exact else "groups"
+
+    def reading(self, model: nn.Module) -> EagerStep:
+        """This step on another model, whose forward passes take the same prepared batches."""
+        other = super().reading(model)
+        assert isinstance(other, RaggedStep)
+        other.ragged = RaggedModel(model)
+        return other
+
+    def tokens(self, states: Tensor, batch: tuple[Packed, int]) -> Tensor:
+        """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
+        return states[0]
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -49,11 +50,23 @@ class EagerStep:
         self.device = next(model.parameters()).device
         self.mark: Callable[[str], None] = unmarked
         """Told which part of a step begins; `train.profile` listens."""
+        self.aim: Callable[[Any], Tensor] | None = None
+        """Given a prepared micro-batch, behind its task loss: what is added to that (`train.matching`)."""
         self._clipped = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def splits(self, prepared: Sequence[Any]) -> bool:
         """Whether this step would tell its parts apart."""
         return True
+
+    def reading(self, model: nn.Module) -> EagerStep:
+        """This step on another model, whose forward passes take the same prepared batches."""
+        other = copy(self)
+        other.model, other.gates, other.aim = model, None, None
+        return other
+
+    def tokens(self, states: Tensor, batch: Any) -> Tensor:
+        """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
+        return states[batch["attention_mask"].bool()]
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
@@ -98,10 +111,11 @@ class EagerStep:
         for batch, share in zip(micro_batches, shares, strict=True):
             self.mark("forward")
             loss = self.loss(batch)
+            whole = loss if self.aim is None else loss + self.aim(batch)
             if share != 1.0:
-                loss = loss * share
+                loss, whole = loss * share, whole * share
             self.mark("backward")
-            loss.backward()
+            whole.backward()
             total = loss.detach() if total is None else total + loss.detach()
         self.mark("optimizer")
         assert total is not None
