@@ -289,7 +289,8 @@ def _refit(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: 
     say(f"refit: {kept} of {len(results)} linears; mean relative error {before:.3f} -> {after:.3f}")
     shapes = [shape_of(batch) for batch in batches]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    return refit_flops(small, count(small).forward(shapes), count(dense).forward(shapes), tokens)
+    together = [(sum(rows for rows, _ in shapes), max(length for _, length in shapes))]
+    return refit_flops(small, count(small).forward(together), count(dense).forward(shapes), tokens)
 
 
 def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
