@@ -223,8 +223,9 @@ class Training:
 class Searching:
     """Stage 1 (Sec. 3.2): where the coefficients come from."""
 
-    recipe: Literal["default", "paper"] = "default"
-    """paper searches exactly search_epochs; default at least 100 steps, ending sooner when the mask has settled."""
+    recipe: Literal["default", "paper", "best"] = "default"
+    """paper and best search exactly search_epochs, default at least 100 steps or until the mask settles; best also
+    sets how to score, cut and go on where nothing else is said (docs/compare.md)."""
     search_epochs: float = 0.2
     """Length of the search in epochs (Sec. 4.2: 0.2)."""
     search_steps: int | None = None

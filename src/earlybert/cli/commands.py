@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, LogMode, Preparation, Ticketing
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
+from ..config_recipe import with_recipe
 
 Given = dict[str, Any]
 """What was said on the command line and in its YAML file, by name with underscores."""
@@ -65,7 +66,7 @@ def _settings(given: Given, *options: str) -> Given:
 
 
 def _check_run(given: Given) -> None:
-    Finetune(**_settings(given, "output", "resume", "compare"))
+    Finetune(**with_recipe(_settings(given, "output", "resume", "compare")))
 
 
 def _result(run: Any) -> Given:
@@ -336,7 +337,7 @@ COMMANDS = {
             Option("seconds", "how long to time [20]", float),
         ),
         PARTS,
-        check=lambda given: Finetune(**_advised(given)),
+        check=lambda given: Finetune(**with_recipe(_advised(given))),
     ),
     "prepare": Command(
         "turn text files into token shards for pre-training",

@@ -295,7 +295,7 @@ def _refit(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: 
 
 def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
     """The stop rule, brought up to where a resumed search is; None when the search has a fixed length."""
-    if config.recipe == "paper" or config.search_steps is not None:
+    if config.recipe != "default" or config.search_steps is not None:
         return None
     rule = Settled(
         heads=config.heads,
