@@ -156,7 +156,13 @@ def _compare(given: Given) -> Given | None:
     from ..recipes.compare import RESULT, compare
     from ..recipes.comparison import Comparison
 
-    comparison = Comparison.of(_settings(given, "output", "list"))
+    comparison = Comparison.of(_settings(given, "output", "list", "check"))
+    if given.get("check"):
+        from ..recipes.display import display
+        from ..recipes.forecast import forecast
+
+        display.show(forecast(comparison).rich())
+        return None
     folder = Path(given.get("output", "runs/compare"))
     compare(comparison, folder)
     return {"folder": str(folder), **json.loads((folder / RESULT).read_bytes())}
@@ -305,6 +311,7 @@ COMMANDS = {
             Option("margin", "points by which a method may be worse and count as not inferior [0.3]", float),
             Option("models", "weights that stay on disk: of the first seed, or all [first]", Literal["first", "all"]),
             Option("output", "folder of the comparison; run again, it goes on [runs/compare]"),
+            Option("check", "say what it would take, and run nothing", flag=True),
             Option("list", "list the methods and end", flag=True),
         ),
         PARTS,
