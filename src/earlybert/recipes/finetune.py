@@ -187,7 +187,7 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     path = run.path
     if not run.scores.exists():
         raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
-    scores = Scores.load(run.scores)
+    scores = Scores.load(run.drawn_from)
     config = replace(run.config, **settings)
     draw_ticket(config, scores)  # a refusal changes nothing
     if into is not None:

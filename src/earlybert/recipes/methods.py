@@ -135,7 +135,7 @@ def _from_another(make: Callable[[Bench, Run, Scores], None]) -> Prepare:
         if run.ticket.exists():
             return
         copy_search(_like(bench), run)
-        make(bench, run, Scores.load(run.scores))
+        make(bench, run, Scores.load(run.drawn_from))
 
     return prepare
 
@@ -208,7 +208,7 @@ def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwri
     if overwrite:
         scores.save(run.scores)
     else:
-        scores.save(run.path / "sensitivity.safetensors")
+        scores.save(run.sensitivity)
     draw_stage(run, scores, seconds=sum(seconds for seconds, _ in lines), flops=sum(flops for _, flops in lines))
 
 
