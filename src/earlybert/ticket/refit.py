@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy import Refused, of
+from ..anatomy.linear import Linear, linear_at, matrix
 from ..anatomy.linear import inputs as inputs_of
-from ..anatomy.linear import linear_at, matrix
 from ..anatomy.linear import outputs as outputs_of
 from .surgery import full_precision
 
@@ -68,7 +68,7 @@ def refit(small: nn.Module, dense: nn.Module, batches: Sequence[Batch], *, ridge
     with torch.no_grad(), full_precision(), _evaluating(small), _evaluating(dense):
         targets = _outputs(dense, names, inputs)  # by name and batch, fp16 [tokens, hidden]
 
-        def fit(name: str, linear: nn.Module) -> Any:
+        def fit(name: str, linear: Linear) -> Any:
             def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
                 target = torch.cat(targets.pop(name))
                 results.append(_refit_one(name, linear, given[0][present].float(), target, fitted, ridge))
@@ -115,7 +115,7 @@ def flops(small: nn.Module, forward_small: int, forward_dense: int, tokens: int)
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def _refit_one(name: str, linear: nn.Module, x: Tensor, target: Tensor, fitted: int, ridge: float) -> Refit:
+def _refit_one(name: str, linear: Linear, x: Tensor, target: Tensor, fitted: int, ridge: float) -> Refit:
     """Refit one linear on its inputs `[tokens, features]`: the first `fitted` tokens to fit to, the rest to check."""
     features = inputs_of(linear)
     missing = target.float() - linear.forward(x)  # not a call: the hook that brought us here is on it
