@@ -143,6 +143,17 @@ def test_the_teacher_is_paid_for() -> None:
     assert MatchedCost(small, full).step(iter(shapes)) == small.step(shapes) + full.forward(shapes)
 
 
+def test_a_step_that_would_not_add_it_is_refused() -> None:
+    class Captured(EagerStep):
+        def __call__(self, micro_batches: Any) -> Tensor:
+            return super().__call__(micro_batches)
+
+    student, teacher = pair()
+    step = Captured(student, torch.optim.SGD(student.parameters(), lr=0.0))
+    with pytest.raises(Refused, match="Captured is captured"), matching(step, teacher, 1.0):
+        pass
+
+
 def test_other_layers_are_refused() -> None:
     student, _ = pair()
     step = EagerStep(student, torch.optim.SGD(student.parameters(), lr=0.0))

@@ -73,7 +73,8 @@ def forecast(comparison: Comparison) -> Sheet:
         )
     rows.append(["together", str(runs), f"{total.steps:,}", f"{total.flops / 1e12:,.1f}", ""])
     notes = [
-        "Training alone: evaluation, scoring and refits come on top. A search that may stop sooner counts in full.",
+        "Training alone: evaluation, scoring, refits and a teacher's passes come on top. A search that may stop sooner "
+        "counts in full.",
         f"With {STEP_ON_H100 * 1e3:.1f} ms a step, the least that a fast step of BERT-base takes on an H100 "
         f"(benchmarks/README.md), {total.steps * STEP_ON_H100 / 60:,.0f} minutes of one, one run after another; a "
         "smaller model was not measured there.",

@@ -43,8 +43,10 @@ def matching(step: EagerStep, teacher: nn.Module, weight: float) -> Iterator[Non
         weight: Of the distance beside the task loss.
 
     Raises:
-        Refused: Teacher and student do not have the same layers.
+        Refused: Teacher and student do not have the same layers, or the step is a captured one.
     """
+    if type(step).__call__ is not EagerStep.__call__:
+        raise Refused(f"{type(step).__name__} is captured; hidden states are matched in a step that is not.")
     names, stack = [layer.query for layer in of(step.model).layers], of(step.model).stack
     if names != [layer.query for layer in of(teacher).layers] or stack != of(teacher).stack:
         raise Refused("hidden states can only be matched to those of a model with the same layers.")
