@@ -191,29 +191,8 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting, begun.flops)
     first = max(begun.first, resumed)
-    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
-    watched = begun.watch(first)
     run.write_config()  # not before: a start that is refused changes nothing
-    observers += [watched[0]] if watched else []
-    go = partial(
-        drive,
-        bench,
-        run,
-        "train",
-        lr=lengths.train_lr,
-        schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
-        order=begun.order,
-        observers=observers,
-    )
-    if begun.teacher is not None:
-        until = begun.first + round(config.match_share * (lengths.train - begun.first))
-        if first < until:
-            cost = MatchedCost(count(model), count(begun.teacher))
-            with matching(step, begun.teacher, config.match):
-                first = go(step, first=first, steps=until, cost=cost)
-        begun.teacher = None  # makes room
-        step = _step(bench, model, optimizer, static=begun.static)
-    go(step, first=first, steps=lengths.train, cost=watched[1] if watched else None)
+    step = _take_steps(bench, run, begun, step, first)
     peak = peak_memory(bench.device)  # before there are copies for the profile
     profiled(run, "train", step, bench.stream(begun.order).starting_at(0))
     model.eval()
@@ -224,6 +203,33 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     run.write_metrics(metrics)
     close(run)
     return model, metrics
+
+
+def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: int) -> EagerStep:
+    """All steps of stage 3 behind `first`, those that match a teacher before the others; what took the last ones."""
+    config, lengths, model = bench.config, plan(bench), begun.model
+    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
+    watched = begun.watch(first)
+    go = partial(
+        drive,
+        bench,
+        run,
+        "train",
+        lr=lengths.train_lr,
+        schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
+        order=begun.order,
+        observers=[*observers, *([watched[0]] if watched else [])],
+    )
+    if begun.teacher is not None:
+        until = begun.first + round(config.match_share * (lengths.train - begun.first))
+        if first < until:
+            cost = MatchedCost(count(model), count(begun.teacher))
+            with matching(step, begun.teacher, config.match):
+                first = go(step, first=first, steps=until, cost=cost)
+        begun.teacher = None  # makes room
+        step = _step(bench, model, step.optimizer, static=begun.static)
+    go(step, first=first, steps=lengths.train, cost=watched[1] if watched else None)
+    return step
 
 
 def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, static: bool) -> EagerStep:
