@@ -223,8 +223,9 @@ class Training:
 class Searching:
     """Stage 1 (Sec. 3.2): where the coefficients come from."""
 
-    recipe: Literal["default", "paper"] = "default"
-    """paper searches exactly search_epochs; default at least 100 steps, ending sooner when the mask has settled."""
+    recipe: Literal["default", "paper", "best"] = "default"
+    """paper and best search exactly search_epochs, default at least 100 steps or until the mask settles; best also
+    sets how to score, cut and go on where nothing else is said (docs/compare.md)."""
     search_epochs: float = 0.2
     """Length of the search in epochs (Sec. 4.2: 0.2)."""
     search_steps: int | None = None
@@ -235,6 +236,8 @@ class Searching:
     """lambda of Eq. 4 for intermediate neurons (Sec. 4.2: 1e-4)."""
     gate_lr: float | None = None
     """Learning rate of the coefficients; the model's when not given (paper)."""
+    score_batches: int = 100
+    """Micro-batches that Taylor, Fisher and surgeon scores are taken from."""
     settle_threshold: float = 0.08
     """Mask distance between checks under which the mask counts as settled (docs/stopping.md)."""
     settle_window: int = 3
@@ -250,6 +253,7 @@ class Searching:
             between("gate_lr", self.gate_lr, 0)
         between("l1_heads", self.l1_heads, 0)
         between("l1_neurons", self.l1_neurons, 0)
+        between("score_batches", self.score_batches, 1)
         between("settle_threshold", self.settle_threshold, 0, 1)
         between("settle_window", self.settle_window, 1)
         between("settle_min_steps", self.settle_min_steps, 0)
@@ -297,11 +301,17 @@ class Ticketing:
     """Batches on which W_O and W_2 are refitted by least squares after the cut; 0 does not."""
     rewarm: int = 0
     """With weights=keep, steps after the cut over which the learning rate rises to its schedule again."""
+    match: float = 0.0
+    """Weight of a loss that pulls the ticket's hidden states to the searched model's; 0 does not."""
+    match_share: float = 0.1
+    """Share of the ticket's steps, its first, that have this loss."""
 
     def __post_init__(self) -> None:
         above_zero("epochs", self.epochs)
         above_zero("lr", self.lr)
         between("rewarm", self.rewarm, 0)
+        between("match", self.match, 0)
+        between("match_share", self.match_share, 0, 1)
         if self.refit != 0:
             between("refit", self.refit, 2)
 
@@ -368,6 +378,8 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
             part.__post_init__(self)
         if self.weights == "keep" and not (METHODS[self.method].keeps or METHODS[self.method].dense):
             raise BadSetting(f"method {self.method} has no searched weights to keep; use weights: reset.")
+        if self.match and not (METHODS[self.method].keeps or METHODS[self.method].dense):
+            raise BadSetting(f"method {self.method} has no searched model to match; use match: 0.")
         if self.rewarm and self.weights == "reset":
             raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
 

@@ -68,6 +68,12 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
         for what in ("flops", "seconds"):
             ratios = [metrics[row, seed][what] / metrics["dense", seed][what] for seed in (1, 2)]
             assert found[what] == pytest.approx(np.mean(ratios))
+        ratios = [
+            metrics[row, seed]["flops_a_token"]["after"] / metrics["dense", seed]["flops_a_token"]["before"]
+            for seed in (1, 2)
+        ]
+        assert found["forward"] == pytest.approx(np.mean(ratios))
+        assert (found["forward"] < 0.95) == (not row.startswith("dense"))
         parts = found["split"]
         whole = parts["fewer_epochs"] + parts["smaller_network"] + parts["engine"] + parts["search"]
         assert whole == pytest.approx(1 - found["seconds"])

@@ -204,3 +204,12 @@ def test_heads_and_neurons_in_one_ranking(flags: list[str], tmp_path: Path) -> N
     assert run("draw", tmp_path / "joint", "--joint", "0.2", "--into", tmp_path / "wider") == 0
     assert eb.Ticket.load(tmp_path / "wider" / "ticket.json").neurons_kept >= sum(found["neurons_kept"])
     assert run("draw", tmp_path / "joint", "--joint", "1.2", "--into", tmp_path / "none") == 2
+
+
+def test_another_ticket_is_drawn_from_what_the_first_was_drawn_from(flags: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert run("finetune", *flags, *SHORT, "--method", "fisher_searched", "--joint", "0.4", "--output", out) == 0
+    assert run("draw", out, "--joint", "0.4", "--into", tmp_path / "again") == 0
+    first, again = (eb.Ticket.load(folder / "ticket.json") for folder in (out, tmp_path / "again"))
+    assert again == first
+    assert first.drawn["source"] == "fisher"

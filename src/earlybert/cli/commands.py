@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, LogMode, Preparation, Ticketing
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
+from ..config_recipe import with_recipe
 
 Given = dict[str, Any]
 """What was said on the command line and in its YAML file, by name with underscores."""
@@ -65,7 +66,7 @@ def _settings(given: Given, *options: str) -> Given:
 
 
 def _check_run(given: Given) -> None:
-    Finetune(**_settings(given, "output", "resume", "compare"))
+    Finetune(**with_recipe(_settings(given, "output", "resume", "compare")))
 
 
 def _result(run: Any) -> Given:
@@ -155,7 +156,13 @@ def _compare(given: Given) -> Given | None:
     from ..recipes.compare import RESULT, compare
     from ..recipes.comparison import Comparison
 
-    comparison = Comparison.of(_settings(given, "output", "list"))
+    comparison = Comparison.of(_settings(given, "output", "list", "check"))
+    if given.get("check"):
+        from ..recipes.display import display
+        from ..recipes.forecast import forecast
+
+        display.show(forecast(comparison).rich())
+        return None
     folder = Path(given.get("output", "runs/compare"))
     compare(comparison, folder)
     return {"folder": str(folder), **json.loads((folder / RESULT).read_bytes())}
@@ -304,6 +311,7 @@ COMMANDS = {
             Option("margin", "points by which a method may be worse and count as not inferior [0.3]", float),
             Option("models", "weights that stay on disk: of the first seed, or all [first]", Literal["first", "all"]),
             Option("output", "folder of the comparison; run again, it goes on [runs/compare]"),
+            Option("check", "say what it would take, and run nothing", flag=True),
             Option("list", "list the methods and end", flag=True),
         ),
         PARTS,
@@ -336,7 +344,7 @@ COMMANDS = {
             Option("seconds", "how long to time [20]", float),
         ),
         PARTS,
-        check=lambda given: Finetune(**_advised(given)),
+        check=lambda given: Finetune(**with_recipe(_advised(given))),
     ),
     "prepare": Command(
         "turn text files into token shards for pre-training",

@@ -13,6 +13,7 @@ import torch
 from ..anatomy import of
 from ..baselines import random_ticket
 from ..config import Finetune
+from ..config_recipe import with_recipe
 from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply
@@ -88,7 +89,7 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
     Raises:
         Refused: The model or the data cannot be used.
     """
-    bench = Bench.set_up(Finetune(**settings))
+    bench = Bench.set_up(Finetune(**with_recipe(settings)))
     lengths = plan(bench)
     model = bench.theta_0()
     ticket = draw_ticket(bench.config, random_ticket.scores(of(model), bench.config.seed))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import METHODS, RIVALS, BadSetting, Drawing, Finetune, Searching, Ticketing, named, typed
+from ..config_recipe import RECIPES, with_recipe
 from ..tasks import NAMES
 from .grid import Cell
 
@@ -17,7 +18,7 @@ MARGIN = 0.3
 """Points of the headline metric by which a method may be worse and still count as not inferior."""
 OF_A_TICKET = tuple(f.name for part in (Searching, Drawing, Ticketing) for f in fields(part))
 """Settings that a dense run has no use for."""
-OF_A_CUT = ("weights", "rewarm", "refit", "joint")
+OF_A_CUT = ("weights", "rewarm", "refit", "match", "match_share", "joint")
 """Those of them that its rival has no use for either."""
 OF_ALL = ("task", "train_file", "validation_file", "validation_rows", "data_seed", "tuning", "seed", "offline")
 """Settings that decide which rows are scored, and so are no row's own."""
@@ -112,11 +113,13 @@ class Comparison:
                 like = {"like": "the ticket's run"} if self.needs(row) else {}
                 for seed in self.seeds:
                     for trial in ({}, *self.trials(row)):
-                        Finetune(**{**self.settings_of(task, row, seed), **like, **trial})
+                        Finetune(**with_recipe({**self.settings_of(task, row, seed), **like, **trial}))
 
     def method_of(self, row: str) -> str:
         """The method that a row is of."""
-        return named(self.methods[row].get("method", row), METHODS, "method")
+        settings = self.methods[row]
+        of_recipe = {} if row in METHODS else RECIPES.get(str(settings.get("recipe")), {})
+        return named(settings.get("method", of_recipe.get("method", row)), METHODS, "method")
 
     def is_dense(self, row: str) -> bool:
         """Whether a row is the full model, stopped wherever it is."""
@@ -138,7 +141,10 @@ class Comparison:
 
     def settings_of(self, task: str, row: str, seed: int) -> dict[str, Any]:
         """Settings of one run; the row's win over the task's, and those over the shared ones."""
-        merged = {**self.settings, **self.tasks[task], **self._row(task, row)}
+        mine = self._row(task, row)
+        merged = {**self.settings, **self.tasks[task], **mine}
+        if "recipe" not in mine:  # else it is in there, and goes before what is said for all rows
+            merged = with_recipe({**merged, "method": self.method_of(row)})
         for name in ("like", TUNE):
             merged.pop(name, None)
         merged = typed(merged)
@@ -153,7 +159,8 @@ class Comparison:
 
     def _row(self, task: str, row: str) -> dict[str, Any]:
         """Settings of the row itself; a rival begins with those of the ticket it stands against."""
-        mine = {**self.methods[row], **self.chosen.get(row, {}).get(task, {})}
+        given = {**self.methods[row], "method": self.method_of(row)}
+        mine = {**with_recipe(given), **self.chosen.get(row, {}).get(task, {})}
         if self.method_of(row) not in RIVALS or (like := self.needs(row)) is None:
             return mine
         return {**self._row(task, like), **mine}

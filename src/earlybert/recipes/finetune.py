@@ -12,6 +12,7 @@ from typing import Any
 
 from ..anatomy import Refused
 from ..config import METHODS, NO_RESULT, RIVALS, Finetune, changed, to_dict
+from ..config_recipe import with_recipe
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors
 from .bench import Bench
@@ -61,7 +62,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
         Refused: Anything about the input; before any compute.
     """
     if not resume:
-        config = Finetune(**settings)
+        config = Finetune(**with_recipe(settings))
         run = Run.create(Path(output) if output else default_output(config), config)
     elif output is None:
         raise Refused("--resume needs --output, the run folder to go on with.")
@@ -100,7 +101,7 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
     Raises:
         Refused: A setting is another, or was given then and is not now.
     """
-    wanted = Finetune(**settings)
+    wanted = Finetune(**with_recipe(settings))
     same: dict[str, Any] = {name: getattr(run.config, name) for name in NO_RESULT}
     if wanted.method in RIVALS:
         same["dense_steps"] = run.config.dense_steps  # read off the ticket
@@ -134,8 +135,10 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
         Refused: There is no ticket to compare.
     """
     bench, run = start.bench, start.run
-    if compare and run.config.method != "ticket":
-        raise Refused("--compare trains the dense model beside a ticket; use it with --method ticket.")
+    if compare and not METHODS[run.config.method].keeps:
+        raise Refused(
+            "--compare trains the dense model beside a ticket that was searched; use it with --method ticket."
+        )
     command = f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"
     with start.alone(), resumable(command):
         announce(bench, run)
@@ -154,6 +157,11 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
 def search(start: Start) -> Run:
     """Stage 1 alone."""
     run = start.run
+    if run.config.method != "ticket":
+        raise Refused(
+            f"earlybert search leaves coefficients to draw from, and method {run.config.method} scores otherwise; use "
+            "earlybert finetune."
+        )
     with start.alone(), resumable(f"earlybert search --output {run.path} --resume"), tracked(run):
         announce(start.bench, run)
         scores = search_stage(start.bench, run)
@@ -179,7 +187,7 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     path = run.path
     if not run.scores.exists():
         raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
-    scores = Scores.load(run.scores)
+    scores = Scores.load(run.drawn_from)
     config = replace(run.config, **settings)
     draw_ticket(config, scores)  # a refusal changes nothing
     if into is not None:

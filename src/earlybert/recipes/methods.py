@@ -29,9 +29,6 @@ from .run import Run, copy_search
 from .stages import Begin, Begun, begin_dense, begin_ticket, draw_stage, search_stage, searched
 from .timing import contenders, in_turns, some_batches
 
-SCORING_BATCHES = 100
-"""Micro-batches that Taylor and Fisher scores are taken from."""
-
 SAME = (
     *("model", "task", "train_file", "train_rows", "validation_rows", "data_seed", "tuning", "max_length", "seed"),
     *("batch_size", "accumulate", "warmup", "weight_decay", "max_grad_norm", "precision", "engine"),
@@ -138,7 +135,7 @@ def _from_another(make: Callable[[Bench, Run, Scores], None]) -> Prepare:
         if run.ticket.exists():
             return
         copy_search(_like(bench), run)
-        make(bench, run, Scores.load(run.scores))
+        make(bench, run, Scores.load(run.drawn_from))
 
     return prepare
 
@@ -195,7 +192,7 @@ def _sensitivity(
     cost = count(model)
     clock, flops = Clock(bench.device), list[int]()
     batches = (batch for step in bench.stream(order).starting_at(first) for batch in step)
-    enough = min(SCORING_BATCHES, bench.stream(order).steps_per_epoch * bench.config.accumulate)
+    enough = min(bench.config.score_batches, bench.stream(order).steps_per_epoch * bench.config.accumulate)
     for batch in batches:
         prepared = to_device(batch, bench.device)
         with clock:
@@ -211,7 +208,7 @@ def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwri
     if overwrite:
         scores.save(run.scores)
     else:
-        scores.save(run.path / "sensitivity.safetensors")
+        scores.save(run.sensitivity)
     draw_stage(run, scores, seconds=sum(seconds for seconds, _ in lines), flops=sum(flops for _, flops in lines))
 
 

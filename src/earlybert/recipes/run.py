@@ -34,9 +34,10 @@ Folder = TypeVar("Folder", bound="RunFolder[Any]")
 class RunFolder(Generic[Settings]):
     """Paths inside a run folder, and the settings it was made with.
 
-    Files: `config.yaml`, `scores.safetensors`, `history.bin`, `ticket.json`, `steps.jsonl`,
-    `profile.json`, `predictions.safetensors`, `metrics.json`, `model/`, `report.html`; while a stage runs also
-    `checkpoint.safetensors`, and with `weights: keep` the end of the search in `searched.safetensors`.
+    Files: `config.yaml`, `scores.safetensors` (and `sensitivity.safetensors`, where the ticket is drawn from other
+    scores than the search's), `history.bin`, `ticket.json`, `steps.jsonl`, `profile.json`, `predictions.safetensors`,
+    `metrics.json`, `model/`, `report.html`; while a stage runs also `checkpoint.safetensors`, and with `weights: keep`
+    the end of the search in `searched.safetensors`.
     """
 
     kind: ClassVar[Any]
@@ -46,6 +47,7 @@ class RunFolder(Generic[Settings]):
         self.path = Path(path)
         self.config = config
         self.scores = self.path / "scores.safetensors"
+        self.sensitivity = self.path / "sensitivity.safetensors"
         self.history = self.path / "history.bin"
         self.ticket = self.path / "ticket.json"
         self.steps = self.path / "steps.jsonl"
@@ -62,6 +64,11 @@ class RunFolder(Generic[Settings]):
     def training(self) -> bool:
         """Whether stage 3 has begun and was stopped."""
         return self.checkpoint.exists() and checkpoint.peek(self.checkpoint).get("stage") == "train"
+
+    @property
+    def drawn_from(self) -> Path:
+        """Scores that the ticket is drawn from."""
+        return self.sensitivity if self.sensitivity.exists() else self.scores
 
     @classmethod
     def create(cls: type[Folder], path: str | os.PathLike[str], config: Any) -> Folder:
@@ -142,7 +149,7 @@ class Run(RunFolder[Finetune]):
 def copy_search(source: Run, target: Run) -> None:
     """Copy the search of a run, and what it cost, into the folder of another."""
     target.path.mkdir(parents=True, exist_ok=True)
-    for file in (source.scores, source.history, source.searched, source.steps):
+    for file in (source.scores, source.sensitivity, source.history, source.searched, source.steps):
         if file.exists():
             shutil.copy2(file, target.path / file.name)
     if "search" in (profiled := source.read_profile()):

@@ -81,19 +81,20 @@ def _costs(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> 
                 _share(mean(lambda verdict: verdict.seconds)),
                 *("-" if part is None else f"{100 * part:+.1f} %" for part in parts),
                 _share(mean(lambda verdict: verdict.parameters)),
+                _share(mean(lambda verdict: verdict.forward)),
                 _share(_inference(comparison, inference, row)),
             ]
         )
     notes = [
         "Training FLOPs and time count search, scoring, drawing and cutting. Saved time = fewer epochs + smaller "
         "network + engine + search (a cost where negative), of the reference run's time. Size is parameters, inference "
-        "the time of a row. Mean over tasks.",
+        "FLOPs those of a forward pass, inference the time of a row. Mean over tasks.",
     ]
     if comparison.jobs != 1:
         notes.append("Runs shared the machine: their times are rough; with jobs: 1 they are not.")
     title = f"Cost, of {reference_row(comparison)}"
     parts = ("epochs", "network", "engine", "search")
-    return Sheet(title, ("method", "FLOPs", "time", *parts, "size", "inference"), rows, notes)
+    return Sheet(title, ("method", "FLOPs", "time", *parts, "size", "inference FLOPs", "inference"), rows, notes)
 
 
 def _inference(comparison: Comparison, inference: Inference, row: str) -> float | None:

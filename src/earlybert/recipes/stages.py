@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -22,10 +24,11 @@ from ..ticket.surgery import fold
 from ..train import checkpoint
 from ..train.engine import build
 from ..train.loop import Observer
+from ..train.matching import MatchedCost, matching
 from ..train.optimizer import adamw
 from ..train.schedule import rewarmed
 from ..train.search import Recorder, StopRule, Watching, collect, searching
-from ..train.step import to_device
+from ..train.step import EagerStep, to_device
 from ..train.steplog import Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .display import say
@@ -49,6 +52,8 @@ class Begun:
     """Optimizer steps that are behind it already."""
     flops: int = 0
     """What preparing it cost, beyond cutting."""
+    teacher: nn.Module | None = None
+    """Whose hidden states the first steps match (`match`)."""
     static: bool = True
     """Whether every step is the same computation on plain weights, as a CUDA graph needs it."""
     watch: Callable[[int], tuple[Observer, Counts] | None] = lambda first: None
@@ -130,7 +135,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         writer.close()
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
         scores = replace(scores, info={**scores.info, "theta_0": theta_0})
-        if keep_weights or config.weights == "keep":
+        if keep_weights or config.weights == "keep" or config.match:
             checkpoint.save(run.searched, model=model, optimizer=step.optimizer, gates=gates, state={"step": done})
         scores.save(run.scores)  # its presence says that the stage is done
         run.checkpoint.unlink(missing_ok=True)
@@ -180,37 +185,14 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     if optimizer is None:
         torch.manual_seed(config.seed)
         optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay)
-    step = build(
-        config.engine,
-        model,
-        optimizer,
-        exact=config.exact,
-        compile=config.compile,
-        static=begun.static,
-        precision=bench.precision,
-        max_grad_norm=config.max_grad_norm,
-    )
+    step = _step(bench, model, optimizer, static=begun.static and begun.teacher is None)
     resumed = resume(run, "train", step)
     if run.ticket.exists() and not resumed:
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting, begun.flops)
     first = max(begun.first, resumed)
-    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
-    watched = begun.watch(first)
     run.write_config()  # not before: a start that is refused changes nothing
-    drive(
-        bench,
-        run,
-        "train",
-        step,
-        first=first,
-        steps=lengths.train,
-        lr=lengths.train_lr,
-        schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
-        order=begun.order,
-        observers=[*observers, *([watched[0]] if watched else [])],
-        cost=watched[1] if watched else None,
-    )
+    step = _take_steps(bench, run, begun, step, first)
     peak = peak_memory(bench.device)  # before there are copies for the profile
     profiled(run, "train", step, bench.stream(begun.order).starting_at(0))
     model.eval()
@@ -221,6 +203,48 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     run.write_metrics(metrics)
     close(run)
     return model, metrics
+
+
+def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: int) -> EagerStep:
+    """All steps of stage 3 behind `first`, those that match a teacher before the others; what took the last ones."""
+    config, lengths, model = bench.config, plan(bench), begun.model
+    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
+    watched = begun.watch(first)
+    go = partial(
+        drive,
+        bench,
+        run,
+        "train",
+        lr=lengths.train_lr,
+        schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
+        order=begun.order,
+        observers=[*observers, *([watched[0]] if watched else [])],
+    )
+    if begun.teacher is not None:
+        until = begun.first + round(config.match_share * (lengths.train - begun.first))
+        if first < until:
+            cost = MatchedCost(count(model), count(begun.teacher))
+            with matching(step, begun.teacher, config.match):
+                first = go(step, first=first, steps=until, cost=cost)
+        begun.teacher = None  # makes room
+        step = _step(bench, model, step.optimizer, static=begun.static)
+    go(step, first=first, steps=lengths.train, cost=watched[1] if watched else None)
+    return step
+
+
+def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, static: bool) -> EagerStep:
+    """What takes the steps of stage 3, with a run's settings."""
+    config = bench.config
+    return build(
+        config.engine,
+        model,
+        optimizer,
+        exact=config.exact,
+        compile=config.compile,
+        static=static,
+        precision=bench.precision,
+        max_grad_norm=config.max_grad_norm,
+    )
 
 
 def close(run: Run) -> None:
@@ -238,21 +262,26 @@ def begin_dense(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
 def begin_ticket(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
     """The ticket of the run: of theta_0 (`weights: reset`, Sec. 3.2), or of the searched weights (`keep`)."""
     config, ticket = bench.config, Ticket.load(run.ticket)
+    teacher = None
     if config.weights == "keep":
         optimizer, order = searched(bench, run, theta_0), SHARED_ORDER
         first = checkpoint.peek(run.searched)["step"]
     else:
         _refuse_other_start(run, theta_0)
         optimizer, first, order = None, 0, TICKET_ORDER
+        if config.match:
+            teacher = copy.deepcopy(theta_0)
+            searched(bench, run, teacher)
     if config.refit == 0 and optimizer is None:
-        return Begun(apply(theta_0, ticket, inplace=True), order)
+        return Begun(apply(theta_0, ticket, inplace=True), order, teacher=teacher)
     small = apply(theta_0, ticket)
     flops = 0
     if config.refit and not run.training:  # a checkpoint has the refitted weights already
         flops = _refit(bench, small, theta_0, order, first)
     if optimizer is not None:
         rebind(optimizer, theta_0, small)
-    return Begun(small, order, optimizer, first, flops)
+        teacher = theta_0 if config.match else None
+    return Begun(small, order, optimizer, first, flops, teacher)
 
 
 def _refit(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: int) -> int:
@@ -266,12 +295,13 @@ def _refit(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: 
     say(f"refit: {kept} of {len(results)} linears; mean relative error {before:.3f} -> {after:.3f}")
     shapes = [shape_of(batch) for batch in batches]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
-    return refit_flops(small, count(small).forward(shapes), count(dense).forward(shapes), tokens)
+    together = [(sum(rows for rows, _ in shapes), max(length for _, length in shapes))]
+    return refit_flops(small, count(small).forward(together), count(dense).forward(shapes), tokens)
 
 
 def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
     """The stop rule, brought up to where a resumed search is; None when the search has a fixed length."""
-    if config.recipe == "paper" or config.search_steps is not None:
+    if config.recipe != "default" or config.search_steps is not None:
         return None
     rule = Settled(
         heads=config.heads,
@@ -302,7 +332,9 @@ def _refuse_other_start(run: Run, theta_0: nn.Module) -> None:
 def searched(bench: Bench, run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """Bring a model to the end of the search, coefficients folded in, in place; its optimizer there."""
     if not run.searched.exists():
-        raise Refused(f"run {run.path} did not keep its searched weights; search again with --weights keep.")
+        raise Refused(
+            f"run {run.path} did not keep its searched weights; search again with --weights keep or --match 1."
+        )
     config, gates = bench.config, Gates(model)
     rate = plan(bench).train_lr
     optimizer = adamw(model, lr=rate, weight_decay=config.weight_decay, gates=gates, gate_lr=config.gate_lr)

@@ -38,6 +38,8 @@ class Verdict:
     """Where the time went that was saved, as `versus.saved`, mean over seeds."""
     parameters: float | None
     """Of the dense model's."""
+    forward: float | None = None
+    """FLOPs of inference of the dense model's, at the mean length of the training rows, mean over seeds."""
     rival: str | None = None
     """The dense row nearest in FLOPs."""
     rival_cost: float | None = None
@@ -126,7 +128,14 @@ def _costs(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, r
         # on another engine or precision, and no dense run there: what the ticket saved cannot be told from it
         None if apart else {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
         statistics.fmean(metrics["parameters"]["after"] / dense["parameters"]["after"] for metrics, dense in pairs),
+        mean_over_tasks([_a_token(metrics, dense) for metrics, dense in pairs]),
     )
+
+
+def _a_token(metrics: Mapping[str, Any], dense: Mapping[str, Any]) -> float | None:
+    """FLOPs of one model over another's; forward and backward are in proportion."""
+    mine, its = metrics.get("flops_a_token"), dense.get("flops_a_token")
+    return mine["after"] / its["after"] if mine and its else None
 
 
 def _collapsed(

@@ -131,7 +131,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
 
 def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:
     """A dense run in a folder below the ticket's, or the result of the one that is there."""
-    plain: dict[str, Any] = {"weights": "reset", "rewarm": 0, "refit": 0, "joint": None}
+    plain: dict[str, Any] = {"weights": "reset", "rewarm": 0, "refit": 0, "match": 0.0, "joint": None}
     if method in RIVALS:
         plain["dense_steps"] = None  # its length is the ticket's cost, whatever the dense run's
     inner = Run(run.path / method, replace(bench.config, method=method, like=str(run.path), **plain))

@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..anatomy import Refused, of
+from ..anatomy.linear import Linear, linear_at, matrix
 from ..anatomy.linear import inputs as inputs_of
-from ..anatomy.linear import linear_at, matrix
 from ..anatomy.linear import outputs as outputs_of
 from .surgery import full_precision
 
 RIDGE = 1e-2
 """Pull towards the columns as they were, in units of the mean square of the inputs."""
+CHUNK = 4096
+"""Tokens whose products are summed in fp32; further sums are in fp64."""
 Batch = dict[str, Tensor]
 
 
@@ -31,17 +34,14 @@ class Refit:
     """Equal to `before` when the solution was no better there, or not to be had, and was dropped."""
 
 
-class _Enough(Exception):
-    """The input that was wanted is here; the rest of the forward pass is not needed."""
-
-
 def refit(small: nn.Module, dense: nn.Module, batches: Sequence[Batch], *, ridge: float = RIDGE) -> list[Refit]:
     """Fit the kept columns of W_O and W_2, and their biases, to the dense model's outputs; in place.
 
     Layer by layer, on the inputs that the cut and so far refitted network really has (as in He et
     al. 2017, Channel pruning, Sec. 3.2): the smallest squared error against what the dense linear
     gives for the same tokens, plus `ridge` times the squared change. A quarter of the batches is kept
-    back; a linear that does not get better on them stays as it was.
+    back; a linear that does not get better on them stays as it was. One forward pass of the cut model
+    over all batches does it: a linear is refitted when the pass comes to it.
 
     Args:
         small: A cut model.
@@ -61,10 +61,38 @@ def refit(small: nn.Module, dense: nn.Module, batches: Sequence[Batch], *, ridge
     if names != [name for layer in of(dense).layers for name in (layer.output, layer.down)]:
         raise Refused("a refit needs the dense model that the small one was cut from.")
     inputs = [{name: batch[name] for name in batch if name in _INPUTS} for batch in batches]
-    checks = max(1, len(batches) // 4)
+    fitted = sum(int(batch["attention_mask"].sum()) for batch in inputs[: -max(1, len(batches) // 4)])
+    whole = joined(inputs)
+    present = whole["attention_mask"].bool()
+    results: list[Refit] = []
     with torch.no_grad(), full_precision(), _evaluating(small), _evaluating(dense):
         targets = _outputs(dense, names, inputs)  # by name and batch, fp16 [tokens, hidden]
-        return [_refit_one(small, name, inputs, targets.pop(name), checks, ridge) for name in names]
+
+        def fit(name: str, linear: Linear) -> Any:
+            def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+                target = torch.cat(targets.pop(name))
+                results.append(_refit_one(name, linear, given[0][present].float(), target, fitted, ridge))
+
+            return hook
+
+        handles = [
+            linear_at(small, name).register_forward_pre_hook(fit(name, linear_at(small, name))) for name in names
+        ]
+        try:
+            small(**whole)  # what a linear is given comes from those that were refitted before it
+        finally:
+            for handle in handles:
+                handle.remove()
+    return results
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Padded batches as one, padded to the longest."""
+    longest = max(batch["attention_mask"].shape[1] for batch in batches)
+    return {
+        name: torch.cat([F.pad(batch[name], (0, longest - batch[name].shape[1])) for batch in batches])
+        for name in batches[0]
+    }
 
 
 def flops(small: nn.Module, forward_small: int, forward_dense: int, tokens: int) -> int:
@@ -72,45 +100,38 @@ def flops(small: nn.Module, forward_small: int, forward_dense: int, tokens: int)
 
     Args:
         small: The cut model.
-        forward_small: FLOPs of its forward pass over all batches.
-        forward_dense: The same of the dense model.
+        forward_small: FLOPs of its forward pass over all batches, joined.
+        forward_dense: FLOPs of the dense model's over all batches.
         tokens: Tokens in all batches.
     """
     layers = of(small).layers
     linears = [linear_at(small, name) for layer in layers for name in (layer.output, layer.down)]
     shapes = [(inputs_of(linear) + 1, outputs_of(linear)) for linear in linears]
-    # a pass ends at the linear it is for: (1 + 2 + ... + 2L) / 2L passes
-    passes = forward_small * (len(linears) + 1) // 2
     sums = sum(2 * tokens * width * (width + hidden) for width, hidden in shapes)
     solving = sum(width**3 // 3 + 2 * width**2 * hidden for width, hidden in shapes)
-    return forward_dense + passes + sums + solving
+    return forward_dense + forward_small + sums + solving
 
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def _refit_one(
-    small: nn.Module, name: str, inputs: Sequence[Batch], targets: list[Tensor], checks: int, ridge: float
-) -> Refit:
-    linear = linear_at(small, name)
+def _refit_one(name: str, linear: Linear, x: Tensor, target: Tensor, fitted: int, ridge: float) -> Refit:
+    """Refit one linear on its inputs `[tokens, features]`: the first `fitted` tokens to fit to, the rest to check."""
     features = inputs_of(linear)
-    width = features + (linear.bias is not None)
-    gram = torch.zeros(width, width, dtype=torch.float64, device=linear.weight.device)
-    cross = torch.zeros(width, targets[0].shape[-1], dtype=torch.float64, device=linear.weight.device)
-    held: list[tuple[Tensor, Tensor, Tensor]] = []
-    for number, (batch, target) in enumerate(zip(inputs, targets, strict=True)):
-        x = _input(small, linear, batch)  # [tokens, features]
-        if linear.bias is not None:
-            x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        missing = target.float() - linear(x[:, :features])
-        if number >= len(inputs) - checks:
-            held.append((x, missing, target))
-            continue
-        gram += (x.T @ x).double()
-        cross += (x.T @ missing).double()
+    missing = target.float() - linear.forward(x)  # not a call: the hook that brought us here is on it
+    if linear.bias is not None:
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    gram = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    cross = torch.zeros(x.shape[1], target.shape[-1], dtype=torch.float64, device=x.device)
+    for part, wanted in zip(x[:fitted].split(CHUNK), missing[:fitted].split(CHUNK), strict=True):
+        gram += (part.T @ part).double()
+        cross += (part.T @ wanted).double()
     change = _solve(gram, cross, ridge)
-    before = _error([missing for _, missing, _ in held], held)
-    after = before if change is None else _error([missing - x @ change for x, missing, _ in held], held)
+    energy = target[fitted:].float().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    before = float(missing[fitted:].square().sum() / energy)
+    after = before
+    if change is not None:
+        after = float((missing[fitted:] - x[fitted:] @ change).square().sum() / energy)
     if change is None or not after < before:
         return Refit(name, before, before)
     matrix(linear).add_(change[:features].T)
@@ -132,12 +153,6 @@ def _solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor | None:
     return change if bool(torch.isfinite(change).all()) else None
 
 
-def _error(missing: Sequence[Tensor], held: Sequence[tuple[Tensor, Tensor, Tensor]]) -> float:
-    above = sum(float(part.square().sum()) for part in missing)
-    below = sum(float(target.float().square().sum()) for _, _, target in held)
-    return above / max(below, torch.finfo(torch.float32).tiny)
-
-
 def _outputs(dense: nn.Module, names: Sequence[str], inputs: Sequence[Batch]) -> dict[str, list[Tensor]]:
     """What each linear gives for the tokens that are there; fp16, since there are many."""
     found: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -157,24 +172,6 @@ def _outputs(dense: nn.Module, names: Sequence[str], inputs: Sequence[Batch]) ->
         for handle in handles:
             handle.remove()
     return found
-
-
-def _input(small: nn.Module, linear: nn.Module, batch: Batch) -> Tensor:
-    """What this linear is given for the tokens that are there, `[tokens, features]`."""
-    found: list[Tensor] = []
-
-    def take(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-        found.append(inputs[0][batch["attention_mask"].bool()])
-        raise _Enough
-
-    handle = linear.register_forward_pre_hook(take)
-    try:
-        small(**batch)
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
-    return found[0].float()
 
 
 @contextmanager

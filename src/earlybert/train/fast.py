@@ -37,6 +37,17 @@ class RaggedStep(EagerStep):
         self.ragged = RaggedModel(self.model)
         self.kernel: Kernel = "padded" if exact else "groups"
 
+    def reading(self, model: nn.Module) -> EagerStep:
+        """This step on another model, whose forward passes take the same prepared batches."""
+        other = super().reading(model)
+        assert isinstance(other, RaggedStep)
+        other.ragged, other.table = RaggedModel(model), None
+        return other
+
+    def tokens(self, states: Tensor, batch: tuple[Packed, int]) -> Tensor:
+        """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
+        return states[0]
+
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""
         return [(self.pack(batch), labels_of(batch)) for batch in micro_batches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -48,6 +49,8 @@ class EagerStep:
         self.l1 = l1
         self.mark: Callable[[str], None] = unmarked
         """Told which part of a step begins; `train.profile` listens."""
+        self.aim: Callable[[Any], Tensor] | None = None
+        """Given a prepared micro-batch, behind its task loss: what is added to that (`train.matching`)."""
         self.follow(next(model.parameters()).device)
 
     def follow(self, device: torch.device) -> None:
@@ -58,6 +61,16 @@ class EagerStep:
     def splits(self, prepared: Sequence[Any]) -> bool:
         """Whether this step would tell its parts apart."""
         return True
+
+    def reading(self, model: nn.Module) -> EagerStep:
+        """This step on another model, whose forward passes take the same prepared batches."""
+        other = copy(self)
+        other.model, other.gates, other.aim = model, None, None
+        return other
+
+    def tokens(self, states: Tensor, batch: Any) -> Tensor:
+        """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
+        return states[batch["attention_mask"].bool()]
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
@@ -103,10 +116,11 @@ class EagerStep:
             self.begin(last=number == len(micro_batches))
             self.mark("forward")
             loss = self.loss(batch)
+            whole = loss if self.aim is None else loss + self.aim(batch)
             if share != 1.0:
-                loss = loss * share
+                loss, whole = loss * share, whole * share
             self.mark("backward")
-            loss.backward()
+            whole.backward()
             total = loss.detach() if total is None else total + loss.detach()
         self.mark("optimizer")
         assert total is not None

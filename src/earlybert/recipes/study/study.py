@@ -10,6 +10,7 @@ from typing import Any
 
 from ...config import BadSetting, Finetune, above_zero, between, named, to_dict, typed
 from ...config_pretrain import Architecture, EarlyDrawing, EarlySearch, Pretrain
+from ...config_recipe import with_recipe
 from ..comparison import Comparison, by_name, slug
 from ..grid import Cell
 from .scale import SCALES
@@ -157,7 +158,7 @@ class Study:
                 like = comparison.needs(method)
                 if like is not None:
                     needs["like"] = make(like, task).name
-                whole = to_dict(Finetune(**{**settings, "like": needs.get("like")}))
+                whole = to_dict(Finetune(**with_recipe({**settings, "like": needs.get("like")})))
                 mark = _address({**whole, "needs": needs or settings["model"]})
                 name = f"finetune/{slug(task)}-{slug(comparison.method_of(method))}-{mark}"
                 made[method, task] = Cell(name, settings, needs=needs, keep_model=False)

@@ -1,0 +1,95 @@
+"""Recipes: what they set, what wins over them, and that a run says what it was made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from earlybert.config import BadSetting, Finetune
+from earlybert.config_recipe import RECIPES, with_recipe
+from earlybert.recipes.comparison import Comparison
+from earlybert.recipes.run import Run
+
+from .recipes.conftest import run, tiny_flags
+
+BEST = RECIPES["best"]
+
+
+def compared(**changes: Any) -> Comparison:
+    rows = {
+        "dense": None,
+        "dense_same_flops": {"like": "best"},
+        "best": {"recipe": "best"},
+        "no refit": {"recipe": "best", "refit": 0},
+        "coefficients": {"method": "ticket", "recipe": "best", "joint": None},
+        "paper": {"method": "ticket", "recipe": "paper"},
+        "random": None,
+    }
+    return Comparison.of({"tasks": ["sst2"], "methods": rows, "seeds": [1], "epochs": 2, "lr": 1e-4, **changes})
+
+
+def test_every_recipe_is_one_that_a_run_takes() -> None:
+    for name in RECIPES:
+        assert Finetune(**with_recipe({"recipe": name})).recipe == name
+
+
+def test_what_is_said_wins_over_the_recipe() -> None:
+    config = Finetune(**with_recipe({"recipe": "best", "epochs": 2.5, "method": "ticket", "joint": None}))
+    assert (config.epochs, config.method, config.joint) == (2.5, "ticket", None)
+    assert config.weights == BEST["weights"] == "keep"
+
+
+def test_a_method_that_searches_nothing_gets_none_of_it() -> None:
+    for method in ("dense", "random", "layerdrop", "dense_same_flops"):
+        assert with_recipe({"recipe": "best", "method": method}) == {"recipe": "best", "method": method}
+
+
+def test_rows_of_a_comparison() -> None:
+    comparison = compared()
+    assert comparison.method_of("best") == BEST["method"]
+    best, other, coefficients, paper, random, dense, rival = (
+        comparison.settings_of("sst2", row, 1)
+        for row in ("best", "no refit", "coefficients", "paper", "random", "dense", "dense_same_flops")
+    )
+    # a row's recipe goes before what is said for all rows; the row's own settings before both
+    assert {name: best[name] for name in BEST} == BEST
+    assert {name for name in best if best[name] != other[name]} == {"refit"}
+    assert (coefficients["method"], coefficients["joint"], coefficients["weights"]) == ("ticket", None, "keep")
+    for plain in (paper, random):
+        assert plain["epochs"] == 2
+        assert "weights" not in plain
+    assert not {"weights", "joint", "refit", "match"} & {*dense, *rival}
+    assert rival["lr"] == 1e-4
+
+
+def test_a_recipe_for_all_rows_goes_behind_what_is_said_for_all_rows() -> None:
+    comparison = Comparison.of(
+        {"tasks": ["sst2"], "methods": {"a": {"method": "ticket"}}, "seeds": [1], "recipe": "best", "epochs": 2}
+    )
+    settings = comparison.settings_of("sst2", "a", 1)
+    assert (settings["epochs"], settings["weights"], settings["method"]) == (2, "keep", "ticket")
+
+
+def test_an_unknown_recipe_is_refused() -> None:
+    with pytest.raises(BadSetting, match="unknown recipe 'bst'; did you mean best"):
+        compared(recipe="bst")
+
+
+def test_a_run_says_what_the_recipe_set(model_folder: Path, data_dir: Path, tmp_path: Path) -> None:
+    flags = [*tiny_flags(model_folder, data_dir), "--dense-epochs", "1", "--output", str(tmp_path / "run")]
+    assert run("finetune", *flags, "--recipe", "best", "--refit", "2", "--score-batches", "2") == 0
+    config = Run.open(tmp_path / "run").config
+    expected = {**BEST, "refit": 2, "score_batches": 2}
+    assert {name: getattr(config, name) for name in expected} == expected
+    assert run("finetune", "--output", str(tmp_path / "run"), "--resume", "--recipe", "best", "--epochs", "9") == 2
+
+
+def test_a_search_alone_is_of_coefficients(
+    model_folder: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*tiny_flags(model_folder, data_dir), "--method", "fisher_searched", "--output", str(tmp_path / "run")]
+    assert run("search", *flags) == 2
+    assert "method fisher_searched scores otherwise" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
