@@ -17,6 +17,10 @@ from .ragged import Kernel, RaggedModel, set_layout
 from .step import EagerStep, by_labels, labels_of, to_device
 from .table import Table
 
+SIZES = 32
+"""On a CPU, packed batches are rounded up to so many tokens: oneDNN makes code for every shape of matrices and keeps
+some of it, and a ticket has as many shapes as layers."""
+
 
 class RaggedStep(EagerStep):
     """`EagerStep` on packed rows: the same update, no padding computed.
@@ -46,7 +50,7 @@ class RaggedStep(EagerStep):
 
     def tokens(self, states: Tensor, batch: tuple[Packed, int]) -> Tensor:
         """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
-        return states[0]
+        return states.squeeze(0)[: sum(batch[0].lengths)]  # behind them, free places
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""
@@ -58,7 +62,12 @@ class RaggedStep(EagerStep):
 
     def lay_out(self, batch: Batch) -> Packed:
         """One micro-batch without padding, on the CPU."""
-        return pack(batch, position_offset=self.ragged.position_offset, token_types=self.ragged.token_types)
+        return pack(
+            batch,
+            position_offset=self.ragged.position_offset,
+            token_types=self.ragged.token_types,
+            multiple=SIZES if self.device.type == "cpu" else 1,
+        )
 
     def move(self, packed: Packed) -> Packed:
         """Bring it to the device."""

@@ -43,7 +43,7 @@ class Layout:
     bounds: Tensor = field(default_factory=lambda: torch.empty(0))
     """int32 `[rows + 2]`, as `Packed.bounds`."""
     lengths: tuple[int, ...] = ()
-    """Tokens of each row; for `groups` alone, which leaves no free places."""
+    """Tokens of each row; for `groups` alone."""
     longest: int = 0
     places: Tensor = field(default_factory=lambda: torch.empty(0))
     """For padded rows: the token at each place, int64 `[rows + 1, longest]`; padding points anywhere."""
@@ -115,6 +115,7 @@ def _groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
             out = F.scaled_dot_product_attention(q_, k_, v_, scale=scaling)
             parts.append(out.transpose(1, 2).reshape(end - begin, *q.shape[1:]))
         begin = end
+    parts.append(v[begin:])  # free places, which nobody reads
     return torch.cat(parts)
 
 
@@ -249,7 +250,7 @@ def set_layout(
         bounds: int32 `[rows + 2]`, on the model's device.
         longest: Length of a padded row.
         tokens: Places in the packed batch.
-        lengths: Tokens of each row; for `groups`, which leaves no free places.
+        lengths: Tokens of each row, for `groups`.
         places: Whether the head reads padded rows; the padded kernel does anyway.
 
     Returns:
