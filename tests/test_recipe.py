@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from earlybert.config import BadSetting, Finetune
+from earlybert.config import Finetune
+from earlybert.config_checks import BadSetting
 from earlybert.config_recipe import RECIPES, with_recipe
 from earlybert.recipes.comparison import Comparison
 from earlybert.recipes.run import Run

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .config_checks import BadSetting, above_zero, between, named, shown
 
 Scope = Literal["layer", "global"]
 LogMode = Literal["auto", "bars", "plain", "json", "quiet"]
@@ -68,61 +69,8 @@ RIVALS = ("dense_same_flops", "dense_same_time")
 """The dense model stopped at a ticket's cost."""
 
 
-def named(name: str, known: Any, what: str) -> str:
-    """`name`, if it is known; nearest names are offered when not.
-
-    Raises:
-        BadSetting: It is not known.
-    """
-    if isinstance(name, str) and name in known:
-        return name
-    near = get_close_matches(name[:LONGEST_SHOWN], list(known), n=3, cutoff=0.5) if isinstance(name, str) else []
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
-    raise BadSetting(f"unknown {what} {shown(name)}; {hint}")
-
-
-LONGEST_SHOWN = 60
-"""Characters of a wrong value that a sentence repeats."""
-
-
-def shown(value: Any) -> str:
-    """A wrong value for a sentence: itself where it is short, else what it is."""
-    if isinstance(value, int) and abs(value) > 1e300:
-        return "a number beyond 1e300"
-    if isinstance(value, str | int | float | None):
-        return repr(
-            value if not isinstance(value, str) or len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "..."
-        )
-    return f"a {type(value).__name__}"
-
-
 NO_RESULT = ("offline", "log_every", "profile_steps", "tracker")
 """Settings that change no result: a resumed run may have others."""
-
-
-class BadSetting(ValueError):
-    """A setting is out of range; the message says which and what it may be."""
-
-
-def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Both ends included.
-
-    Raises:
-        BadSetting: It is outside, or not finite.
-    """
-    if not low <= value <= high or value == float("inf"):
-        limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise BadSetting(f"{name} must be {limits}, got {shown(value)}.")
-
-
-def above_zero(name: str, value: float) -> None:
-    """More than 0, and finite.
-
-    Raises:
-        BadSetting: It is not.
-    """
-    if not 0 < value < float("inf"):
-        raise BadSetting(f"{name} must be above 0, got {shown(value)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

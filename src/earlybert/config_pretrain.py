@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import BadSetting, Bookkeeping, Drawing, above_zero, between
+from .config import Bookkeeping, Drawing
+from .config_checks import BadSetting, above_zero, between
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import yaml
 
-from earlybert.config import BadSetting, typed
+from earlybert.config import typed
+from earlybert.config_checks import BadSetting
 from earlybert.recipes import finetune as recipe
 from earlybert.recipes import grid
 from earlybert.recipes.comparison import Comparison

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ..config import BadSetting
+from ..config_checks import BadSetting
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
 

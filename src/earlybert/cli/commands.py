@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import METHODS, PARTS, BadSetting, Drawing, Finetune, LogMode, Preparation, Ticketing
+from ..config import METHODS, PARTS, Drawing, Finetune, LogMode, Preparation, Ticketing
+from ..config_checks import BadSetting
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
 from ..config_recipe import with_recipe
 

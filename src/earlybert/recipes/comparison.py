@@ -9,7 +9,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import METHODS, RIVALS, BadSetting, Drawing, Finetune, Searching, Ticketing, named, typed
+from ..config import METHODS, RIVALS, Drawing, Finetune, Searching, Ticketing, typed
+from ..config_checks import BadSetting, named
 from ..config_recipe import RECIPES, with_recipe
 from ..tasks import NAMES
 from .grid import Cell

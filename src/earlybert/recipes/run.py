@@ -18,7 +18,8 @@ import yaml
 
 from .. import __version__
 from ..anatomy import Refused
-from ..config import BadSetting, Finetune, shown, to_dict, typed
+from ..config import Finetune, to_dict, typed
+from ..config_checks import BadSetting, shown
 from ..config_file import parse
 from ..ticket.files import write_atomically
 from ..ticket.tensors import UNUSABLE

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..anatomy import Refused
-from ..config import LONGEST_SHOWN, shown
+from ..config_checks import LONGEST_SHOWN, shown
 from .examples import Examples
 from .source import read_jsonl
 from .task import Problem, Task, hold_out

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from earlybert.config import BadSetting
+from earlybert.config_checks import BadSetting
 from earlybert.recipes.reproduce import experiment as files
 from earlybert.recipes.reproduce.claims import CHECKS
 from earlybert.recipes.reproduce.estimate import estimate

@@ -13,7 +13,7 @@ import torch
 
 import earlybert as eb
 from earlybert.anatomy import Refused
-from earlybert.config import BadSetting
+from earlybert.config_checks import BadSetting
 from earlybert.config_pretrain import Pretrain
 from earlybert.recipes.pretraining.bench import Bench
 from earlybert.recipes.study import estimate

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from ...anatomy import Refused
-from ...config import BadSetting, named
+from ...config_checks import BadSetting, named
 from ..comparison import Comparison
 from .claims import CHECKS
 from .estimate import estimate

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ...config import BadSetting, Finetune, above_zero, between, named, to_dict, typed
+from ...config import Finetune, to_dict, typed
+from ...config_checks import BadSetting, above_zero, between, named
 from ...config_pretrain import Architecture, EarlyDrawing, EarlySearch, Pretrain
 from ...config_recipe import with_recipe
 from ..comparison import Comparison, by_name, slug

@@ -1,0 +1,58 @@
+"""What a setting may be, told in a sentence when it is not."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+LONGEST_SHOWN = 60
+"""Characters of a wrong value that a sentence repeats."""
+
+
+class BadSetting(ValueError):
+    """A setting is out of range; the message says which and what it may be."""
+
+
+def named(name: str, known: Any, what: str) -> str:
+    """`name`, if it is known; nearest names are offered when not.
+
+    Raises:
+        BadSetting: It is not known.
+    """
+    if isinstance(name, str) and name in known:
+        return name
+    near = get_close_matches(name[:LONGEST_SHOWN], list(known), n=3, cutoff=0.5) if isinstance(name, str) else []
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    raise BadSetting(f"unknown {what} {shown(name)}; {hint}")
+
+
+def shown(value: Any) -> str:
+    """A wrong value for a sentence: itself where it is short, else what it is."""
+    if isinstance(value, int) and abs(value) > 1e300:
+        return "a number beyond 1e300"
+    if isinstance(value, str | int | float | None):
+        return repr(
+            value if not isinstance(value, str) or len(value) <= LONGEST_SHOWN else value[:LONGEST_SHOWN] + "..."
+        )
+    return f"a {type(value).__name__}"
+
+
+def between(name: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Both ends included.
+
+    Raises:
+        BadSetting: It is outside, or not finite.
+    """
+    if not low <= value <= high or value == float("inf"):
+        limits = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise BadSetting(f"{name} must be {limits}, got {shown(value)}.")
+
+
+def above_zero(name: str, value: float) -> None:
+    """More than 0, and finite.
+
+    Raises:
+        BadSetting: It is not.
+    """
+    if not 0 < value < float("inf"):
+        raise BadSetting(f"{name} must be above 0, got {shown(value)}.")
