@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config import METHODS
+from .config_methods import METHODS
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},

@@ -11,7 +11,7 @@ import torch
 
 import earlybert as eb
 from earlybert.baselines import imp
-from earlybert.config import METHODS, RIVALS
+from earlybert.config_methods import METHODS, RIVALS
 from earlybert.recipes.methods import WAYS
 
 from .conftest import Killed, dying_at, equal, run, steps, weights

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import METHODS, PARTS, Drawing, Finetune, LogMode, Preparation, Ticketing
+from ..config import PARTS, Drawing, Finetune, LogMode, Preparation, Ticketing
 from ..config_checks import BadSetting
+from ..config_methods import METHODS
 from ..config_pretrain import PRETRAIN_PARTS, Pretrain
 from ..config_recipe import with_recipe
 

@@ -9,8 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import METHODS, RIVALS, Drawing, Finetune, Searching, Ticketing, typed
+from ..config import Drawing, Finetune, Searching, Ticketing, typed
 from ..config_checks import BadSetting, named
+from ..config_methods import METHODS, RIVALS
 from ..config_recipe import RECIPES, with_recipe
 from ..tasks import NAMES
 from .grid import Cell

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import METHODS, NO_RESULT, RIVALS, Finetune, changed, to_dict
+from ..config import NO_RESULT, Finetune, changed, to_dict
+from ..config_methods import METHODS, RIVALS
 from ..config_recipe import with_recipe
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors

@@ -8,7 +8,8 @@ from typing import Any
 
 from ..anatomy import of
 from ..baselines import imp, layerdrop, random_ticket
-from ..config import METHODS, RIVALS, Finetune
+from ..config import Finetune
+from ..config_methods import METHODS, RIVALS
 from ..config_recipe import with_recipe
 from ..cost import count
 from ..report.sheet import Sheet

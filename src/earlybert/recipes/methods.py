@@ -15,7 +15,7 @@ from ..baselines import dense as dense_rival
 from ..baselines import inverted, layerdrop, magnitude, random_ticket
 from ..baselines.sensitivity import Kind, Sensitivity
 from ..baselines.surgeon import Surgeon
-from ..config import METHODS, RIVALS
+from ..config_methods import METHODS, RIVALS
 from ..cost import count
 from ..tasks.batches import shape_of
 from ..ticket import Scores, Ticket

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModel
 
 from ..anatomy import Anatomy, Refused, of
-from ..config import METHODS, RIVALS, Drawing, Finetune
+from ..config import Drawing, Finetune
+from ..config_methods import METHODS, RIVALS
 from ..tasks.head import load_config
 from ..ticket import Scores, Settled, Ticket, draw
 from ..ticket.joint import draw_jointly

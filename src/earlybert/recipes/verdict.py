@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..anatomy import Refused
-from ..config import RIVALS, Finetune
+from ..config import Finetune
+from ..config_methods import RIVALS
 from ..tasks import Predictions
 from .comparison import Comparison, cell_name
 from .grid import Outcome

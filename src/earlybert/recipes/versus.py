@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..config import RIVALS
+from ..config_methods import RIVALS
 from ..ticket import load
 from ..ticket.files import write_atomically
 from .bench import SHARED_ORDER, Bench

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from ..config import METHODS, RIVALS, Finetune
+from ..config import Finetune
 from ..config_file import parse
+from ..config_methods import METHODS, RIVALS
 from ..config_pretrain import Pretrain
 from ..ticket import History, Scores, Ticket
 from ..train.steplog import STAGES, Totals, read_steps, totals

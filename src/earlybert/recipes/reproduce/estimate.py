@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import METHODS, RIVALS
+from ...config_methods import METHODS, RIVALS
 from ..comparison import Comparison
 
 ROWS = {

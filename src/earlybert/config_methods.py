@@ -1,0 +1,44 @@
+"""The ways of training that a YAML file can name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a YAML file may call a way of training."""
+
+    about: str
+    dense: bool = False
+    """Trained as the dense run is, for dense_epochs at dense_lr; otherwise as a ticket, for epochs at lr."""
+    like: bool = False
+    """Takes something from the run of a ticket: its cost, its widths or its scores."""
+    keeps: bool = False
+    """Whether there are searched weights to go on from (weights: keep)."""
+
+
+METHODS = {
+    "ticket": Method("the early-bird ticket: search, draw, train", keeps=True),
+    "dense": Method("the full model", dense=True),
+    "dense_same_flops": Method("the full model, stopped at a ticket's FLOPs, at its learning rate", like=True),
+    "dense_same_time": Method("the full model, stopped at a ticket's training time, at its learning rate", like=True),
+    "random": Method("a random ticket of the same budget, no search"),
+    "random_same_widths": Method("a random ticket with a ticket's own widths, layer by layer", like=True),
+    "inverted": Method("what a ticket's search found least important", like=True),
+    "uniform": Method("a ticket's own scores, every layer equally wide", like=True),
+    "taylor": Method("a ticket by first-order Taylor scores at theta_0"),
+    "fisher": Method("a ticket by Fisher scores at theta_0"),
+    "taylor_searched": Method("a ticket by first-order Taylor scores at the searched weights", keeps=True),
+    "fisher_searched": Method("a ticket by Fisher scores at the searched weights", keeps=True),
+    "surgeon": Method("a ticket by what is lost after the rest makes up for it (OBS), at theta_0"),
+    "surgeon_searched": Method("a ticket by the same at the searched weights", keeps=True),
+    "magnitude": Method("a ticket by weight magnitude at theta_0"),
+    "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)"),
+    "layerdrop": Method("a third of the layers removed, then trained", dense=True),
+    "layerdrop_trained": Method("layers dropped at random while training, a third removed at the end", dense=True),
+    "imp": Method("unstructured lottery ticket by iterative magnitude pruning with rewinding", dense=True),
+}
+"""In the order in which tables list them."""
+RIVALS = ("dense_same_flops", "dense_same_time")
+"""The dense model stopped at a ticket's cost."""
