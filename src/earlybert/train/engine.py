@@ -78,10 +78,10 @@ def _device(model: nn.Module) -> torch.device:
 def _graphed(masked: bool) -> Callable[..., EagerStep]:
     """The step for CUDA; it imports Triton, which a machine without a GPU need not have."""
     if masked:
-        from .graphed_masked import GraphedMaskedStep
+        from .cuda.graphed_masked import GraphedMaskedStep
 
         return GraphedMaskedStep
-    from .graphed import GraphedStep
+    from .cuda.graphed import GraphedStep
 
     return GraphedStep
 

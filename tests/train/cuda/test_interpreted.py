@@ -16,7 +16,7 @@ from earlybert.train import engine
 from earlybert.train.fast import RaggedStep
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
-from tests.train.conftest import DEVICE, graphed, needs_triton
+from tests.train.cuda.conftest import DEVICE, graphed, needs_triton
 from tests.train.test_fast import batch_of, build
 
 needs_triton()

@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from earlybert.train import coefficients, embed, fused, fused_lamb, kernels, linears, sums
+from earlybert.train.cuda import coefficients, embed, fused, fused_lamb, kernels, linears, sums
 
 TARGET = GPUTarget("cuda", 90, 32)
 HALF = {

@@ -2,7 +2,7 @@
 
 `add_norm` is LayerNorm(residual + dropout(y + bias)); `bias_gelu` is GELU(y + bias), times a coefficient a neuron
 (Eq. 3) in a search. Both read and write bf16, compute in fp32, and sum the gradients of biases, of LayerNorm and of
-coefficients on the way instead of in a pass of their own. Each program leaves a partial sum; `train.sums` finishes
+coefficients on the way instead of in a pass of their own. Each program leaves a partial sum; `sums` finishes
 those of all layers in one launch.
 """
 

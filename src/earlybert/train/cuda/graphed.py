@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..tasks.batches import Batch
+from ...tasks.batches import Batch
+from ..fast import RaggedStep
+from ..lamb import Lamb
+from ..pack import Packed, duplicate, pack, together
 from .accumulation import Accumulation
 from .copies import Copies
-from .fast import RaggedStep
 from .fused import FusedAdamW, Slot
 from .graphs import Graphs
-from .lamb import Lamb
-from .pack import Packed, duplicate, pack, together
 
 TOKENS = 128
 """Packed batches are rounded up to this many tokens: a graph serves one size."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..masked import RaggedMaskedStep
 from .graphed import GraphedStep
-from .masked import RaggedMaskedStep
 
 
 class GraphedMaskedStep(RaggedMaskedStep, GraphedStep):

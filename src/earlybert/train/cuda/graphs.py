@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..ticket.memory import out_of_memory
+from ...ticket.memory import out_of_memory
 
 log = logging.getLogger("earlybert")
 

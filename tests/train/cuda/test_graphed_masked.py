@@ -23,7 +23,7 @@ from earlybert.train.ranks import Ranks
 from earlybert.train.step import EagerStep
 from tests.conftest import VOCABULARY, tiny_config
 from tests.ticket.test_surgery import uneven
-from tests.train.conftest import DEVICE, graphed, needs_triton
+from tests.train.cuda.conftest import DEVICE, graphed, needs_triton
 from tests.train.test_fast import NO_DROPOUT, batch_of, build
 
 needs_triton()
@@ -80,7 +80,7 @@ def take(step: EagerStep, data: list[list[Batch]]) -> list[float]:
 
 
 def masked_graphed(*args: Any, **settings: Any) -> Any:
-    from earlybert.train.graphed_masked import GraphedMaskedStep
+    from earlybert.train.cuda.graphed_masked import GraphedMaskedStep
 
     return GraphedMaskedStep(*args, **{"precision": "bf16", **({} if DEVICE == "cuda" else {"graphs": 0}), **settings})
 
@@ -270,7 +270,7 @@ def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> N
 
 
 def test_graphs_are_bounded_and_too_many_sizes_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    from earlybert.train.graphs import Graphs
+    from earlybert.train.cuda.graphs import Graphs
 
     graphs, made = Graphs(2, torch.device("cpu")), []
 
@@ -292,7 +292,7 @@ def test_graphs_are_bounded_and_too_many_sizes_are_told(caplog: pytest.LogCaptur
 def test_a_capture_that_fails_loses_nothing_but_speed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from earlybert.train.graphs import Graphs
+    from earlybert.train.cuda.graphs import Graphs
 
     def fails(*_: object) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")

@@ -14,8 +14,8 @@ from earlybert.train.lamb import Lamb
 from tests.train.test_lamb import algorithm_2
 
 pytest.importorskip("triton")
-from earlybert.train.fused import BLOCK, Slot
-from earlybert.train.fused_lamb import FusedLamb
+from earlybert.train.cuda.fused import BLOCK, Slot
+from earlybert.train.cuda.fused_lamb import FusedLamb
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(200, 20), (BLOCK,), (7, 5), (6,), (2, 3)]

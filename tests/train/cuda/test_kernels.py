@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.train.conftest import DEVICE, needs_triton
+from tests.train.cuda.conftest import DEVICE, needs_triton
 from tests.train.test_fast import build
 
 needs_triton()
@@ -64,7 +64,7 @@ def kept(shape: tuple[int, ...], seed: int, p: float) -> Tensor:
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_add_norm(rows: int, width: int, p: float) -> None:
-    from earlybert.train.kernels import add_norm
+    from earlybert.train.cuda.kernels import add_norm
 
     torch.manual_seed(0)
     ours, exact = leaves(normal(1, rows, width), normal(width), normal(1, rows, width), normal(width), normal(width))
@@ -75,7 +75,7 @@ def test_add_norm(rows: int, width: int, p: float) -> None:
 
 
 def test_add_norm_without_a_bias() -> None:
-    from earlybert.train.kernels import add_norm
+    from earlybert.train.cuda.kernels import add_norm
 
     ours, exact = leaves(normal(1, 7, 48), normal(1, 7, 48), normal(48), normal(48))
     out = add_norm(ours[0], None, *ours[1:], p=0.0, eps=1e-12, seeds=torch.zeros(1, device=DEVICE).long(), which=0)
@@ -83,7 +83,7 @@ def test_add_norm_without_a_bias() -> None:
 
 
 def test_dropout_rate_independence_and_the_same_mask_backward() -> None:
-    from earlybert.train.kernels import add_norm
+    from earlybert.train.cuda.kernels import add_norm
 
     ones = torch.ones(1, 32, 8192, device=DEVICE, dtype=torch.bfloat16)
     weight, seeds = torch.ones(8192, device=DEVICE, dtype=torch.bfloat16), torch.tensor([5, 6], device=DEVICE)
@@ -102,7 +102,7 @@ def test_dropout_rate_independence_and_the_same_mask_backward() -> None:
 
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_bias_gelu(rows: int, width: int) -> None:
-    from earlybert.train.kernels import bias_gelu
+    from earlybert.train.cuda.kernels import bias_gelu
 
     torch.manual_seed(0)
     ours, exact = leaves(normal(1, rows, width), normal(width))
@@ -110,7 +110,7 @@ def test_bias_gelu(rows: int, width: int) -> None:
 
 
 def test_every_tiling_of_the_gelu_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from earlybert.train import kernels
+    from earlybert.train.cuda import kernels
 
     found = []
     y, bias, grad = normal(1, 37, 300), normal(300), normal(1, 37, 300)
@@ -126,7 +126,7 @@ def test_every_tiling_of_the_gelu_gives_the_same(monkeypatch: pytest.MonkeyPatch
 
 def test_clip_and_adamw_against_torch() -> None:
     """The optimizer alone, on the same gradients: fp32 and bf16, decay, clipping, coefficients left out."""
-    from earlybert.train.fused import FusedAdamW, Slot
+    from earlybert.train.cuda.fused import FusedAdamW, Slot
 
     torch.manual_seed(0)
     sizes = ((300, 70), (5000,), (3,))
@@ -164,7 +164,7 @@ def test_clip_and_adamw_against_torch() -> None:
 
 def test_gelu_with_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eq. 3 on the way, and what a coefficient of zero hides comes back in its gradient."""
-    from earlybert.train import kernels
+    from earlybert.train.cuda import kernels
 
     monkeypatch.setattr(kernels, "TILE", 4)
     for dtype, tolerance in ((torch.bfloat16, 0.006), (torch.float32, 1e-6)):
@@ -178,7 +178,7 @@ def test_gelu_with_coefficients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_gradients_of_residuals_are_added_by_the_products(dtype: torch.dtype) -> None:
-    from earlybert.train import linears
+    from earlybert.train.cuda import linears
 
     torch.manual_seed(0)
     tolerance = 0.006 if dtype == torch.bfloat16 else 1e-6
@@ -198,7 +198,7 @@ def test_gradients_of_residuals_are_added_by_the_products(dtype: torch.dtype) ->
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_sums_are_finished_and_added_to(dtype: torch.dtype) -> None:
-    from earlybert.train.sums import Sums
+    from earlybert.train.cuda.sums import Sums
 
     tolerance = 2**-6 if dtype == torch.bfloat16 else 1e-5
     gradients = [torch.full((width,), 7.0, device=DEVICE, dtype=dtype) for width in (100, 100, 3)]
@@ -216,7 +216,7 @@ def test_sums_are_finished_and_added_to(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_coefficients_on_heads_by_columns(dtype: torch.dtype) -> None:
     """Eq. 2 in float64: three layers, five heads of twelve features."""
-    from earlybert.train.coefficients import ScaledOutputs
+    from earlybert.train.cuda.coefficients import ScaledOutputs
 
     torch.manual_seed(0)
     tolerance = 2**-7 if dtype == torch.bfloat16 else 1e-6
@@ -246,8 +246,8 @@ def test_coefficients_on_heads_by_columns(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_embeddings(name: str, p: float) -> None:
     """Words that come often, once and never, padding that has no gradient, two micro-batches, and the zeros after."""
-    from earlybert.train.embed import Embeddings
-    from earlybert.train.sums import Sums
+    from earlybert.train.cuda.embed import Embeddings
+    from earlybert.train.cuda.sums import Sums
 
     model = build(name, "classification", False, hidden_dropout_prob=p).to(DEVICE)
     assert Embeddings.possible(model)
@@ -284,7 +284,7 @@ def test_embeddings(name: str, p: float) -> None:
 
 
 def test_embeddings_that_are_read_elsewhere_or_frozen_stay_as_they_are() -> None:
-    from earlybert.train.embed import Embeddings
+    from earlybert.train.cuda.embed import Embeddings
 
     assert not Embeddings.possible(build("bert", "mlm", False))  # tied to the vocabulary projection
     assert not Embeddings.possible(build("distilbert", "classification", False))

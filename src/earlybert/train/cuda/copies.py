@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 
-from ..anatomy import Layer
-from ..tasks.batches import Batch
-from ..ticket import Gates
+from ...anatomy import Layer
+from ...tasks.batches import Batch
+from ...ticket import Gates
+from ..ragged import RaggedModel
 from . import linears
 from .coefficients import ScaledOutputs
 from .embed import Embeddings
 from .kernels import PROGRAMS, add_norm, bias_gelu, parts
-from .ragged import RaggedModel
 from .sums import Sums
 
 

@@ -21,7 +21,7 @@ def needs_triton() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs, no tuning and small buckets of tokens: the interpreter takes a millisecond for a line."""
-    from earlybert.train import copies, embed, graphed, kernels, linears
+    from earlybert.train.cuda import copies, embed, graphed, kernels, linears
 
     if DEVICE == "cpu":
         for module in (copies, embed, kernels, linears):
@@ -47,8 +47,8 @@ def _patch_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def graphed(*args: Any, **settings: Any) -> Any:
-    """The step of `train.graphed`; without a GPU its uncaptured path."""
-    from earlybert.train.graphed import GraphedStep
+    """The step of `train.cuda.graphed`; without a GPU its uncaptured path."""
+    from earlybert.train.cuda.graphed import GraphedStep
 
     return GraphedStep(*args, **{"precision": "bf16", **({} if DEVICE == "cuda" else {"graphs": 0}), **settings})
 
@@ -63,9 +63,9 @@ class StandIn:
 @pytest.fixture
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Graphs of stand-ins; how often one was captured, and replayed."""
-    from earlybert.train.accumulation import Accumulation
-    from earlybert.train.graphed import GraphedStep
-    from earlybert.train.graphs import Graphs
+    from earlybert.train.cuda.accumulation import Accumulation
+    from earlybert.train.cuda.graphed import GraphedStep
+    from earlybert.train.cuda.graphs import Graphs
 
     counts = [0, 0]
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .pack import Packed, duplicate
-from .step import unmarked
+from ..pack import Packed, duplicate
+from ..step import unmarked
 from .totals import Totals
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..lamb import Lamb
 from .fused import Addition, Fused, FusedAdamW, Slot
 from .fused_lamb import FusedLamb
-from .lamb import Lamb
 
 APART = 64
 """Sums begin at multiples of so many elements, so that kernels may read 16 bytes at a time."""

@@ -12,7 +12,7 @@ from earlybert import Gates
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
 from tests.conftest import tiny_batch
-from tests.train.conftest import graphed
+from tests.train.cuda.conftest import graphed
 from tests.train.test_fast import KINDS, batch_of, build
 
 pytestmark = [
@@ -67,7 +67,7 @@ def test_graphs_are_bounded_shared_and_survive_a_failed_capture(monkeypatch: pyt
         for tokens in (100, 200, 300, 400):
             step(step.prepare([batch_of([tokens, 5], "classification", 0)]))
     assert len(step.graphs) == 2
-    from earlybert.train import graphed as module
+    from earlybert.train.cuda import graphed as module
 
     step_of = module.FusedAdamW.step
 

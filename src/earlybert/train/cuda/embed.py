@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from ..tasks.batches import Batch
+from ...tasks.batches import Batch
 from .kernels import PROGRAMS, _keep
 from .sums import Sums
 
