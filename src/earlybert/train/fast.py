@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tasks.batches import Batch
+from .dropout import Dropouts
 from .losses import SPAN, loss_of, span_loss
 from .pack import Packed, pack, shapes
 from .precision import autocast
@@ -45,7 +46,7 @@ class RaggedStep(EagerStep):
         """This step on another model, whose forward passes take the same prepared batches."""
         other = super().reading(model)
         assert isinstance(other, RaggedStep)
-        other.ragged, other.table = RaggedModel(model), None
+        other.ragged, other.table, other.dropouts = RaggedModel(model), None, Dropouts(model)
         return other
 
     def tokens(self, states: Tensor, batch: tuple[Packed, int]) -> Tensor:
@@ -87,6 +88,7 @@ class RaggedStep(EagerStep):
         """Compute on this device, with the parameters that the model has now."""
         super().follow(device)
         self.table = Table.of(self.model)
+        self.dropouts = Dropouts(self.model)
 
     def clear(self) -> None:
         """Forget the gradients of the step before."""
@@ -101,19 +103,19 @@ class RaggedStep(EagerStep):
         weight, rows = self.table.weight, self.table.touched()
         whole = weight.grad
         assert whole is not None
-        weight.grad = None
-        part = nn.Parameter(whole[rows])
-        part.grad = part.detach()
-        nn.utils.clip_grad_norm_([*self.clipped, part], most)
-        whole[rows] = part.grad
-        weight.grad = whole
+        part = whole[rows]
+        others = [p.grad for p in self.clipped if p.grad is not None and p is not weight]
+        norm = nn.utils.get_total_norm([*others, part])
+        if not norm <= most:  # not a number, too
+            torch._foreach_mul_([*others, part], most / (norm + 1e-6))
+            whole[rows] = part
         return None
 
     def loss(self, batch: tuple[Packed, int]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
         packed = batch[0]
         table = self.table.in_place() if self.table is not None else nullcontext()
-        with self.ragged.packed(), table, autocast(self.precision, self.device):
+        with self.ragged.packed(), self.dropouts.quick(), table, autocast(self.precision, self.device):
             return self.forward(packed.inputs, packed.bounds, packed.longest, packed.lengths)
 
     def forward(self, inputs: Batch, bounds: Tensor, longest: int, lengths: tuple[int, ...]) -> Tensor:

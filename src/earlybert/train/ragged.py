@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from ..anatomy import Refused, of
+from . import blocks
 
 NAME = "earlybert_ragged"
 """Under which the attention is registered with `transformers`."""
@@ -45,6 +46,8 @@ class Layout:
     lengths: tuple[int, ...] = ()
     """Tokens of each row; for `groups` alone."""
     longest: int = 0
+    blocks: dict[int, blocks.Blocks] = field(default_factory=dict)
+    """By number of heads; made when a layer asks."""
     places: Tensor = field(default_factory=lambda: torch.empty(0))
     """For padded rows: the token at each place, int64 `[rows + 1, longest]`; padding points anywhere."""
     present: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -87,10 +90,12 @@ def attention(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head size]
     if _layout.kernel == "varlen":
         out = _varlen(q, k, v, scaling)
-    elif _layout.kernel == "groups":
-        out = _in_fp32(_groups, q, k, v, scaling)
-    else:
+    elif _layout.kernel == "padded":
         out = _in_fp32(_padded, q, k, v, scaling, dropout)
+    elif q.device.type == "cpu" and (q.dtype == torch.bfloat16 or _layout.longest <= blocks.FP32_LONGEST):
+        out = _blocks(q, k, v, scaling)
+    else:
+        out = _in_fp32(_groups, q, k, v, scaling)
     return out.unsqueeze(0), None
 
 
@@ -101,6 +106,14 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
     out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling)
     assert isinstance(out, Tensor)
     return out
+
+
+def _blocks(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
+    heads = q.shape[1]
+    found = _layout.blocks.get(heads)
+    if found is None:
+        found = _layout.blocks[heads] = blocks.lay_out(_layout.lengths, heads)
+    return blocks.attend(q, k, v, found, q.shape[-1] ** -0.5 if scaling is None else scaling)
 
 
 def _groups(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
@@ -257,6 +270,7 @@ def set_layout(
         Which places of the rows hold a token, bool `[rows, longest]`; empty when nothing is padded.
     """
     _layout.kernel, _layout.bounds, _layout.longest, _layout.lengths = kernel, bounds, longest, lengths
+    _layout.blocks = {}
     if not places and kernel != "padded":
         return torch.empty(0)
     starts, sizes = bounds[:-1].long(), (bounds[1:] - bounds[:-1]).long()
