@@ -107,7 +107,8 @@ class RaggedStep(EagerStep):
         others = [p.grad for p in self.clipped if p.grad is not None and p is not weight]
         norm = nn.utils.get_total_norm([*others, part])
         if not norm <= most:  # not a number, too
-            torch._foreach_mul_([*others, part], most / (norm + 1e-6))
+            for gradient in (*others, part):
+                gradient.mul_(most / (norm + 1e-6))
             whole[rows] = part
         return None
 
