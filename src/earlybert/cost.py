@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .anatomy import Anatomy, of
+from .anatomy.modes import evaluating
 from .anatomy.probe import probe
 
 BACKWARD = 2
@@ -150,16 +151,12 @@ def _calls(model: nn.Module, anatomy: Anatomy, rows: int) -> list[_Call]:
         calls.append(_Call(module, output.numel() // channels.shape[0], tuple(inputs[0].shape)))
 
     hooks = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, PRODUCTS)]
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             probe(model, anatomy, rows, LENGTH)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes.items():
-            module.training = training
     return calls
 
 

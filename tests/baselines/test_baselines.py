@@ -273,8 +273,10 @@ def test_shared_layers_cannot_be_dropped_or_refitted() -> None:
     anatomy = of(model)
     scores = random_ticket.scores(anatomy, 0)
     batch = {"input_ids": torch.randint(5, 100, (6, 12)), "attention_mask": torch.ones(6, 12, dtype=torch.long)}
-    with pytest.raises(Refused, match="run more than once"):
+    with pytest.raises(Refused, match="refits need layers that run once"):
         refit(apply(model, draw(scores, heads=1, neurons=0.5, align=1)), model, [batch] * 3)
+    with pytest.raises(Refused, match="surgeon scores need layers that run once"):
+        Surgeon(model)
 
 
 def test_the_surgeon_says_what_a_refit_would_be_left_with() -> None:

@@ -41,6 +41,20 @@ def test_a_whole_run(name: str, tiny_tokenizer: PreTrainedTokenizerFast, data_di
     assert {len(heads) for heads in ticket.heads} == {3}
 
 
+@pytest.mark.parametrize("more", [("--method", "surgeon_searched"), ("--refit", "4")])
+def test_what_goes_layer_by_layer_is_refused_before_the_search_where_layers_are_shared(
+    more: tuple[str, str],
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = folder_of("albert", tiny_tokenizer, tmp_path / "model")
+    assert main([*flags(model, data_dir, tmp_path / "run"), *more]) == 2
+    assert "need layers that run once; this albert model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("name", ["vit", "bart", "t5"])
 def test_what_does_not_only_encode_text_is_refused(
     name: str,

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -179,6 +180,16 @@ def test_the_stop_is_marked(copied: Path, ended: str) -> None:
     save_file(tensors, copied / "scores.safetensors", {"earlybert": json.dumps(about)})
     why = {"settled": "the mask had settled", "cap": "it was as long as asked for"}[ended]
     assert report(copied).text.count(f"★ stopped after 12 steps: {why}") == 2
+
+
+def test_heads_are_shown_with_the_scores_they_were_drawn_from(copied: Path) -> None:
+    scores = eb.Scores.load(copied / "scores.safetensors")
+    others = replace(scores, heads=tuple(vector + 7 for vector in scores.heads), source="fisher")
+    others.save(copied / "sensitivity.safetensors")
+    text = report(copied).text
+    assert f"{float(others.heads[1][2]):.6g}" in text
+    assert f"{float(scores.heads[1][2]):.6g}" not in text
+    assert "★ stopped after" in text  # as the search ended
 
 
 def test_text_of_others_is_text(copied: Path) -> None:

@@ -63,6 +63,16 @@ def test_modules_draw_so_in_training_alone_and_are_put_back() -> None:
     assert all("forward" not in vars(module) for module in model)
 
 
+def test_a_replaced_forward_stays() -> None:
+    model = tiny_model("bert")
+    embedding, drop = model.get_input_embeddings(), model.bert.embeddings.dropout
+    embedding.forward, drop.forward = embedding.forward, drop.forward  # as hooks of other libraries do
+    theirs = embedding.forward, drop.forward
+    step = RaggedStep(model.train(), adamw(model, lr=1e-3))
+    step(step.prepare([tiny_batch()]))
+    assert (embedding.forward, drop.forward) == theirs
+
+
 def test_a_step_repeats_itself_from_the_same_state_of_the_generator() -> None:
     losses = []
     for _ in range(2):

@@ -204,6 +204,9 @@ def test_what_cannot_run_falls_back_with_one_line(caplog: pytest.LogCaptureFixtu
     model = build("bert", "classification", False)
     assert type(step_for("fast", model, torch.optim.SGD(model.parameters(), lr=0.0))) is RaggedStep
     assert len(caplog.messages) == 1
+    model.gradient_checkpointing_enable()  # layers would be computed again after the packed forward pass
+    assert type(step_for("fast", model, torch.optim.SGD(model.parameters(), lr=0.0))) is EagerStep
+    assert "gradient checkpointing is on" in caplog.messages[1]
     with pytest.raises(Refused, match="eager or fast"):
         step_for("quick", model, optimizer)  # type: ignore[arg-type]
 

@@ -94,6 +94,8 @@ class Anatomy:
     """The module that a cut concerns: the encoder of an encoder-decoder, else the model itself (`""`)."""
     axes: tuple[int, int]
     """Dimensions of the linears' weights that are outputs and inputs."""
+    repeats: bool
+    """Whether a forward pass runs a stored layer more than once (ALBERT)."""
 
     @property
     def num_heads(self) -> int:
@@ -104,6 +106,18 @@ class Anatomy:
     def num_neurons(self) -> int:
         """Intermediate neurons per layer of an uncut model."""
         return self.layers[0].neurons
+
+    def refuse_repeats(self, what: str) -> None:
+        """For what goes layer by layer through a forward pass.
+
+        Args:
+            what: Begins the sentence; a plural.
+
+        Raises:
+            Refused: A layer runs more than once.
+        """
+        if self.repeats:
+            raise Refused(f"{what} need layers that run once; this {self.model_type} model runs its layers more often.")
 
 
 def family_of(model_type: str | None) -> Family:
@@ -166,6 +180,7 @@ def _read(model: nn.Module, family: Family) -> Anatomy:
         stack=stack,
         core=stack if decoder else "",
         axes=linear.axes(model.get_submodule(layers[0].output)),
+        repeats=len(layers) != getattr(config, "num_hidden_layers", len(layers)),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Refused, of
+from ..anatomy.modes import evaluating
 from ..cost import Cost
 from ..tasks.batches import Batch, Shape
 from ..ticket import Scores
@@ -90,7 +91,6 @@ class Sensitivity:
         found: list[Tensor] = []
         handles: list[Any] = []
         wanted = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        training = {module: module.training for module in self.model.modules()}
         try:
             for layer in self.anatomy.layers:
                 for name, units, width in (
@@ -102,15 +102,13 @@ class Sensitivity:
                     handles.append(self.model.get_submodule(name).register_forward_pre_hook(_scale(ones, width)))
             for parameter in wanted:
                 parameter.requires_grad_(False)
-            self.model.eval()
-            yield found
+            with evaluating(self.model):
+                yield found
         finally:
             for handle in handles:
                 handle.remove()
             for parameter in wanted:
                 parameter.requires_grad_(True)
-            for module, mode in training.items():
-                module.training = mode
 
 
 def _scale(ones: Tensor, width: int) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Refused, of
 from ..anatomy.linear import inputs, linear_at, matrix
+from ..anatomy.modes import evaluating
 from ..cost import Cost
 from ..tasks.batches import Batch, Shape
 from ..ticket import Scores
@@ -37,7 +38,7 @@ class Surgeon:
         tokens: How many were seen.
 
     Raises:
-        Refused: The model is not supported or already cut.
+        Refused: The model is not supported, already cut, or runs a layer more than once.
     """
 
     def __init__(self, model: nn.Module, precision: Literal["bf16", "no"] = "no") -> None:
@@ -47,6 +48,7 @@ class Surgeon:
             raise Refused("this model has already been cut; score the full model.")
         self.tokens = 0
         self._precision: Literal["bf16", "no"] = precision
+        self.anatomy.refuse_repeats("surgeon scores")
         self._device = next(model.parameters()).device
         self._names = [name for layer in self.anatomy.layers for name in (layer.output, layer.down)]
         widths = {name: inputs(linear_at(model, name)) for name in self._names}
@@ -62,16 +64,12 @@ class Surgeon:
         present = batch["attention_mask"].bool()
         given = {name: value for name, value in batch.items() if name not in ("labels", *SPAN)}
         handles = [linear_at(self.model, n).register_forward_pre_hook(self._take(n, present)) for n in self._names]
-        training = {module: module.training for module in self.model.modules()}
         try:
-            self.model.eval()
-            with torch.no_grad(), full_precision(), autocast(self._precision, self._device):
+            with evaluating(self.model), torch.no_grad(), full_precision(), autocast(self._precision, self._device):
                 self.model(**given)
         finally:
             for handle in handles:
                 handle.remove()
-            for module, mode in training.items():
-                module.training = mode
         self.tokens += int(present.sum())
 
     def _take(self, name: str, present: Tensor) -> Callable[..., None]:

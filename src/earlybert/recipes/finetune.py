@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..anatomy import Refused
+from ..anatomy import Refused, of
 from ..config import NO_RESULT, Finetune, changed, to_dict
 from ..config_methods import METHODS, RIVALS
 from ..config_recipe import with_recipe
@@ -76,7 +76,11 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
     plan(bench)
     if not METHODS[run.config.method].dense:
         check_drawing(bench)
-    bench.theta_0()  # weights that cannot be read are refused before anything is written
+    anatomy = of(bench.theta_0())  # weights that cannot be read are refused before anything is written
+    if run.config.method.startswith("surgeon"):
+        anatomy.refuse_repeats("surgeon scores")
+    if run.config.refit and not METHODS[run.config.method].dense:
+        anatomy.refuse_repeats("refits")
     bench = settled(bench)
     return Start(bench, Run(run.path, bench.config), fresh=not resume)
 

@@ -35,7 +35,7 @@ BROKEN = (
 
 @dataclass(frozen=True)
 class Importance:
-    """The scores a ticket was drawn from, as plain arrays."""
+    """Scores of heads and neurons, as plain arrays."""
 
     heads: NDArray[np.float32]
     """`[layers, heads]`."""
@@ -57,6 +57,9 @@ class RunFolder:
     compare: dict[str, Any] | None = None
     ticket: Ticket | None = None
     scores: Importance | None = None
+    """Of the search."""
+    importance: Importance | None = None
+    """What the ticket was drawn from: the search's scores, or others."""
     history: History | None = None
     steps: tuple[dict[str, Any], ...] = ()
     stages: dict[str, Totals] = field(default_factory=dict)
@@ -144,9 +147,13 @@ def read(path: Path) -> RunFolder:
     drawn = draft.cuts and not only_searched
     ticket = part("ticket.json", Ticket.load, "no heads and neurons were chosen yet", wanted=drawn)
     scores = part("scores.safetensors", _scores, "the search has not finished", wanted=draft.cuts)
-    if ticket is not None and scores is not None and scores.heads.shape != (ticket.layers, ticket.num_heads):
-        missing.append("scores.safetensors is of another model than ticket.json: heads are shown without scores.")
-        scores = None
+    name = "sensitivity.safetensors"
+    others = (path / name).exists()
+    importance = part(name, _scores, "heads are shown without scores") if others else scores
+    if ticket is not None and importance is not None and importance.heads.shape != (ticket.layers, ticket.num_heads):
+        name = name if others else "scores.safetensors"
+        missing.append(f"{name} is of another model than ticket.json: heads are shown without scores.")
+        importance = None
     searched = draft.cuts and draft.method in ("ticket", "mlm_search")
     return RunFolder(
         path=path,
@@ -163,6 +170,7 @@ def read(path: Path) -> RunFolder:
         ),
         ticket=ticket,
         scores=scores,
+        importance=importance,
         history=part("history.bin", _history, "there are no mask distances and no coefficients", wanted=searched),
         stages=stages[0],
         steps=stages[1],

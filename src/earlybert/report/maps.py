@@ -119,7 +119,7 @@ def mask_distance_map(of: DistanceMap, scores: Importance | None, *, layer: int 
 @drawn
 def heads_map(run: RunFolder) -> Drawing:
     """Heads kept, layers x heads; hovering gives the score. For a run with a ticket."""
-    ticket, scores = run.ticket, run.scores
+    ticket, scores = run.ticket, run.importance
     assert ticket is not None
     figure = empty(max(1.6, 0.9 + WIDTH * 0.8 * ticket.layers / max(12, ticket.num_heads)))
     axis = figure.add_subplot()

@@ -211,7 +211,7 @@ def _spent(run: RunFolder) -> list[tuple[str, dict[str, float]]]:
 def _heads(run: RunFolder) -> list[tuple[int, list[tuple[str, str]]]]:
     if run.ticket is None:
         return []
-    ticket, scores = run.ticket, run.scores
+    ticket, scores = run.ticket, run.importance
     return [
         (
             layer + 1,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from ..anatomy import Refused, of
 from ..anatomy.linear import Linear, linear_at, matrix
 from ..anatomy.linear import inputs as inputs_of
 from ..anatomy.linear import outputs as outputs_of
+from ..anatomy.modes import evaluating
 from .surgery import full_precision
 
 RIDGE = 1e-2
@@ -53,19 +53,20 @@ def refit(small: nn.Module, dense: nn.Module, batches: Sequence[Batch], *, ridge
         Two entries a layer, in the order they were fitted.
 
     Raises:
-        Refused: Fewer than two batches, or the models do not belong together.
+        Refused: Fewer than two batches, the models do not belong together, or a layer runs more than once.
     """
     if len(batches) < 2:
         raise Refused("a refit needs at least two batches: one to fit and one to check.")
     names = [name for layer in of(small).layers for name in (layer.output, layer.down)]
     if names != [name for layer in of(dense).layers for name in (layer.output, layer.down)]:
         raise Refused("a refit needs the dense model that the small one was cut from.")
+    of(small).refuse_repeats("refits")
     inputs = [{name: batch[name] for name in batch if name in _INPUTS} for batch in batches]
     fitted = sum(int(batch["attention_mask"].sum()) for batch in inputs[: -max(1, len(batches) // 4)])
     whole = joined(inputs)
     present = whole["attention_mask"].bool()
     results: list[Refit] = []
-    with torch.no_grad(), full_precision(), _evaluating(small), _evaluating(dense):
+    with torch.no_grad(), full_precision(), evaluating(small), evaluating(dense):
         targets = _outputs(dense, names, inputs)  # by name and batch, fp16 [tokens, hidden]
 
         def fit(name: str, linear: Linear) -> Any:
@@ -166,20 +167,7 @@ def _outputs(dense: nn.Module, names: Sequence[str], inputs: Sequence[Batch]) ->
         for batch in inputs:
             present.append(batch["attention_mask"].bool())
             dense(**batch)
-        if any(len(outputs) != len(inputs) for outputs in found.values()):
-            raise Refused("the layers of this model run more than once; they cannot be refitted one by one.")
     finally:
         for handle in handles:
             handle.remove()
     return found
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -55,10 +55,10 @@ def _apply(x: Tensor, kept: Tensor, scale: float) -> Tensor:
 
 
 class Dropouts:
-    """The dropout modules of a model, which can be made to draw so."""
+    """The dropout modules of a model, which can be made to draw so; not those whose forward was replaced already."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = [module for module in model.modules() if type(module) is nn.Dropout]
+        self.modules = [each for each in model.modules() if type(each) is nn.Dropout and "forward" not in vars(each)]
 
     @contextmanager
     def quick(self) -> Iterator[None]:

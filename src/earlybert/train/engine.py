@@ -107,8 +107,7 @@ def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         return "they have one pair of betas and one eps for all groups of the optimizer."
     if precision != "bf16":
         return "they need bf16 (--precision bf16)."
-    config: Any = model.config
-    if len(of(model).layers) != config.num_hidden_layers:
+    if of(model).repeats:
         return "the model runs its layers more than once, which they were not made for."
     try:
         import triton  # noqa: F401 # pyright: ignore[reportMissingImports]
@@ -119,6 +118,4 @@ def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         return f"torch's varlen_attn takes heads of 8, 16, 24, ... 256 features, and these have {size}."
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         return "the parameters are not fp32."
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        return "gradient checkpointing is on."
     return None

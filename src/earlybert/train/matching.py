@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Refused, of
+from ..anatomy.modes import evaluating
 from ..cost import Cost
 from .step import EagerStep
 
@@ -51,8 +52,7 @@ def matching(step: EagerStep, teacher: nn.Module, weight: float) -> Iterator[Non
     if names != [layer.query for layer in of(teacher).layers] or stack != of(teacher).stack:
         raise Refused("hidden states can only be matched to those of a model with the same layers.")
     reader = step.reading(teacher)
-    modes = {module: module.training for module in teacher.modules()}
-    with _states(step.model, names[1:], stack) as mine, _states(teacher, names[1:], stack) as its:
+    with _states(step.model, names[1:], stack) as mine, _states(teacher, names[1:], stack) as its, evaluating(teacher):
 
         def distance(batch: Any) -> Tensor:
             with torch.no_grad():
@@ -63,14 +63,11 @@ def matching(step: EagerStep, teacher: nn.Module, weight: float) -> Iterator[Non
             mine.clear()  # or the graph of this batch would live on
             return weight * torch.stack(parts).mean()
 
-        teacher.eval()
         step.aim = distance
         try:
             yield
         finally:
             step.aim = None
-            for module, training in modes.items():
-                module.training = training
 
 
 def _relative(mine: Tensor, its: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from ..anatomy import Refused, of
+from ..anatomy.modes import evaluating
 from . import blocks
 
 NAME = "earlybert_ragged"
@@ -23,7 +24,7 @@ NAME = "earlybert_ragged"
 Head = Literal["first", "tokens", "rows"]
 """What a task head reads: the first token of each row, all tokens one by one, or padded rows."""
 Kernel = Literal["varlen", "groups", "padded"]
-"""How attention is computed: torch's variable-length kernel, SDPA on groups of equal length, SDPA on padded rows."""
+"""How attention is computed: torch's variable-length kernel, rows of about one length together, SDPA on padded rows."""
 
 HEADS: dict[str, Head] = {
     "ForSequenceClassification": "first",
@@ -179,6 +180,11 @@ class RaggedModel:
         kind = type(model).__name__
         if family.padded:
             raise Refused(f"{kind} cannot run without padding: {family.padded}; it takes the eager step.")
+        if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+            raise Refused(
+                f"{kind} cannot run without padding: gradient checkpointing is on, which computes layers again outside "
+                "the packed forward pass; it takes the eager step."
+            )
         self.head: Head | None = next((head for suffix, head in HEADS.items() if kind.endswith(suffix)), None)
         parameters = inspect.signature(model.forward).parameters
         if self.head is None or "position_ids" not in parameters:
@@ -193,23 +199,19 @@ class RaggedModel:
     def _probe(self) -> None:
         """Two rows of two tokens, to see that every layer asks for the attention that keeps rows apart."""
         device = next(self.model.parameters()).device
-        modes = {module: module.training for module in self.model.modules()}
         ids = torch.full((1, 4), 5, device=device)
         positions = torch.tensor([[0, 1, 0, 1]], device=device) + self.position_offset
         before, passes = _layout.calls, []
         outputs = [self.model.get_submodule(layer.output) for layer in self.anatomy.layers]
         hooks = [module.register_forward_hook(lambda *_: passes.append(1)) for module in outputs]
         try:
-            self.model.eval()
-            with self.packed(), torch.no_grad():
+            with evaluating(self.model), self.packed(), torch.no_grad():
                 bounds = torch.tensor([0, 2, 4, 4], dtype=torch.int32, device=device)
                 set_layout("groups", bounds, 2, 4, lengths=(2, 2), places=self.head == "rows")
                 self.model(input_ids=ids, position_ids=positions)
         finally:
             for hook in hooks:
                 hook.remove()
-            for module, training in modes.items():
-                module.training = training
         if _layout.calls - before != len(passes):
             raise Refused(
                 f"{type(self.model).__name__} does not let its attention be replaced in this version of transformers; "

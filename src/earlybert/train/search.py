@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Refused
+from ..anatomy.modes import modes_kept
 from ..tasks.batches import Batch
 from ..ticket import Gates, HistoryWriter, Scores, Settled
 from ..ticket.settled import Watch
@@ -254,10 +255,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     grads = [parameter.grad for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.grad = None
-    modes = {module: module.training for module in model.modules()}
     cuda = [value.device for value in values if value.device.type == "cuda"]
     try:
-        with torch.random.fork_rng(devices=sorted({device.index or 0 for device in cuda})):
+        with modes_kept(model), torch.random.fork_rng(devices=sorted({device.index or 0 for device in cuda})):
             yield
     finally:
         with torch.no_grad():
@@ -265,5 +265,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 value.copy_(before)
         for parameter, grad in zip(model.parameters(), grads, strict=True):
             parameter.grad = grad
-        for module, training in modes.items():
-            module.training = training

@@ -30,7 +30,9 @@ class Table:
     def of(cls, model: nn.Module) -> Table | None:
         """For the word embedding of a model; None where it would not be the same gradient, or not a cheaper one."""
         embedding: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # pyright: ignore
-        if type(embedding) is not nn.Embedding or embedding.sparse or embedding.scale_grad_by_freq:
+        if type(embedding) is not nn.Embedding or "forward" in vars(embedding):
+            return None
+        if embedding.sparse or embedding.scale_grad_by_freq:
             return None
         weight = embedding.weight
         uses = sum(each is weight for module in model.modules() for each in module._parameters.values())
