@@ -51,6 +51,18 @@ def test_matching_costs_a_forward_pass_of_the_teacher(weights: str, flags: list[
     assert not (tmp_path / "with" / "searched.safetensors").exists()
 
 
+def test_matched_steps_are_a_part_of_their_stage(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*flags, *SHORT, "--weights", "reset", "--log", "json", "--log-every", "1"]
+    assert run("finetune", *words, "--output", tmp_path / "run") == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [line for line in said if line.get("event") == "step" and line["stage"] == "train"]
+    taken = [line["step"] for line in lines]
+    assert taken == list(range(taken[0], taken[-1] + 1))
+    assert {line["steps"] for line in lines} == {taken[-1]}
+
+
 @pytest.mark.parametrize(("weights", "fatals"), [("keep", (11, 25)), ("reset", (9,))])
 def test_killed_before_and_behind_the_matched_steps_resumes_bit_equal(
     weights: str, fatals: tuple[int, ...], flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -45,6 +45,7 @@ def drive(
     cost: Counts | None = None,
     batches: Batches | None = None,
     distances: Distances = (),
+    end: int | None = None,
 ) -> int:
     """Run the loop of a stage with its log, its checkpoints and its bar.
 
@@ -63,6 +64,7 @@ def drive(
         cost: Counts the FLOPs of a step; the model's own by default.
         batches: What to train on instead of the task's rows in that order.
         distances: Of the masks, while a search runs; to be shown.
+        end: Of the stage, where other steps follow these; `steps` when None.
 
     Returns:
         Optimizer steps done in all.
@@ -81,6 +83,7 @@ def drive(
         before_checkpoint=before_checkpoint,
         cost=cost,
         distances=distances,
+        end=end,
     )
 
 
@@ -102,6 +105,7 @@ def take(
     ranks: Ranks = ALONE,
     distances: Distances = (),
     left: Callable[[], float] | None = None,
+    end: int | None = None,
 ) -> int:
     """Take optimizer steps on any batches, as `drive`.
 
@@ -122,17 +126,18 @@ def take(
         ranks: The processes of the job; only the first writes and shows anything.
         distances: As in `drive`.
         left: Seconds left, where they do not depend on the steps left.
+        end: As in `drive`.
 
     Returns:
         Optimizer steps done in all.
     """
-    clock = Clock(step.device)
+    clock, end = Clock(step.device), end or steps
     step.model.train()
     with Interrupt() as interrupt, ExitStack() as shown:
         if ranks.main:
             log = _log(run, stage, step, clock, first=first, lr=lr, cost=cost)
             flushed = (log.flush, *before_checkpoint)
-            live = Live(title, stage, first, steps, log, distances=distances, left=left, world=ranks.world)
+            live = Live(title, stage, first, end, log, distances=distances, left=left, world=ranks.world)
             last: list[Observer] = [shown.enter_context(live)]
             if run.tracker is not None:
                 run.tracker.begin(stage, first)
@@ -140,7 +145,7 @@ def take(
                 last.append(Drift(run.tracker, distances))
         else:
             log, flushed, last = LossWatch(first, every=run.config.log_every), (), []
-        checkpoints = Checkpoints(run, stage, step, steps, interrupt, before=flushed, state=state, ranks=ranks)
+        checkpoints = Checkpoints(run, stage, step, end, interrupt, before=flushed, state=state, ranks=ranks)
         done = loop(
             step,
             batches,

@@ -225,7 +225,7 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
         if first < until:
             cost = MatchedCost(count(model), count(begun.teacher))
             with matching(step, begun.teacher, config.match):
-                first = go(step, first=first, steps=until, cost=cost)
+                first = go(step, first=first, steps=until, cost=cost, end=lengths.train)
         begun.teacher = None  # makes room
         step = _step(bench, model, step.optimizer, static=begun.static)
     go(step, first=first, steps=lengths.train, cost=watched[1] if watched else None)
