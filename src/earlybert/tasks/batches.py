@@ -16,6 +16,8 @@ from torch import Tensor
 Batch = dict[str, Tensor]
 """What a model accepts, labels included; the first dimension is rows."""
 
+IGNORED = -100
+"""The label that `transformers` leaves out of the loss."""
 POOL = 64
 """Batches whose rows are sorted by length together: enough to leave little padding, few enough to stay random."""
 PAD_TO = 8

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..anatomy import Refused
-from .batches import Batch
+from .batches import IGNORED, Batch
 
-IGNORED = -100
-"""The label of places that only fill up."""
 TARGETS = ("masked_positions", "masked_labels", "next_sentence_label")
 """Entries of a batch that are not the model's."""
 

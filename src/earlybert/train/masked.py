@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..tasks.batches import Batch
-from ..tasks.mlm import IGNORED, Objective, Sums, without_padding
+from ..tasks.batches import IGNORED, Batch
+from ..tasks.mlm import Objective, Sums, without_padding
 from . import sharded
 from .fast import RaggedStep
 from .pack import Packed

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..tasks.batches import Batch
-from .step import IGNORED
+from ..tasks.batches import IGNORED, Batch
 
 ALIGNED = 16
 """Bytes; where a tensor in a common buffer may begin."""

@@ -9,13 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..tasks.batches import Batch, shape_of
+from ..tasks.batches import IGNORED, Batch, shape_of
 from ..ticket import Gates
 from .losses import SPAN, loss_of, span_loss
 from .precision import autocast
-
-IGNORED = -100
-"""The label that `transformers` leaves out of the loss."""
 
 
 class EagerStep:
