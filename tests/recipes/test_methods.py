@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ import pytest
 import torch
 
 import earlybert as eb
+from earlybert.anatomy import of
 from earlybert.baselines import imp
+from earlybert.config import Finetune
 from earlybert.config_methods import METHODS, RIVALS
 from earlybert.recipes.methods import WAYS
+from earlybert.recipes.plan import stand_in
+from earlybert.train.steplog import totals
 
+from ..conftest import tiny_model
 from .conftest import Killed, dying_at, equal, run, steps, weights
 
 SHORT = ["--dense-epochs", "1", "--epochs", "1", "--search-steps", "6"]
@@ -64,7 +70,7 @@ def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_
     elif method != "imp":
         assert "search" not in stages
     if method in ("taylor", "fisher", "surgeon"):
-        assert stages["draw"]["flops"] > 0
+        assert stages["score"]["flops"] > 0
     if method == "random_same_widths":
         assert found["ticket"]["neurons_kept"] == reference["ticket"]["neurons_kept"]
     if method == "uniform":
@@ -213,3 +219,25 @@ def test_another_ticket_is_drawn_from_what_the_first_was_drawn_from(flags: list[
     first, again = (eb.Ticket.load(folder / "ticket.json") for folder in (out, tmp_path / "again"))
     assert again == first
     assert first.drawn["source"] == "fisher"
+    scoring = metrics(out)["stages"]["score"]
+    assert totals(tmp_path / "again" / "steps.jsonl")["score"].flops == scoring["flops"] > 0  # it is paid for here, too
+    like = [*flags, *SHORT, "--method", "random_same_widths", "--like", out, "--output", tmp_path / "like"]
+    assert run("finetune", *like) == 0
+    stages = metrics(tmp_path / "like")["stages"]
+    assert stages["score"] == scoring
+    assert metrics(tmp_path / "like")["flops"] == sum(sums["flops"] for sums in stages.values())
+
+
+@pytest.mark.parametrize("budget", [{"joint": 0.4}, {"heads": 0.4, "neurons": 0.4}])
+def test_a_stand_in_has_the_shape_of_its_budget(budget: dict[str, float]) -> None:
+    anatomy = of(tiny_model("bert", num_hidden_layers=6, num_attention_heads=8, intermediate_size=256))
+    ticket = stand_in(Finetune(method="fisher", align=8, seed=1, **budget), anatomy)  # type: ignore[arg-type]
+    assert ticket.heads_kept / 48 == pytest.approx(0.6, abs=0.12)
+    assert ticket.neurons_kept / (6 * 256) == pytest.approx(0.6, abs=0.12)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_methods_that_search_are_those_that_have_a_search_stage(name: str) -> None:
+    source = inspect.getsource(WAYS[name].prepare)
+    at_searched = inspect.getclosurevars(WAYS[name].prepare).nonlocals.get("at_searched", True)
+    assert METHODS[name].searches == ("search_stage" in source and at_searched)

@@ -13,14 +13,14 @@ from typing import Any
 from ..anatomy import Refused
 from ..config import NO_RESULT, Finetune, changed, to_dict
 from ..config_methods import METHODS, RIVALS
-from ..config_recipe import with_recipe
+from ..config_recipe import BUDGET, with_recipe
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors
 from .bench import Bench
 from .display import say
 from .lock import locked
 from .methods import of_method, settled
-from .plan import advice, check_drawing, draw_ticket, plan
+from .plan import advice, check_drawing, draw_ticket, head_size_of, plan
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output
 from .stages import close, draw_stage, search_stage, train_stage
@@ -189,8 +189,8 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     if not run.scores.exists():
         raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
     scores = Scores.load(run.drawn_from)
-    config = replace(run.config, **settings)
-    draw_ticket(config, scores)  # a refusal changes nothing
+    config = replace(run.config, **_one_budget(settings))
+    draw_ticket(config, scores, head_size=head_size_of(config))  # a refusal changes nothing
     if into is not None:
         run = _copy_search(run, Path(into), config)
     elif run.model.exists() or run.training:
@@ -201,6 +201,18 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     describe(draw_stage(run, scores))
     say(f"next: earlybert train {run.path}")
     return run
+
+
+def _one_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Drawing settings, where those that say how much goes by kind take the place of a run's `joint`.
+
+    Raises:
+        Refused: They say both.
+    """
+    by_kind = [name for name in BUDGET if name in settings]
+    if by_kind and settings.get("joint") is not None:
+        raise Refused(f"joint says what goes of heads and neurons together; give it or {by_kind[0]}, not both.")
+    return {"joint": None, **settings} if by_kind else dict(settings)
 
 
 def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
@@ -242,13 +254,15 @@ def _train(run: Run, *, settings: dict[str, Any]) -> Run:
         raise Refused(
             f"{run.path} has begun training with other settings ({', '.join(different)}); go on with its own."
         )
-    if different and "keep" in (run.config.weights, config.weights) and run.config.method == "ticket":
+    if different and "keep" in (run.config.weights, config.weights) and METHODS[config.method].searches:
         raise Refused(
             f"{run.path} was searched for weights={run.config.weights}, with one schedule over the whole run, so "
             f"{', '.join(different)} cannot change any more; search again."
         )
-    if config.method == "ticket" and not run.ticket.exists():
-        raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
+    kind = METHODS[config.method]
+    if not (kind.dense or config.method in RIVALS or run.ticket.exists()):
+        first = f"draw {run.path}" if config.method == "ticket" else f"finetune --output {run.path} --resume"
+        raise Refused(f"{run.path} has no ticket yet; run earlybert {first} first.")
     require(config.tracker)
     bench, run = Bench.set_up(config), Run(run.path, config)
     with resumable(f"earlybert train {run.path}"), tracked(run):
@@ -308,13 +322,16 @@ def announce(bench: Bench, run: Run) -> None:
         say(f"note: {note}")
     task = bench.task
     windows = f" ({len(bench.train):,} windows)" if len(bench.train) != len(task.train) else ""
-    searching = f"search at most {lengths.search} steps, " if METHODS[config.method].keeps else ""
+    train = f"train {lengths.train}"
+    if METHODS[config.method].searches:
+        search = f"search at most {lengths.search}"
+        train = f"{train} ({search} of them)" if config.weights == "keep" else f"{search} steps, {train}"
     say(
         f"{task.name}: {len(task.train):,} rows to train{windows}, {len(task.validation):,} to validate, "
         f"{task.target}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
         f"{config.engine} engine, "
-        f"{config.batch_size * config.accumulate} rows a step; {searching}train {lengths.train}"
+        f"{config.batch_size * config.accumulate} rows a step; {train}"
     )
     say(f"run folder: {run.path}")
 

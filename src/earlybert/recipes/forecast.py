@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from ..anatomy import of
-from ..baselines import imp, layerdrop, random_ticket
+from ..baselines import imp, layerdrop
 from ..config import Finetune
 from ..config_methods import METHODS, RIVALS
 from ..config_recipe import with_recipe
@@ -16,7 +16,7 @@ from ..report.sheet import Sheet
 from ..ticket import apply
 from .bench import SHARED_ORDER, Bench
 from .comparison import Comparison
-from .plan import draw_ticket, plan
+from .plan import plan, stand_in
 from .verdict import reference_row
 
 STEP_ON_H100 = 3.4e-3
@@ -123,12 +123,8 @@ def _of_run(settings: tuple[tuple[str, Any], ...]) -> Price:
         depth = len(of(model).layers)
         share = len(layerdrop.kept_layers(depth)) / depth if config.method.startswith("layerdrop") else 1.0
         return Price(lengths.train, share * dense * lengths.train)
-    ticket = draw_ticket(config, random_ticket.scores(of(model), config.seed))
+    ticket = stand_in(config, of(model))
     small = count(apply(model, ticket, inplace=True, check=False)).step(shapes) / stream.steps_per_epoch
-    searched = lengths.search if _searches(config.method) else 0
+    searched = lengths.search if kind.searches else 0
     trained = lengths.train - (searched if config.weights == "keep" else 0)
     return Price(searched + trained, dense * searched + small * trained)
-
-
-def _searches(method: str) -> bool:
-    return METHODS[method].keeps or method == "mlm_search"

@@ -21,7 +21,7 @@ from ..tasks.batches import shape_of
 from ..ticket import Scores, Ticket
 from ..train.clock import Clock
 from ..train.step import to_device
-from ..train.steplog import add_line, totals, truncate
+from ..train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .masked_search import masked_objective
 from .rounds import begin_imp, imp_rounds
@@ -79,7 +79,7 @@ def _steps_in_its_time(bench: Bench, run: Run) -> int:
     with contenders(bench, {"ticket": Ticket.load(run.ticket)}) as steps:
         found = {name: statistics.median(times) for name, times in in_turns(steps, some_batches(bench)).items()}
     searching = stages["search"].steps if "search" in stages else 0
-    other = stages["draw"].seconds if "draw" in stages else 0.0
+    other = sum(stages[name].seconds for name in NO_STEPS if name in stages)
     return dense_rival.steps_in_time(stages["train"].steps, searching, other, seconds=found)
 
 
@@ -178,7 +178,6 @@ def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare
             about = {**Scores.load(run.scores).info, **about}
             searched(bench, run, model)
         scores, lines = _sensitivity(bench, model, kind, first, order)
-        truncate(run.steps, "search", first)
         _scored(run, replace(scores, steps=first, info=about), lines, overwrite=not at_searched)
 
     return prepare
@@ -205,11 +204,10 @@ def _sensitivity(
 
 def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwrite: bool = True) -> None:
     """Keep scores that took no optimizer step, log what they cost, and draw from them."""
-    if overwrite:
-        scores.save(run.scores)
-    else:
-        scores.save(run.sensitivity)
-    draw_stage(run, scores, seconds=sum(seconds for seconds, _ in lines), flops=sum(flops for _, flops in lines))
+    truncate(run.steps, "search", scores.steps)
+    add_line(run.steps, SCORING, 1, sum(seconds for seconds, _ in lines), sum(flops for _, flops in lines))
+    scores.save(run.scores if overwrite else run.sensitivity)
+    draw_stage(run, scores)
 
 
 def _begin_layerdrop(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:

@@ -54,7 +54,7 @@ def _choose(
         for row in rows:
             for number, trial in enumerate(comparison.trials(row) or [{}], start=1):
                 name = f"{slug(task)}/{slug(row)}/trial-{number}"
-                settings = {**comparison.settings_of(task, row, SEED), **trial, "tuning": True}
+                settings = {**comparison.settings_of(task, row, SEED, trial), "tuning": True}
                 like = comparison.needs(row)
                 needs = {} if like is None else {"like": winners[task, like].name}
                 cells[name] = (task, row, trial)

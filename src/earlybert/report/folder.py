@@ -147,7 +147,7 @@ def read(path: Path) -> RunFolder:
     if ticket is not None and scores is not None and scores.heads.shape != (ticket.layers, ticket.num_heads):
         missing.append("scores.safetensors is of another model than ticket.json: heads are shown without scores.")
         scores = None
-    searched = draft.cuts and draft.method in ("ticket", "mlm_search")
+    searched = draft.method in METHODS and METHODS[draft.method].searches
     return RunFolder(
         path=path,
         config=config,
