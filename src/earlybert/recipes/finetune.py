@@ -20,6 +20,7 @@ from .bench import Bench
 from .display import say
 from .lock import locked
 from .methods import of_method, settled
+from .places import same_places
 from .plan import advice, check_drawing, draw_ticket, head_size_of, plan
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output
@@ -74,7 +75,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
     require(run.config.tracker)
     bench = Bench.set_up(run.config, reuse=reuse)
     plan(bench)
-    if not METHODS[run.config.method].dense:
+    kind = METHODS[run.config.method]
+    if not (kind.dense or kind.like):  # what is like a ticket has its budget
         check_drawing(bench)
     bench.theta_0()  # weights that cannot be read are refused before anything is written
     bench = settled(bench)
@@ -112,16 +114,6 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
             f"run folder {run.path} was made with other settings ({', '.join(different)}); choose another --output, or "
             "remove it to do that run again."
         )
-
-
-def same_places(config: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of a run, where these settings name the same folders in other words."""
-    pairs = {name: (settings.get(name), getattr(config, name, None)) for name in ("like", "model", "data_dir")}
-    return {
-        name: theirs
-        for name, (ours, theirs) in pairs.items()
-        if ours is not None and theirs is not None and Path(ours).resolve() == Path(theirs).resolve()
-    }
 
 
 def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
@@ -185,9 +177,7 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
 
 
 def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
-    path = run.path
-    if not run.scores.exists():
-        raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
+    _refuse_drawing(run, again=into is not None)
     scores = Scores.load(run.drawn_from)
     config = replace(run.config, **_one_budget(settings))
     draw_ticket(config, scores, head_size=head_size_of(config))  # a refusal changes nothing
@@ -201,6 +191,35 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     describe(draw_stage(run, scores))
     say(f"next: earlybert train {run.path}")
     return run
+
+
+def _refuse_drawing(run: Run, *, again: bool) -> None:
+    """What `draw` makes has to be what the run's method says, and `train` has to be able to go on with it.
+
+    Args:
+        run: To draw from.
+        again: Whether into another folder.
+
+    Raises:
+        Refused: It would not.
+    """
+    path, config = run.path, run.config
+    method, kind = config.method, METHODS[config.method]
+    if kind.dense or method in RIVALS:
+        raise Refused(f"{path} is of method {method}, which draws no ticket.")
+    if kind.like:
+        raise Refused(
+            f"{path} is of method {method}, which makes its ticket out of another run's; draw from that run, "
+            f"{config.like}."
+        )
+    if not run.scores.exists() or (method.endswith("_searched") and not run.sensitivity.exists()):
+        what, command = ("search", "search") if method == "ticket" else ("scoring", "finetune")
+        raise Refused(f"{path} has not finished its {what}; run earlybert {command} --output {path} --resume first.")
+    if again and config.weights == "keep" and not run.searched.exists():
+        raise Refused(
+            f"{path} went on from its searched weights (weights: keep) and, being finished, has them no more, so "
+            "another ticket of it could not be trained; search again, and draw into other folders before you train."
+        )
 
 
 def _one_budget(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -332,7 +332,8 @@ def searched(bench: Bench, run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """Bring a model to the end of the search, coefficients folded in, in place; its optimizer there."""
     if not run.searched.exists():
         raise Refused(
-            f"run {run.path} did not keep its searched weights; search again with --weights keep or --match 1."
+            f"run {run.path} has no searched weights: its search did not keep them, or it was drawn from a finished "
+            "run, which has them no more; search again with --weights keep or --match 1, or train with --match 0."
         )
     config, gates = bench.config, Gates(model)
     rate = plan(bench).train_lr
