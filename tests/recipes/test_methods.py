@@ -72,7 +72,7 @@ def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_
     elif method != "imp":
         assert "search" not in stages
     if method in ("taylor", "fisher", "surgeon"):
-        assert stages["score"]["flops"] > 0
+        assert stages["scoring"]["flops"] > 0
     if method == "random_same_widths":
         assert found["ticket"]["neurons_kept"] == reference["ticket"]["neurons_kept"]
     if method == "uniform":
@@ -261,12 +261,14 @@ def test_another_ticket_is_drawn_from_what_the_first_was_drawn_from(
     first, again = (eb.Ticket.load(folder / "ticket.json") for folder in (out, tmp_path / "again"))
     assert again == first
     assert first.drawn["source"] == "fisher"
-    scoring = metrics(out)["stages"]["score"]
-    assert totals(tmp_path / "again" / "steps.jsonl")["score"].flops == scoring["flops"] > 0  # it is paid for here, too
+    scoring = metrics(out)["stages"]["scoring"]
+    assert (
+        totals(tmp_path / "again" / "steps.jsonl")["scoring"].flops == scoring["flops"] > 0
+    )  # it is paid for here, too
     like = [*flags, *SHORT, "--method", "random_same_widths", "--like", out, "--output", tmp_path / "like"]
     assert run("finetune", *like) == 0
     stages = metrics(tmp_path / "like")["stages"]
-    assert stages["score"] == scoring
+    assert stages["scoring"] == scoring
     assert metrics(tmp_path / "like")["flops"] == sum(sums["flops"] for sums in stages.values())
     (out / "sensitivity.safetensors").unlink()  # stopped between search and scoring: no ticket of coefficients
     assert run("draw", out, "--into", tmp_path / "early") == 2

@@ -216,9 +216,12 @@ def _refuse_drawing(run: Run, *, again: bool) -> None:
         what, command = ("search", "search") if method == "ticket" else ("scoring", "finetune")
         raise Refused(f"{path} has not finished its {what}; run earlybert {command} --output {path} --resume first.")
     if again and config.weights == "keep" and not run.searched.exists():
+        instead = "search again, and draw into other folders before you train"
+        if method != "ticket":
+            instead = "run earlybert finetune again with what is to be drawn"
         raise Refused(
             f"{path} went on from its searched weights (weights: keep) and, being finished, has them no more, so "
-            "another ticket of it could not be trained; search again, and draw into other folders before you train."
+            f"another ticket of it could not be trained; {instead}."
         )
 
 

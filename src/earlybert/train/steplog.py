@@ -24,7 +24,7 @@ class Counts(Protocol):
         ...
 
 
-SCORING = "score"
+SCORING = "scoring"
 """Stage of batches that scores are taken from without an optimizer step; one line for all of them."""
 STAGES = ("search", SCORING, "draw", "train")
 """In the order they run."""
