@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from earlybert.config_checks import BadSetting
 from earlybert.config_recipe import RECIPES, with_recipe
 from earlybert.recipes.comparison import Comparison
 from earlybert.recipes.run import Run
+from earlybert.ticket import Ticket
 
 from .recipes.conftest import run, tiny_flags
 
@@ -24,11 +26,18 @@ def compared(**changes: Any) -> Comparison:
         "dense_same_flops": {"like": "best"},
         "best": {"recipe": "best"},
         "no refit": {"recipe": "best", "refit": 0},
-        "coefficients": {"method": "ticket", "recipe": "best", "joint": None},
+        "coefficients": {"method": "ticket", "recipe": "best"},
         "paper": {"method": "ticket", "recipe": "paper"},
         "random": None,
     }
     return Comparison.of({"tasks": ["sst2"], "methods": rows, "seeds": [1], "epochs": 2, "lr": 1e-4, **changes})
+
+
+def unbudgeted(model_folder: Path, data_dir: Path) -> list[str]:
+    """Settings of a tiny run that do not say how many heads go."""
+    flags = tiny_flags(model_folder, data_dir)
+    at = flags.index("--heads")
+    return flags[:at] + flags[at + 2 :]
 
 
 def test_every_recipe_is_one_that_a_run_takes() -> None:
@@ -37,14 +46,58 @@ def test_every_recipe_is_one_that_a_run_takes() -> None:
 
 
 def test_what_is_said_wins_over_the_recipe() -> None:
-    config = Finetune(**with_recipe({"recipe": "best", "epochs": 2.5, "method": "ticket", "joint": None}))
-    assert (config.epochs, config.method, config.joint) == (2.5, "ticket", None)
+    config = Finetune(**with_recipe({"recipe": "best", "epochs": 2.5, "refit": 0}))
+    assert (config.epochs, config.refit) == (2.5, 0)
     assert config.weights == BEST["weights"] == "keep"
 
 
 def test_a_method_that_searches_nothing_gets_none_of_it() -> None:
     for method in ("dense", "random", "layerdrop", "dense_same_flops"):
         assert with_recipe({"recipe": "best", "method": method}) == {"recipe": "best", "method": method}
+
+
+@pytest.mark.parametrize("method", ["ticket", "surgeon_searched"])
+def test_one_ranking_is_only_for_scores_in_one_unit(method: str) -> None:
+    assert Finetune(**with_recipe({"recipe": "best", "method": method})).joint is None
+    for scored in (method, "random", "magnitude", "dense", "surgeon", "mlm_search"):
+        with pytest.raises(BadSetting, match=f"method {scored} scores them in no common unit"):
+            Finetune(method=scored, joint=0.3)
+    for scored in ("taylor", "fisher", "taylor_searched", "fisher_searched"):
+        assert Finetune(**with_recipe({"recipe": "best", "method": scored, "joint": 0.3})).joint == 0.3
+
+
+@pytest.mark.parametrize("said", [{"heads": 6}, {"neurons": 0.2}, {"joint": None}])
+def test_what_goes_by_kind_takes_the_place_of_the_recipe_s_ranking(said: dict[str, Any]) -> None:
+    assert Finetune(**with_recipe({"recipe": "best", **said})).joint is None
+    row = {"tasks": ["sst2"], "methods": {"best": {"recipe": "best", **said}}, "seeds": [1]}
+    assert Comparison.of(row).settings_of("sst2", "best", 1).get("joint") is None
+
+
+def test_a_trial_s_heads_are_tried() -> None:
+    row = {"recipe": "best", "tune": {"heads": [4, 6]}}
+    comparison = Comparison.of({"tasks": ["sst2"], "methods": {"best": row}, "seeds": [1], "neurons": 0.3})
+    assert comparison.settings_of("sst2", "best", 1)["joint"] == BEST["joint"]
+    for trial in comparison.trials("best"):
+        settings = comparison.settings_of("sst2", "best", 1, trial)
+        assert (settings["heads"], settings.get("joint")) == (trial["heads"], None)
+    tuned = replace(comparison, chosen={"best": {"sst2": {"heads": 6}}}).settings_of("sst2", "best", 1)
+    assert (tuned["heads"], tuned.get("joint")) == (6, None)
+
+
+def test_a_ranking_is_unset_from_the_command_line(
+    model_folder: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*unbudgeted(model_folder, data_dir), "--output", str(tmp_path / "run")]
+    short = ["--dense-epochs", "1", "--score-batches", "2", "--refit", "0", "--match", "0"]
+    assert run("finetune", *flags, *short, "--recipe", "best", "--joint", "null", "--weights", "reset") == 0
+    assert Run.open(tmp_path / "run").config.joint is None
+    assert run("draw", tmp_path / "run", "--joint", "0.3", "--into", tmp_path / "joint") == 0
+    for number, (words, heads) in enumerate([(["--heads", "2"], [2] * 3), (["--joint", "null"], [3] * 3)]):
+        into = tmp_path / str(number)
+        assert run("draw", tmp_path / "joint", *words, "--into", into) == 0
+        assert [len(kept) for kept in Ticket.load(into / "ticket.json").heads] == heads
+    assert run("draw", tmp_path / "joint", "--heads", "2", "--joint", "0.3", "--into", tmp_path / "no") == 2
+    assert "give it or heads, not both" in capsys.readouterr().err
 
 
 def test_rows_of_a_comparison() -> None:
@@ -57,7 +110,7 @@ def test_rows_of_a_comparison() -> None:
     # a row's recipe goes before what is said for all rows; the row's own settings before both
     assert {name: best[name] for name in BEST} == BEST
     assert {name for name in best if best[name] != other[name]} == {"refit"}
-    assert (coefficients["method"], coefficients["joint"], coefficients["weights"]) == ("ticket", None, "keep")
+    assert (coefficients["method"], coefficients.get("joint"), coefficients["weights"]) == ("ticket", None, "keep")
     for plain in (paper, random):
         assert plain["epochs"] == 2
         assert "weights" not in plain
@@ -79,7 +132,7 @@ def test_an_unknown_recipe_is_refused() -> None:
 
 
 def test_a_run_says_what_the_recipe_set(model_folder: Path, data_dir: Path, tmp_path: Path) -> None:
-    flags = [*tiny_flags(model_folder, data_dir), "--dense-epochs", "1", "--output", str(tmp_path / "run")]
+    flags = [*unbudgeted(model_folder, data_dir), "--dense-epochs", "1", "--output", str(tmp_path / "run")]
     assert run("finetune", *flags, "--recipe", "best", "--refit", "2", "--score-batches", "2") == 0
     config = Run.open(tmp_path / "run").config
     expected = {**BEST, "refit": 2, "score_batches": 2}

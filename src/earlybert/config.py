@@ -182,7 +182,7 @@ class Drawing:
     neurons_scope: Scope = "global"
     """Compare neurons over all layers (paper) or within each."""
     joint: float | None = None
-    """Remove this share of FLOPs by one ranking of heads and neurons, instead of each (taylor, fisher, surgeon)."""
+    """Remove this share of FLOPs by one ranking of heads and neurons, instead of each (taylor and fisher methods)."""
     align: int = 64
     """Each layer keeps a multiple of this many neurons; 1 gives the paper's raw widths."""
 
@@ -290,6 +290,11 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
             raise BadSetting(f"method {self.method} has no searched weights to keep; use weights: reset.")
         if self.match and not (METHODS[self.method].keeps or METHODS[self.method].dense):
             raise BadSetting(f"method {self.method} has no searched model to match; use match: 0.")
+        if self.joint is not None and not METHODS[self.method].joint:
+            raise BadSetting(
+                f"joint ranks heads and neurons together, and method {self.method} scores them in no common unit; use "
+                "heads and neurons, or a taylor or fisher method."
+            )
         if self.rewarm and self.weights == "reset":
             raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
 

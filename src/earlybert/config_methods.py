@@ -14,12 +14,16 @@ class Method:
     """Trained as the dense run is, for dense_epochs at dense_lr; otherwise as a ticket, for epochs at lr."""
     like: bool = False
     """Takes something from the run of a ticket: its cost, its widths or its scores."""
+    searches: bool = False
+    """Whether it searches itself (stage 1). With weights: keep the search is part of its epochs."""
     keeps: bool = False
     """Whether there are searched weights to go on from (weights: keep)."""
+    joint: bool = False
+    """Whether its scores of heads and neurons are both in units of the loss, so that one ranking can hold both."""
 
 
 METHODS = {
-    "ticket": Method("the early-bird ticket: search, draw, train", keeps=True),
+    "ticket": Method("the early-bird ticket: search, draw, train", searches=True, keeps=True),
     "dense": Method("the full model", dense=True),
     "dense_same_flops": Method("the full model, stopped at a ticket's FLOPs, at its learning rate", like=True),
     "dense_same_time": Method("the full model, stopped at a ticket's training time, at its learning rate", like=True),
@@ -27,14 +31,18 @@ METHODS = {
     "random_same_widths": Method("a random ticket with a ticket's own widths, layer by layer", like=True),
     "inverted": Method("what a ticket's search found least important", like=True),
     "uniform": Method("a ticket's own scores, every layer equally wide", like=True),
-    "taylor": Method("a ticket by first-order Taylor scores at theta_0"),
-    "fisher": Method("a ticket by Fisher scores at theta_0"),
-    "taylor_searched": Method("a ticket by first-order Taylor scores at the searched weights", keeps=True),
-    "fisher_searched": Method("a ticket by Fisher scores at the searched weights", keeps=True),
+    "taylor": Method("a ticket by first-order Taylor scores at theta_0", joint=True),
+    "fisher": Method("a ticket by Fisher scores at theta_0", joint=True),
+    "taylor_searched": Method(
+        "a ticket by first-order Taylor scores at the searched weights", searches=True, keeps=True, joint=True
+    ),
+    "fisher_searched": Method(
+        "a ticket by Fisher scores at the searched weights", searches=True, keeps=True, joint=True
+    ),
     "surgeon": Method("a ticket by what is lost after the rest makes up for it (OBS), at theta_0"),
-    "surgeon_searched": Method("a ticket by the same at the searched weights", keeps=True),
+    "surgeon_searched": Method("a ticket by the same at the searched weights", searches=True, keeps=True),
     "magnitude": Method("a ticket by weight magnitude at theta_0"),
-    "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)"),
+    "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)", searches=True),
     "layerdrop": Method("a third of the layers removed, then trained", dense=True),
     "layerdrop_trained": Method("layers dropped at random while training, a third removed at the end", dense=True),
     "imp": Method("unstructured lottery ticket by iterative magnitude pruning with rewinding", dense=True),

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import yaml
 
+from earlybert.anatomy import Refused
 from earlybert.config import typed
 from earlybert.config_checks import BadSetting
 from earlybert.recipes import finetune as recipe
-from earlybert.recipes import grid
+from earlybert.recipes import grid, tuning
 from earlybert.recipes.comparison import Comparison
 from earlybert.recipes.lock import locked
 from earlybert.recipes.statistics import difference
@@ -419,3 +420,14 @@ def test_whoever_stops_it_is_told_how_to_go_on(
     monkeypatch.setattr(recipe, "finetune", real)
     assert run(*command.split()[1:]) == 0
     assert (out / "compare.md").exists()
+
+
+def test_a_row_whose_trials_all_failed_is_named_by_its_folder(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = yaml.safe_load(given.read_text()) | {"methods": {"dense": {"tune": {"dense_lr": [1e-3]}}}}
+    settings["tasks"] = {"My Films": {"train_file": "films.csv"}}
+    failed = grid.Outcome(None, "it failed")
+    monkeypatch.setattr(tuning, "run_grid", lambda cells, *_, **__: {cell.name: failed for cell in cells})
+    with pytest.raises(Refused, match=f"all trials of dense failed; see {tmp_path / 'my-films' / 'dense'}"):
+        tuning.tuned(Comparison.of(settings), tmp_path)

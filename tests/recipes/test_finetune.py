@@ -261,7 +261,22 @@ def test_compare_trains_the_rival_at_the_same_flops(
     rates = [line["lr"] for line in read_steps(out / "dense_same_flops" / "steps.jsonl")]
     assert rates[0] == 2e-3  # the ticket's learning rate
     assert rates[-1] == pytest.approx(2e-3 / len(rates))  # and a schedule that ends where it ends
-    assert "dense, same cost" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dense, same cost" in said
+    assert "search + 2 epochs" in said
+    assert f"next: earlybert draw {out} --heads 2 --into" in said
+
+
+def test_compare_proposes_no_other_ticket_where_none_could_be_trained(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = ["--weights", "keep", "--search-steps", "6", "--epochs", "1", "--dense-epochs", "1"]
+    assert run("finetune", *flags, *keep, "--compare", "--output", tmp_path / "run") == 0
+    said = capsys.readouterr().out
+    assert "train 24 (search at most 6 of them)" in said
+    assert "1 epochs," in said
+    assert "with search" in said
+    assert "earlybert draw" not in said
 
 
 def test_a_search_that_had_settled_does_not_go_on_when_resumed(

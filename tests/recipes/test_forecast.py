@@ -61,6 +61,27 @@ def test_trials_of_tuning_and_seeds_count(model_folder: Path, data_dir: Path) ->
     assert int(said["kept"][2]) == pytest.approx((3 + 2 * 0.9) * 24, abs=2)
 
 
+def test_trials_cost_what_they_try_and_what_they_stand_on(model_folder: Path, data_dir: Path) -> None:
+    rows = {
+        "dense": None,
+        "ticket": None,
+        "uniform": {"tune": {"epochs": [1, 3], "lr": [1e-3, 2e-3]}},
+    }
+    given = {"tasks": ["sst2"], "methods": rows, "seeds": [1, 2], **settings(model_folder, data_dir)}
+    said = {row[0]: row for row in forecast(Comparison.of(given)).rows}
+    assert [said[row][1] for row in rows] == ["2", "3", "6"]  # a trial of uniform needs a ticket on its part of train
+    assert int(said["ticket"][2]) == pytest.approx((2 + 0.9) * (6 + 24), abs=2)
+    assert int(said["uniform"][2]) == pytest.approx(2 * (6 + 24) + 0.9 * (4 * 6 + 2 * 24 + 2 * 72), abs=4)
+
+
+def test_what_is_like_a_ticket_has_its_search_and_its_widths(model_folder: Path, data_dir: Path) -> None:
+    rows = {"dense": None, "wide": {"method": "ticket", "heads": 3, "neurons": 0.8, "search_steps": 12}}
+    rows |= {"uniform": {"like": "wide"}}
+    given = {"tasks": ["sst2"], "methods": rows, "seeds": [1], **settings(model_folder, data_dir)}
+    said = {row[0]: row for row in forecast(Comparison.of(given)).rows}
+    assert said["uniform"][1:] == said["wide"][1:]
+
+
 def test_nothing_is_run(model_folder: Path, data_dir: Path, tmp_path: Path) -> None:
     config = tmp_path / "given.yaml"
     given = {"tasks": ["sst2"], "methods": ["dense", "random"], "seeds": [1], **settings(model_folder, data_dir)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,16 @@ import pytest
 import torch
 
 import earlybert as eb
+from earlybert.anatomy import of
 from earlybert.baselines import imp
+from earlybert.config import Finetune
 from earlybert.config_methods import METHODS, RIVALS
 from earlybert.recipes.methods import WAYS
+from earlybert.recipes.places import same_places
+from earlybert.recipes.plan import stand_in
+from earlybert.train.steplog import totals
 
+from ..conftest import tiny_model
 from .conftest import Killed, dying_at, equal, run, steps, weights
 
 SHORT = ["--dense-epochs", "1", "--epochs", "1", "--search-steps", "6"]
@@ -64,7 +72,7 @@ def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_
     elif method != "imp":
         assert "search" not in stages
     if method in ("taylor", "fisher", "surgeon"):
-        assert stages["draw"]["flops"] > 0
+        assert stages["scoring"]["flops"] > 0
     if method == "random_same_widths":
         assert found["ticket"]["neurons_kept"] == reference["ticket"]["neurons_kept"]
     if method == "uniform":
@@ -120,7 +128,7 @@ def test_killed_and_resumed_is_bit_equal(
     assert steps(tmp_path / "whole") == steps(tmp_path / "killed")
 
 
-def test_keep_and_refit(flags: list[str], tmp_path: Path) -> None:
+def test_keep_and_refit(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keep = ["--weights", "keep", "--epochs", "2", "--search-steps", "8", "--refit", "4", "--rewarm", "3"]
     assert run("finetune", *flags, *keep, "--output", tmp_path / "keep") == 0
     lines = [line for line in steps(tmp_path / "keep") if line[0] == "train"]
@@ -131,6 +139,9 @@ def test_keep_and_refit(flags: list[str], tmp_path: Path) -> None:
     total = lines[-1][1]
     assert rates[:4] == pytest.approx([2e-3 * (1 - (8 + k) / total) * min(1, (k + 1) / 4) for k in range(4)])
     assert metrics(tmp_path / "keep")["stages"]["draw"]["flops"] > 0  # the refit is paid for
+    assert run("draw", tmp_path / "keep", "--into", tmp_path / "other") == 2
+    assert "being finished, has them no more" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +169,41 @@ def test_a_reference_of_another_seed_is_refused(
     words = ["--method", "dense_same_flops", "--like", ticket, "--seed", "7", "--output", tmp_path / "run"]
     assert run("finetune", *flags, *words) == 2
     assert "has seed 42 and this run 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["inverted", "uniform"])
+def test_it_keeps_as_many_as_the_ticket_it_is_like(
+    method: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, out = tmp_path / "ticket", tmp_path / "run"
+    assert run("finetune", *flags, *SHORT, "--heads", "2", "--neurons", "0.6", "--output", whole) == 0
+    assert run("finetune", *flags, *SHORT, "--method", method, "--like", whole, "--output", out) == 0  # 1 head, 0.4
+    ticket, other = (eb.Ticket.load(folder / "ticket.json") for folder in (whole, out))
+    assert [len(kept) for kept in other.heads] == [len(kept) for kept in ticket.heads] == [2, 2, 2]
+    assert other.neurons_kept == ticket.neurons_kept == 80
+    assert run("draw", out, "--into", tmp_path / "again") == 2
+    assert f"of method {method}, which makes its ticket out of another run's; draw from" in capsys.readouterr().err
+
+
+def test_a_reference_on_other_data_is_refused(
+    ticket: Path, flags: list[str], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--method", "random_same_widths", "--like", ticket, "--output", tmp_path / "run"]
+    shutil.copytree(data_dir, tmp_path / "copy")
+    assert run("finetune", *flags, *words, "--data-dir", tmp_path / "copy") == 2
+    assert "has data_dir" in capsys.readouterr().err
+    assert run("finetune", *flags, *words, "--n-best", "5") == 2
+    assert "has n_best 20 and this run 5" in capsys.readouterr().err
+    other_words = data_dir / "sst2" / ".."
+    assert run("finetune", *flags, *SHORT, *words, "--data-dir", other_words) == 0
+
+
+def test_files_named_in_other_words_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Finetune(train_file="train.csv", validation_file=str(tmp_path / "val.csv"))
+    found = same_places(config, {"train_file": str(tmp_path / "train.csv"), "validation_file": "./val.csv"})
+    assert found == {"train_file": config.train_file, "validation_file": config.validation_file}
+    assert same_places(config, {"train_file": "other.csv", "text": "text", "model": None}) == {}
 
 
 @pytest.fixture
@@ -206,10 +252,39 @@ def test_heads_and_neurons_in_one_ranking(flags: list[str], tmp_path: Path) -> N
     assert run("draw", tmp_path / "joint", "--joint", "1.2", "--into", tmp_path / "none") == 2
 
 
-def test_another_ticket_is_drawn_from_what_the_first_was_drawn_from(flags: list[str], tmp_path: Path) -> None:
+def test_another_ticket_is_drawn_from_what_the_first_was_drawn_from(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
     assert run("finetune", *flags, *SHORT, "--method", "fisher_searched", "--joint", "0.4", "--output", out) == 0
     assert run("draw", out, "--joint", "0.4", "--into", tmp_path / "again") == 0
     first, again = (eb.Ticket.load(folder / "ticket.json") for folder in (out, tmp_path / "again"))
     assert again == first
     assert first.drawn["source"] == "fisher"
+    scoring = metrics(out)["stages"]["scoring"]
+    assert (
+        totals(tmp_path / "again" / "steps.jsonl")["scoring"].flops == scoring["flops"] > 0
+    )  # it is paid for here, too
+    like = [*flags, *SHORT, "--method", "random_same_widths", "--like", out, "--output", tmp_path / "like"]
+    assert run("finetune", *like) == 0
+    stages = metrics(tmp_path / "like")["stages"]
+    assert stages["scoring"] == scoring
+    assert metrics(tmp_path / "like")["flops"] == sum(sums["flops"] for sums in stages.values())
+    (out / "sensitivity.safetensors").unlink()  # stopped between search and scoring: no ticket of coefficients
+    assert run("draw", out, "--into", tmp_path / "early") == 2
+    assert "has not finished its scoring; run earlybert finetune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("budget", [{"joint": 0.4}, {"heads": 0.4, "neurons": 0.4}])
+def test_a_stand_in_has_the_shape_of_its_budget(budget: dict[str, float]) -> None:
+    anatomy = of(tiny_model("bert", num_hidden_layers=6, num_attention_heads=8, intermediate_size=256))
+    ticket = stand_in(Finetune(method="fisher", align=8, seed=1, **budget), anatomy)  # type: ignore[arg-type]
+    assert ticket.heads_kept / 48 == pytest.approx(0.6, abs=0.12)
+    assert ticket.neurons_kept / (6 * 256) == pytest.approx(0.6, abs=0.12)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_methods_that_search_are_those_that_have_a_search_stage(name: str) -> None:
+    source = inspect.getsource(WAYS[name].prepare)
+    at_searched = inspect.getclosurevars(WAYS[name].prepare).nonlocals.get("at_searched", True)
+    assert METHODS[name].searches == ("search_stage" in source and at_searched)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from ..config_checks import BadSetting
+from ..config_recipe import SET_BY_ONE
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
 
@@ -64,7 +66,9 @@ def _parse_and_run(name: str, arguments: list[str]) -> int:
         parsed = parser_of(name, command).parse_args(config_first(arguments), defaults=False).as_dict()
     except ArgumentError as error:
         return _refuse(one_line(str(error)))
-    given = {key: value for key, value in parsed.items() if value is not None and key != "config"}
+    given: dict[str, Any] = {
+        key: value for key, value in parsed.items() if (value is not None or key in SET_BY_ONE) and key != "config"
+    }
     from ..recipes.display import display
 
     display.mode = given.pop("log", "auto")

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from ..anatomy import of
-from ..baselines import random_ticket
 from ..config import Finetune
+from ..config_methods import METHODS
 from ..config_recipe import with_recipe
 from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply
 from .bench import SHARED_ORDER, Bench
 from .display import display, say
-from .plan import Plan, advice, draw_ticket, plan
+from .plan import Plan, advice, plan, stand_in
 from .timing import contenders, in_turns, inference_seconds, some_batches
 
 FASTER = 0.97
@@ -92,7 +92,7 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
     bench = Bench.set_up(Finetune(**with_recipe(settings)))
     lengths = plan(bench)
     model = bench.theta_0()
-    ticket = draw_ticket(bench.config, random_ticket.scores(of(model), bench.config.seed))
+    ticket = stand_in(bench.config, of(model))
     small = apply(model, ticket, check=False)
     say(f"timing dense, search and ticket steps in turns for {seconds:g} s ...")
     with contenders(bench, {"ticket": ticket}) as steps:
@@ -111,7 +111,7 @@ def estimated(bench: Bench, lengths: Plan, times: Mapping[str, list[float]], den
     stream = bench.stream(SHARED_ORDER)
     shapes = [stream.shapes(step, padded=bench.config.engine == "eager") for step in range(SAMPLED_STEPS)]
     flops = [sum(cost.step(shape) for shape in shapes) for cost in (dense, small)]
-    search = 0 if bench.config.method != "ticket" else lengths.search
+    search = lengths.search if METHODS[bench.config.method].searches else 0
     train = lengths.train - (search if bench.config.weights == "keep" else 0)  # with keep the search is part of it
     seconds = {name: statistics.median(passes) for name, passes in times.items()}
     each = (seconds["dense"], seconds["search"], seconds["ticket"])

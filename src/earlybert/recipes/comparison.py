@@ -115,7 +115,7 @@ class Comparison:
                 like = {"like": "the ticket's run"} if self.needs(row) else {}
                 for seed in self.seeds:
                     for trial in ({}, *self.trials(row)):
-                        Finetune(**with_recipe({**self.settings_of(task, row, seed), **like, **trial}))
+                        Finetune(**with_recipe({**self.settings_of(task, row, seed, trial), **like}))
 
     def method_of(self, row: str) -> str:
         """The method that a row is of."""
@@ -141,9 +141,16 @@ class Comparison:
             raise BadSetting(f"{row} takes something from a ticket: add ticket to the methods, or say like: ROW.")
         return searched[0]
 
-    def settings_of(self, task: str, row: str, seed: int) -> dict[str, Any]:
-        """Settings of one run; the row's win over the task's, and those over the shared ones."""
-        mine = self._row(task, row)
+    def settings_of(self, task: str, row: str, seed: int, trial: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Settings of one run; the row's win over the task's, and those over the shared ones.
+
+        Args:
+            task: Its name.
+            row: Its name.
+            seed: Of the run.
+            trial: Settings that win over the row's own.
+        """
+        mine = self._row(task, row, trial or {})
         merged = {**self.settings, **self.tasks[task], **mine}
         if "recipe" not in mine:  # else it is in there, and goes before what is said for all rows
             merged = with_recipe({**merged, "method": self.method_of(row)})
@@ -159,13 +166,13 @@ class Comparison:
         name = {} if self._own_file(task) else {"task": task}
         return {**merged, **name, "method": self.method_of(row), "seed": seed}
 
-    def _row(self, task: str, row: str) -> dict[str, Any]:
+    def _row(self, task: str, row: str, trial: Mapping[str, Any]) -> dict[str, Any]:
         """Settings of the row itself; a rival begins with those of the ticket it stands against."""
-        given = {**self.methods[row], "method": self.method_of(row)}
-        mine = {**with_recipe(given), **self.chosen.get(row, {}).get(task, {})}
+        chosen = self.chosen.get(row, {}).get(task, {})
+        mine = with_recipe({**self.methods[row], "method": self.method_of(row), **chosen, **trial})
         if self.method_of(row) not in RIVALS or (like := self.needs(row)) is None:
             return mine
-        return {**self._row(task, like), **mine}
+        return {**self._row(task, like, {}), **mine}
 
     def _own_file(self, task: str) -> bool:
         """Whether a task is a person's own file, and its name here only a name."""

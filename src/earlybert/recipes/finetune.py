@@ -13,14 +13,15 @@ from typing import Any
 from ..anatomy import Refused, of
 from ..config import NO_RESULT, Finetune, changed, to_dict
 from ..config_methods import METHODS, RIVALS
-from ..config_recipe import with_recipe
+from ..config_recipe import BUDGET, with_recipe
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors
 from .bench import Bench
 from .display import say
 from .lock import locked
 from .methods import of_method, settled
-from .plan import advice, check_drawing, draw_ticket, plan
+from .places import same_places
+from .plan import advice, check_drawing, draw_ticket, head_size_of, plan
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output
 from .stages import close, draw_stage, search_stage, train_stage
@@ -74,7 +75,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
     require(run.config.tracker)
     bench = Bench.set_up(run.config, reuse=reuse)
     plan(bench)
-    if not METHODS[run.config.method].dense:
+    kind = METHODS[run.config.method]
+    if not (kind.dense or kind.like):  # what is like a ticket has its budget
         check_drawing(bench)
     anatomy = of(bench.theta_0())  # weights that cannot be read are refused before anything is written
     if run.config.method.startswith("surgeon"):
@@ -116,16 +118,6 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
             f"run folder {run.path} was made with other settings ({', '.join(different)}); choose another --output, or "
             "remove it to do that run again."
         )
-
-
-def same_places(config: Any, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The paths of a run, where these settings name the same folders in other words."""
-    pairs = {name: (settings.get(name), getattr(config, name, None)) for name in ("like", "model", "data_dir")}
-    return {
-        name: theirs
-        for name, (ours, theirs) in pairs.items()
-        if ours is not None and theirs is not None and Path(ours).resolve() == Path(theirs).resolve()
-    }
 
 
 def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
@@ -189,12 +181,10 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
 
 
 def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
-    path = run.path
-    if not run.scores.exists():
-        raise Refused(f"{path} has not finished its search; run earlybert search --output {path} --resume first.")
+    _refuse_drawing(run, again=into is not None)
     scores = Scores.load(run.drawn_from)
-    config = replace(run.config, **settings)
-    draw_ticket(config, scores)  # a refusal changes nothing
+    config = replace(run.config, **_one_budget(settings))
+    draw_ticket(config, scores, head_size=head_size_of(config))  # a refusal changes nothing
     if into is not None:
         run = _copy_search(run, Path(into), config)
     elif run.model.exists() or run.training:
@@ -205,6 +195,50 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     describe(draw_stage(run, scores))
     say(f"next: earlybert train {run.path}")
     return run
+
+
+def _refuse_drawing(run: Run, *, again: bool) -> None:
+    """What `draw` makes has to be what the run's method says, and `train` has to be able to go on with it.
+
+    Args:
+        run: To draw from.
+        again: Whether into another folder.
+
+    Raises:
+        Refused: It would not.
+    """
+    path, config = run.path, run.config
+    method, kind = config.method, METHODS[config.method]
+    if kind.dense or method in RIVALS:
+        raise Refused(f"{path} is of method {method}, which draws no ticket.")
+    if kind.like:
+        raise Refused(
+            f"{path} is of method {method}, which makes its ticket out of another run's; draw from that run, "
+            f"{config.like}."
+        )
+    if not run.scores.exists() or (method.endswith("_searched") and not run.sensitivity.exists()):
+        what, command = ("search", "search") if method == "ticket" else ("scoring", "finetune")
+        raise Refused(f"{path} has not finished its {what}; run earlybert {command} --output {path} --resume first.")
+    if again and config.weights == "keep" and not run.searched.exists():
+        instead = "search again, and draw into other folders before you train"
+        if method != "ticket":
+            instead = "run earlybert finetune again with what is to be drawn"
+        raise Refused(
+            f"{path} went on from its searched weights (weights: keep) and, being finished, has them no more, so "
+            f"another ticket of it could not be trained; {instead}."
+        )
+
+
+def _one_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Drawing settings, where those that say how much goes by kind take the place of a run's `joint`.
+
+    Raises:
+        Refused: They say both.
+    """
+    by_kind = [name for name in BUDGET if name in settings]
+    if by_kind and settings.get("joint") is not None:
+        raise Refused(f"joint says what goes of heads and neurons together; give it or {by_kind[0]}, not both.")
+    return {"joint": None, **settings} if by_kind else dict(settings)
 
 
 def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
@@ -246,13 +280,15 @@ def _train(run: Run, *, settings: dict[str, Any]) -> Run:
         raise Refused(
             f"{run.path} has begun training with other settings ({', '.join(different)}); go on with its own."
         )
-    if different and "keep" in (run.config.weights, config.weights) and run.config.method == "ticket":
+    if different and "keep" in (run.config.weights, config.weights) and METHODS[config.method].searches:
         raise Refused(
             f"{run.path} was searched for weights={run.config.weights}, with one schedule over the whole run, so "
             f"{', '.join(different)} cannot change any more; search again."
         )
-    if config.method == "ticket" and not run.ticket.exists():
-        raise Refused(f"{run.path} has no ticket yet; run earlybert draw {run.path} first.")
+    kind = METHODS[config.method]
+    if not (kind.dense or config.method in RIVALS or run.ticket.exists()):
+        first = f"draw {run.path}" if config.method == "ticket" else f"finetune --output {run.path} --resume"
+        raise Refused(f"{run.path} has no ticket yet; run earlybert {first} first.")
     require(config.tracker)
     bench, run = Bench.set_up(config), Run(run.path, config)
     with resumable(f"earlybert train {run.path}"), tracked(run):
@@ -312,13 +348,16 @@ def announce(bench: Bench, run: Run) -> None:
         say(f"note: {note}")
     task = bench.task
     windows = f" ({len(bench.train):,} windows)" if len(bench.train) != len(task.train) else ""
-    searching = f"search at most {lengths.search} steps, " if METHODS[config.method].keeps else ""
+    train = f"train {lengths.train}"
+    if METHODS[config.method].searches:
+        search = f"search at most {lengths.search}"
+        train = f"{train} ({search} of them)" if config.weights == "keep" else f"{search} steps, {train}"
     say(
         f"{task.name}: {len(task.train):,} rows to train{windows}, {len(task.validation):,} to validate, "
         f"{task.target}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
         f"{config.engine} engine, "
-        f"{config.batch_size * config.accumulate} rows a step; {searching}train {lengths.train}"
+        f"{config.batch_size * config.accumulate} rows a step; {train}"
     )
     say(f"run folder: {run.path}")
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any
 
 from ..anatomy import of
-from ..baselines import imp, layerdrop, random_ticket
-from ..config import Finetune
+from ..baselines import imp, layerdrop
+from ..config import Finetune, Ticketing
 from ..config_methods import METHODS, RIVALS
 from ..config_recipe import with_recipe
 from ..cost import count
 from ..report.sheet import Sheet
 from ..ticket import apply
+from .advise import duration
 from .bench import SHARED_ORDER, Bench
 from .comparison import Comparison
-from .plan import draw_ticket, plan
+from .plan import plan, stand_in
+from .tuning import trials_of
 from .verdict import reference_row
 
 STEP_ON_H100 = 3.4e-3
 """Seconds of a fast step of BERT-base on few tokens: what the host and small kernels take (benchmarks/README.md)."""
 TUNED_ON = 0.9
 """Share of train that a trial is trained on; the rest is validated on."""
+
+
+Trial = Mapping[str, Any]
+"""Settings that are tried in place of a row's own."""
 
 
 @dataclass(frozen=True)
@@ -52,21 +59,23 @@ def forecast(comparison: Comparison) -> Sheet:
     for task in comparison.tasks:  # task by task, so that each one's text is read once
         for row in comparison.methods:
             if comparison.method_of(row) not in RIVALS:
-                _of_task(comparison, row, task)
+                for trial in ({}, *trials_of(comparison, row)):
+                    _of_task(comparison, row, task, trial)
     reference = reference_row(comparison)
-    whole = _of_row(comparison, reference)
+    whole = _of_row(comparison, reference, {})
     for row in comparison.methods:
-        price = _of_row(comparison, row)
+        trials = trials_of(comparison, row)
+        price, *tried = [_of_row(comparison, row, trial) for trial in ({}, *trials)]
         if comparison.method_of(row) in RIVALS:  # the ticket's FLOPs, in dense steps
-            price = Price(round(whole.steps * price.flops / whole.flops), price.flops)
-        trials = len(comparison.trials(row))
-        all_of_them = price * len(comparison.seeds) + price * (trials * TUNED_ON)
-        runs += len(comparison.tasks) * (len(comparison.seeds) + trials)
+            price, *tried = [Price(round(whole.steps * e.flops / whole.flops), e.flops) for e in (price, *tried)]
+        all_of_them = price * len(comparison.seeds) + sum(tried, Price(0, 0.0)) * TUNED_ON
+        of_row = len(comparison.tasks) * (len(comparison.seeds) + len(trials))
+        runs += of_row
         total += all_of_them
         rows.append(
             [
                 row,
-                str(len(comparison.tasks) * (len(comparison.seeds) + trials)),
+                str(of_row),
                 f"{all_of_them.steps:,}",
                 f"{all_of_them.flops / 1e12:,.1f}",
                 f"{price.flops / whole.flops:.2f}",
@@ -77,32 +86,33 @@ def forecast(comparison: Comparison) -> Sheet:
         "Training alone: evaluation, scoring, refits and a teacher's passes come on top. A search that may stop sooner "
         "counts in full.",
         f"With {STEP_ON_H100 * 1e3:.1f} ms a step, the least that a fast step of BERT-base takes on an H100 "
-        f"(benchmarks/README.md), {total.steps * STEP_ON_H100 / 60:,.0f} minutes of one, one run after another; a "
+        f"(benchmarks/README.md), {duration(total.steps * STEP_ON_H100)} of one, one run after another; a "
         "smaller model was not measured there.",
     ]
     return Sheet("What it would take", ("method", "runs", "steps", "TFLOP", f"FLOPs of {reference}"), rows, notes)
 
 
-def _of_row(comparison: Comparison, row: str) -> Price:
-    """One seed, all tasks."""
+def _of_row(comparison: Comparison, row: str, trial: Trial) -> Price:
+    """One seed, all tasks; with the settings of a trial."""
     like = comparison.needs(row)
     if comparison.method_of(row) in RIVALS and like is not None:
-        return _of_row(comparison, like)  # it is stopped there
+        return _of_row(comparison, like, {})  # it is stopped there
     total = Price(0, 0.0)
     for task in comparison.tasks:
-        total += _of_task(comparison, row, task)
+        total += _of_task(comparison, row, task, trial)
     return total
 
 
-def _of_task(comparison: Comparison, row: str, task: str) -> Price:
-    """One seed of one task; not of a rival."""
-    settings = comparison.settings_of(task, row, comparison.seeds[0])
-    return _of_run(tuple(sorted({**settings, "method": _alike(settings["method"])}.items(), key=str)))
+def _of_task(comparison: Comparison, row: str, task: str, trial: Trial) -> Price:
+    """One run of one task, of the first seed; not of a rival.
 
-
-def _alike(method: str) -> str:
-    """A method that costs the same and needs no other run to be set up."""
-    return "ticket" if METHODS[method].like else method
+    What is like a ticket pays for its search and has its widths, but trains as its own settings say.
+    """
+    settings = comparison.settings_of(task, row, comparison.seeds[0], trial)
+    if (like := comparison.needs(row)) is not None:
+        mine = {f.name: settings.get(f.name, f.default) for f in fields(Ticketing)}
+        settings = {**comparison.settings_of(task, like, comparison.seeds[0]), **mine}
+    return _of_run(tuple(sorted(settings.items(), key=str)))
 
 
 @lru_cache(maxsize=1024)
@@ -123,12 +133,8 @@ def _of_run(settings: tuple[tuple[str, Any], ...]) -> Price:
         depth = len(of(model).layers)
         share = len(layerdrop.kept_layers(depth)) / depth if config.method.startswith("layerdrop") else 1.0
         return Price(lengths.train, share * dense * lengths.train)
-    ticket = draw_ticket(config, random_ticket.scores(of(model), config.seed))
+    ticket = stand_in(config, of(model))
     small = count(apply(model, ticket, inplace=True, check=False)).step(shapes) / stream.steps_per_epoch
-    searched = lengths.search if _searches(config.method) else 0
+    searched = lengths.search if kind.searches else 0
     trained = lengths.train - (searched if config.weights == "keep" else 0)
     return Price(searched + trained, dense * searched + small * trained)
-
-
-def _searches(method: str) -> bool:
-    return METHODS[method].keeps or method == "mlm_search"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -15,22 +15,25 @@ from ..baselines import dense as dense_rival
 from ..baselines import inverted, layerdrop, magnitude, random_ticket
 from ..baselines.sensitivity import Kind, Sensitivity
 from ..baselines.surgeon import Surgeon
+from ..config import Data, Scope
 from ..config_methods import METHODS, RIVALS
 from ..cost import count
 from ..tasks.batches import shape_of
 from ..ticket import Scores, Ticket
 from ..train.clock import Clock
 from ..train.step import to_device
-from ..train.steplog import add_line, totals, truncate
+from ..train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .masked_search import masked_objective
+from .places import alike
 from .rounds import begin_imp, imp_rounds
 from .run import Run, copy_search
 from .stages import Begin, Begun, begin_dense, begin_ticket, draw_stage, search_stage, searched
 from .timing import contenders, in_turns, some_batches
 
 SAME = (
-    *("model", "task", "train_file", "train_rows", "validation_rows", "data_seed", "tuning", "max_length", "seed"),
+    *("model", "seed"),
+    *(f.name for f in fields(Data) if f.name not in ("truncate", "offline")),  # which only allow what there is
     *("batch_size", "accumulate", "warmup", "weight_decay", "max_grad_norm", "precision", "engine"),
 )
 """Settings that a run shares with the ticket it takes something from."""
@@ -79,7 +82,7 @@ def _steps_in_its_time(bench: Bench, run: Run) -> int:
     with contenders(bench, {"ticket": Ticket.load(run.ticket)}) as steps:
         found = {name: statistics.median(times) for name, times in in_turns(steps, some_batches(bench)).items()}
     searching = stages["search"].steps if "search" in stages else 0
-    other = stages["draw"].seconds if "draw" in stages else 0.0
+    other = sum(stages[name].seconds for name in NO_STEPS if name in stages)
     return dense_rival.steps_in_time(stages["train"].steps, searching, other, seconds=found)
 
 
@@ -95,7 +98,7 @@ def _like(bench: Bench) -> Run:
         raise Refused(f"--like {run.path} is not the run of a ticket that is finished.")
     for name in SAME:
         mine, its = getattr(bench.config, name), getattr(run.config, name)
-        if mine != its:
+        if not alike(name, mine, its):
             raise Refused(f"--like {run.path} has {name} {its!r} and this run {mine!r}; they cannot be compared.")
     return run
 
@@ -128,38 +131,54 @@ def _magnitude(bench: Bench, run: Run) -> None:
         _scored(run, scores, [(time.perf_counter() - began, 0)])
 
 
-def _from_another(make: Callable[[Bench, Run, Scores], None]) -> Prepare:
+def _from_another(make: Callable[[Run, Scores, Ticket], None]) -> Prepare:
     """Copy a ticket's search, whose cost counts here too, and make another ticket of it."""
 
     def prepare(bench: Bench, run: Run) -> None:
         if run.ticket.exists():
             return
-        copy_search(_like(bench), run)
-        make(bench, run, Scores.load(run.drawn_from))
+        other = _like(bench)
+        copy_search(other, run)
+        make(run, Scores.load(run.drawn_from), Ticket.load(other.ticket))
 
     return prepare
 
 
-def _same_widths(bench: Bench, run: Run, scores: Scores) -> None:
+def _same_widths(run: Run, scores: Scores, ticket: Ticket) -> None:
     began = time.perf_counter()
-    ticket = random_ticket.like(Ticket.load(_like(bench).ticket), bench.config.seed)
+    drawn = random_ticket.like(ticket, run.config.seed)
     add_line(run.steps, "draw", 1, time.perf_counter() - began)
-    ticket.save(run.ticket)  # last: its presence says that the stage is done
+    drawn.save(run.ticket)  # last: its presence says that the stage is done
 
 
-def _inverted(bench: Bench, run: Run, scores: Scores) -> None:
-    draw_stage(run, inverted.scores(scores))
+def _inverted(run: Run, scores: Scores, ticket: Ticket) -> None:
+    budget = budget_of(ticket, *(ticket.drawn.get(f"{what}_scope", "global") for what in ("heads", "neurons")))
+    draw_stage(Run(run.path, replace(run.config, **budget)), inverted.scores(scores))
 
 
-def _uniform(bench: Bench, run: Run, scores: Scores) -> None:
-    config, layers = run.config, len(scores.heads)
-    heads, neurons = (
-        # a count of all layers together is the same count spread over them
-        round(remove / layers) if scope == "global" and isinstance(remove, int) else remove
-        for remove, scope in ((config.heads, config.heads_scope), (config.neurons, config.neurons_scope))
-    )
-    even = replace(config, heads=heads, neurons=neurons, heads_scope="layer", neurons_scope="layer", joint=None)
-    draw_stage(Run(run.path, even), scores)
+def _uniform(run: Run, scores: Scores, ticket: Ticket) -> None:
+    draw_stage(Run(run.path, replace(run.config, **budget_of(ticket, "layer", "layer"))), scores)
+
+
+def budget_of(ticket: Ticket, heads_scope: Scope, neurons_scope: Scope) -> dict[str, Any]:
+    """Drawing settings that keep as many heads and neurons as a ticket does, whatever it was drawn by.
+
+    Args:
+        ticket: Its counts are what is kept; to one a layer, where a scope is a layer and layers differ.
+        heads_scope: As in `Drawing`.
+        neurons_scope: As in `Drawing`.
+    """
+
+    def removed(units: int, kept: int, scope: Scope) -> int:
+        return units - round(kept / ticket.layers) if scope == "layer" else units * ticket.layers - kept
+
+    return {
+        "heads": removed(ticket.num_heads, ticket.heads_kept, heads_scope),
+        "neurons": removed(ticket.num_neurons, ticket.neurons_kept, neurons_scope),
+        "heads_scope": heads_scope,
+        "neurons_scope": neurons_scope,
+        "align": ticket.drawn.get("align", 1),
+    }
 
 
 def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare:
@@ -178,7 +197,6 @@ def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare
             about = {**Scores.load(run.scores).info, **about}
             searched(bench, run, model)
         scores, lines = _sensitivity(bench, model, kind, first, order)
-        truncate(run.steps, "search", first)
         _scored(run, replace(scores, steps=first, info=about), lines, overwrite=not at_searched)
 
     return prepare
@@ -205,11 +223,10 @@ def _sensitivity(
 
 def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwrite: bool = True) -> None:
     """Keep scores that took no optimizer step, log what they cost, and draw from them."""
-    if overwrite:
-        scores.save(run.scores)
-    else:
-        scores.save(run.sensitivity)
-    draw_stage(run, scores, seconds=sum(seconds for seconds, _ in lines), flops=sum(flops for _, flops in lines))
+    truncate(run.steps, "search", scores.steps)
+    add_line(run.steps, SCORING, 1, sum(seconds for seconds, _ in lines), sum(flops for _, flops in lines))
+    scores.save(run.scores if overwrite else run.sensitivity)
+    draw_stage(run, scores)
 
 
 def _begin_layerdrop(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from transformers import AutoModel
 
 from ..anatomy import Anatomy, Refused, of
+from ..baselines import random_ticket
 from ..config import Drawing, Finetune
 from ..config_methods import METHODS, RIVALS
+from ..config_recipe import BUDGET
 from ..tasks.head import load_config
 from ..ticket import Scores, Settled, Ticket, draw
 from ..ticket.joint import draw_jointly
@@ -83,7 +85,7 @@ def advice(bench: Bench) -> list[str]:
     """What a person should know of this plan before it runs."""
     config, lengths = bench.config, plan(bench)
     notes: list[str] = []
-    if METHODS[config.method].keeps:
+    if METHODS[config.method].searches:
         if lengths.search < SETTLED_SOONEST:
             notes.append(
                 f"the search is only {lengths.search} steps: a mask is hardly better than random before about "
@@ -99,6 +101,8 @@ def advice(bench: Bench) -> list[str]:
                 f"--neurons {config.neurons} removes {config.neurons} of all neurons; "
                 f"{config.neurons} % would be {config.neurons / 100:g}."
             )
+    if config.joint is not None and any(getattr(config, name) != getattr(Drawing, name) for name in BUDGET):
+        notes.append(f"joint {config.joint:g} says what goes; heads and neurons are not used to draw.")
     if lengths.train < 20:
         notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
     return notes
@@ -121,14 +125,24 @@ def check_drawing(bench: Bench) -> None:
     Raises:
         Refused: As `draw`.
     """
-    anatomy = _anatomy(bench.config)
-    layers = len(anatomy.layers)
-    blank = Scores(
-        tuple(torch.ones(layers, anatomy.num_heads)),
-        tuple(torch.ones(layers, anatomy.num_neurons)),
-        anatomy.model_type,
+    stand_in(bench.config, _anatomy(bench.config))
+
+
+def stand_in(config: Finetune, anatomy: Anatomy) -> Ticket:
+    """A random ticket of a run's budget, for what depends on its size alone.
+
+    Worth per FLOP is spread evenly over the heads and over the neurons of every layer, so that a joint ranking removes
+    about the same share of both, and of every layer.
+
+    Raises:
+        Refused: As `draw`.
+    """
+    scores = random_ticket.scores(anatomy, config.seed)
+    heads, neurons = (
+        tuple(price * (layer.argsort().argsort() + 0.5) / len(layer) for layer in part)
+        for part, price in ((scores.heads, 2 * anatomy.head_size), (scores.neurons, 1))
     )
-    draw_ticket(bench.config, blank)
+    return draw_ticket(config, replace(scores, heads=heads, neurons=neurons), head_size=anatomy.head_size)
 
 
 def _anatomy(config: Finetune) -> Anatomy:
@@ -137,10 +151,21 @@ def _anatomy(config: Finetune) -> Anatomy:
         return of(AutoModel.from_config(load_config(config.model, offline=config.offline)))
 
 
-def draw_ticket(config: Drawing, scores: Scores) -> Ticket:
-    """`draw`, or `draw_jointly`, with a configuration's settings."""
-    if config.joint is not None and isinstance(config, Finetune):
-        return draw_jointly(scores, remove=config.joint, head_size=_anatomy(config).head_size, align=config.align)
+def head_size_of(config: Drawing) -> int:
+    """Features of a head of a run's model, which a joint ranking needs; 0 where there is none. Reads no weight."""
+    return _anatomy(config).head_size if isinstance(config, Finetune) and config.joint is not None else 0
+
+
+def draw_ticket(config: Drawing, scores: Scores, *, head_size: int) -> Ticket:
+    """`draw`, or `draw_jointly`, with a configuration's settings.
+
+    Args:
+        config: Says how much goes.
+        scores: To draw from.
+        head_size: See `head_size_of`.
+    """
+    if config.joint is not None:
+        return draw_jointly(scores, remove=config.joint, head_size=head_size, align=config.align)
     return draw(
         scores,
         heads=config.heads,

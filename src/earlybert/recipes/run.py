@@ -25,7 +25,7 @@ from ..ticket.files import write_atomically
 from ..ticket.tensors import UNUSABLE
 from ..ticket.tensors import typed as holds
 from ..train import checkpoint
-from ..train.steplog import LAST, truncate
+from ..train.steplog import LAST, SCORING, truncate
 from .trackers import Tracker
 
 Settings = TypeVar("Settings")
@@ -148,14 +148,14 @@ class Run(RunFolder[Finetune]):
 
 
 def copy_search(source: Run, target: Run) -> None:
-    """Copy the search of a run, and what it cost, into the folder of another."""
+    """Copy the search of a run, its scores, and what they cost, into the folder of another."""
     target.path.mkdir(parents=True, exist_ok=True)
     for file in (source.scores, source.sensitivity, source.history, source.searched, source.steps):
         if file.exists():
             shutil.copy2(file, target.path / file.name)
     if "search" in (profiled := source.read_profile()):
         target.write_profile({"search": profiled["search"]})
-    truncate(target.steps, "search", LAST)
+    truncate(target.steps, SCORING, LAST)
 
 
 def default_output(config: Finetune) -> Path:

@@ -29,11 +29,11 @@ from ..train.optimizer import adamw
 from ..train.schedule import rewarmed
 from ..train.search import Recorder, StopRule, Watching, collect, searching
 from ..train.step import EagerStep, to_device
-from ..train.steplog import Counts, add_line, truncate
+from ..train.steplog import LAST, SCORING, Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .display import say
 from .drive import Batches, drive, profiled, resume
-from .plan import Plan, draw_ticket, glimpse, plan
+from .plan import Plan, draw_ticket, glimpse, head_size_of, plan
 from .report import write_card
 from .result import Evaluations, summary
 from .run import Run, RunFolder
@@ -144,19 +144,18 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
     return scores
 
 
-def draw_stage(run: RunFolder[Any], scores: Scores, *, seconds: float = 0.0, flops: int = 0) -> Ticket:
+def draw_stage(run: RunFolder[Any], scores: Scores) -> Ticket:
     """Stage 2. Writes `ticket.json`.
 
     Args:
         run: The folder.
         scores: To draw from.
-        seconds: What scoring took beside any search.
-        flops: The same in FLOPs.
     """
+    head_size = head_size_of(run.config)
     began = time.perf_counter()
-    ticket = draw_ticket(run.config, scores)
-    truncate(run.steps, "search", scores.steps)
-    add_line(run.steps, "draw", 1, seconds + time.perf_counter() - began, flops)
+    ticket = draw_ticket(run.config, scores, head_size=head_size)
+    truncate(run.steps, SCORING, LAST)
+    add_line(run.steps, "draw", 1, time.perf_counter() - began)
     ticket.save(run.ticket)  # last: its presence says that the stage is done
     return ticket
 
@@ -333,7 +332,8 @@ def searched(bench: Bench, run: Run, model: nn.Module) -> torch.optim.Optimizer:
     """Bring a model to the end of the search, coefficients folded in, in place; its optimizer there."""
     if not run.searched.exists():
         raise Refused(
-            f"run {run.path} did not keep its searched weights; search again with --weights keep or --match 1."
+            f"run {run.path} has no searched weights: its search did not keep them, or it was drawn from a finished "
+            "run, which has them no more; search again with --weights keep or --match 1, or train with --match 0."
         )
     config, gates = bench.config, Gates(model)
     rate = plan(bench).train_lr

@@ -35,14 +35,18 @@ def tuned(comparison: Comparison, folder: Path) -> Comparison:
     say("tuning on a part of train")
     winners: dict[tuple[str, str], Cell] = {}
     for rows in (first, after):
-        wanted = [row for row in rows if comparison.trials(row) or row in _needed(comparison)]
+        wanted = [row for row in rows if trials_of(comparison, row)]
         comparison = _choose(comparison, folder, wanted, winners)
     return comparison
 
 
-def _needed(comparison: Comparison) -> set[str | None]:
-    """Rows that a tuned row takes something from: they need a run on the same part of train."""
-    return {comparison.needs(row) for row in comparison.methods if comparison.trials(row)}
+def trials_of(comparison: Comparison, row: str) -> list[dict[str, Any]]:
+    """Settings of a row's runs on a part of train.
+
+    One without settings where a tuned row takes something from this one: it needs a run on the same part of train.
+    """
+    needed = {comparison.needs(other) for other in comparison.methods if comparison.trials(other)}
+    return comparison.trials(row) or ([{}] if row in needed else [])
 
 
 def _choose(
@@ -52,9 +56,9 @@ def _choose(
     grid: list[Cell] = []
     for task in comparison.tasks:
         for row in rows:
-            for number, trial in enumerate(comparison.trials(row) or [{}], start=1):
+            for number, trial in enumerate(trials_of(comparison, row), start=1):
                 name = f"{slug(task)}/{slug(row)}/trial-{number}"
-                settings = {**comparison.settings_of(task, row, SEED), **trial, "tuning": True}
+                settings = {**comparison.settings_of(task, row, SEED, trial), "tuning": True}
                 like = comparison.needs(row)
                 needs = {} if like is None else {"like": winners[task, like].name}
                 cells[name] = (task, row, trial)
@@ -69,7 +73,7 @@ def _choose(
                 if (its_task, its_row) == (task, row) and (metrics := outcomes[name].metrics) is not None
             }
             if not scores:
-                raise Refused(f"{task}: all trials of {row} failed; see {folder / task / slug(row)}.")
+                raise Refused(f"{task}: all trials of {row} failed; see {folder / slug(task) / slug(row)}.")
             best = max(scores, key=lambda name: scores[name])
             winners[task, row] = next(cell for cell in grid if cell.name == best)
             chosen.setdefault(row, {})[task] = cells[best][2]

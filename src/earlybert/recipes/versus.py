@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..config import Finetune
 from ..config_methods import RIVALS
 from ..ticket import load
 from ..ticket.files import write_atomically
@@ -36,7 +37,7 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     rows = {
         f"dense\n{_epochs(bench, plan(bench).dense)}": dense,
         f"dense, same cost\n{_epochs(bench, steps)}": rival,
-        f"ticket\nsearch + {config.epochs:g} epochs": ticket,
+        f"ticket\n{_length(config)}": ticket,
     }
     folders = {"dense": run.path / "dense", "dense_same_flops": run.path / "dense_same_flops", "ticket": run.path}
     models = {name: load(folder / "model").to(bench.device) for name, folder in folders.items()}
@@ -56,7 +57,8 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
         f"One seed: differences of a point are noise."
     )
     say(f"run folder: {run.path}")
-    say(f"next: earlybert draw {run.path} --heads 2 --into {run.path}-2   (another ticket from the same search)")
+    if config.weights == "reset" and not config.match:  # else its searched weights went with its end
+        say(f"next: earlybert draw {run.path} --heads 2 --into {run.path}-2   (another ticket from the same search)")
     return result
 
 
@@ -102,6 +104,13 @@ def sentence(parts: dict[str, float]) -> str:
         f"smaller network (its step takes {parts['step_time_ratio']:.2f} of a dense one), {parts['search']:+.1%} for "
         "search and drawing."
     )
+
+
+def _length(config: Finetune) -> str:
+    """What the ticket's run took, in words."""
+    if config.weights == "keep":
+        return f"{config.epochs:g} epochs,\nwith search"
+    return f"search + {config.epochs:g} epochs"
 
 
 def _epochs(bench: Bench, steps: int) -> str:

@@ -136,12 +136,12 @@ def neurons_bars(run: RunFolder) -> Drawing:
 
 @drawn
 def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
-    """Seconds of search, draw and train, a bar a run or rival."""
+    """Seconds of search, scoring, draw and train, a bar a run or rival."""
     figure = empty(1.25 + 0.42 * len(runs))
     axis = figure.add_subplot()
     tips: dict[str, str] = {}
     whole = max(sum(stages.values()) for _, stages in runs) or 1.0
-    colours: dict[str, str] = dict(zip(STAGES, (SECOND, INK, FIRST), strict=True))
+    colours: dict[str, str] = dict(zip(STAGES, (SECOND, THIRD, INK, FIRST), strict=True))
     for place, (name, stages) in enumerate(runs):
         left = 0.0
         for stage in (stage for stage in STAGES if stage in stages):
@@ -155,7 +155,7 @@ def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
     axis.set_xlim(0, whole * 1.18)
     axis.set_xlabel("seconds of training, data loading left out")
     found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=3, fontsize=8)
+    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=4, fontsize=8)
     about = "; ".join(
         f"{name}: " + ", ".join(f"{stage} {took:.3g} s" for stage, took in stages.items()) for name, stages in runs
     )

@@ -154,7 +154,7 @@ def read(path: Path) -> RunFolder:
         name = name if others else "scores.safetensors"
         missing.append(f"{name} is of another model than ticket.json: heads are shown without scores.")
         importance = None
-    searched = draft.cuts and draft.method in ("ticket", "mlm_search")
+    searched = draft.method in METHODS and METHODS[draft.method].searches
     return RunFolder(
         path=path,
         config=config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..train.steplog import NO_STEPS
 from .folder import RunFolder
 from .numbers import Judged, duration
 
@@ -97,7 +98,7 @@ def _so_far(run: RunFolder) -> str:
     done = ", ".join(
         f"{stage} {sums.steps} step{'s' if sums.steps != 1 else ''}"
         for stage, sums in run.stages.items()
-        if stage != "draw"
+        if stage not in NO_STEPS
     )
     drawn = " and its ticket is drawn" if run.ticket is not None else ""
     return f"So far: {done}{drawn}. It has no score yet."

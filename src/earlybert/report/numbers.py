@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Finetune
 from ..config_pretrain import Pretrain
-from ..train.steplog import STAGES
+from ..train.steplog import NO_STEPS, STAGES
 from .folder import RunFolder
 from .metrics import MEMORY, PARTS, parts_of
 
@@ -130,13 +130,13 @@ def times(run: RunFolder) -> Table:
             (
                 stage,
                 [
-                    Cell(f"{stage}.steps", sums["steps"], whole(sums["steps"]) if stage != "draw" else "–"),
+                    Cell(f"{stage}.steps", sums["steps"], whole(sums["steps"]) if stage not in NO_STEPS else "–"),
                     Cell(f"{stage}.seconds", sums["seconds"], duration(sums["seconds"])),
                     Cell(f"{stage}.flops", sums["flops"], tera(sums["flops"])),
                     Cell(
                         f"{stage}.mean_step_seconds",
                         sums["mean_step_seconds"],
-                        f"{1e3 * sums['mean_step_seconds']:.1f} ms" if stage != "draw" else "–",
+                        f"{1e3 * sums['mean_step_seconds']:.1f} ms" if stage not in NO_STEPS else "–",
                     ),
                 ],
             )

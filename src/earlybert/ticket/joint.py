@@ -20,8 +20,8 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
 
     A head has four matrices of `head_size x hidden` (q, k, v, W_O), a neuron two vectors of `hidden`: a
     head costs as much as `2 * head_size` neurons (attention scores, which depend on the length, are left
-    out). Scores of heads and neurons have to be in one unit, as Taylor, Fisher and surgeon scores are;
-    coefficients of a search are not made for it.
+    out). Scores of heads and neurons have to be in one unit, as Taylor and Fisher scores are, which speak of
+    the loss. Coefficients of a search, norms of weights and a surgeon's shares of a layer's own output are not.
 
     Args:
         scores: Importance of every head and neuron.

@@ -24,8 +24,12 @@ class Counts(Protocol):
         ...
 
 
-STAGES = ("search", "draw", "train")
+SCORING = "scoring"
+"""Stage of batches that scores are taken from without an optimizer step; one line for all of them."""
+STAGES = ("search", SCORING, "draw", "train")
 """In the order they run."""
+NO_STEPS = (SCORING, "draw")
+"""Those of them that take no optimizer step."""
 LAST = 2**62
 """A step behind every other."""
 
