@@ -156,6 +156,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
 def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
     """The same ticket, and parameters to 1e-5, of an ordinary model; `tests/train/test_sharded.py` has resuming."""
     words = [*flags, "--dropout", "0", "--lr", "5e-3", "--second-batch", "8", "--engine", "fast"]
+    words += ["--save-every", "10"]
     alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
     out = tmp_path / "run-two"
     processes = pair(tmp_path / "two", [*words, "--shard", "full", "--output", out])
@@ -172,6 +173,10 @@ def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[
     tickets = [eb.Ticket.load(folder / "ticket.json") for folder in (tmp_path / "run-one", out)]
     assert (tickets[0].heads, tickets[0].neurons) == (tickets[1].heads, tickets[1].neurons)
     assert eb.ticket_of(eb.load(out / "model")) == tickets[1]
+    on_the_way = [eb.load(folder / "checkpoints" / "step-10") for folder in (tmp_path / "run-one", out)]
+    assert eb.ticket_of(on_the_way[1]) == tickets[1]
+    for name, value in on_the_way[0].state_dict().items():
+        torch.testing.assert_close(on_the_way[1].state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
     scores = [json.loads((folder / "metrics.json").read_text())["score"] for folder in (tmp_path / "run-one", out)]
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)
 

@@ -138,7 +138,8 @@ def _check_export(given: Given) -> None:
     missing = [f"--{name}" for name in ("to", "output") if name not in given]
     if "model_or_run" not in given or missing:
         raise BadSetting(
-            "say what to export, as what, and where to: earlybert export RUN --to onnx|torch|expanded --output FOLDER."
+            "say what to export, as what, and where to: earlybert export RUN --to onnx|torch|expanded|model "
+            "--output FOLDER."
         )
 
 
@@ -278,11 +279,15 @@ COMMANDS = {
         yaml=False,
     ),
     "export": Command(
-        "write a model as ONNX, as a torch.export program, or as a stock checkpoint of full size",
+        "write a model as ONNX, torch.export program or stock checkpoint of full size; or that of a stopped run",
         _export,
         (
             Option("model_or_run", "MODEL: a run folder that is trained, or a model folder", positional=True),
-            Option("to", "onnx, torch or expanded", Literal["onnx", "torch", "expanded"]),
+            Option(
+                "to",
+                "onnx, torch or expanded; model for the last checkpoint of a pre-training run that was stopped",
+                Literal["onnx", "torch", "expanded", "model"],
+            ),
             Option("output", "folder to be made"),
         ),
         yaml=False,

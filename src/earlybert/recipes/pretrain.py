@@ -47,7 +47,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
 
     Args:
         settings: Those that were given; a resumed run brings its own, and given ones have to agree. Only where the
-            corpus lies may change.
+            corpus lies may change, and what changes no result.
         output: The run folder; `runs/pretrain-<date>` when None.
         resume: Go on with the run in that folder.
 
@@ -63,7 +63,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = PretrainRun.open(output)
-        free = ("corpus", "shard", *NO_RESULT)  # of a corpus the content is compared; checkpoints hold whole tensors
+        # Of a corpus the content is compared; checkpoints hold whole tensors; models on the way change nothing.
+        free = ("corpus", "shard", "save_every", "keep_models", *NO_RESULT)
         run.config = replace(run.config, **{name: value for name, value in settings.items() if name in free})
         different = changed(run.config, replace(run.config, **settings))
         if different:
