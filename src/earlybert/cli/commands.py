@@ -214,10 +214,18 @@ def _prepare(given: Given) -> None:
     prepare(config, **{name: value for name, value in given.items() if name not in names})
 
 
-def _pretrain(given: Given) -> Given:
+def _pretrain(given: Given) -> Given | None:
+    settings = _settings(given, "output", "resume", "check")
+    if given.get("check"):
+        if given.get("resume"):
+            raise BadSetting("--check is about settings, not about a run that has begun; leave --resume out.")
+        from ..recipes.display import display
+        from ..recipes.pretraining.forecast import forecast
+
+        display.show(forecast(Pretrain(**settings)).rich())
+        return None
     from ..recipes import pretrain as recipe
 
-    settings = _settings(given, "output", "resume")
     start = recipe.start(settings, output=given.get("output"), resume=given.get("resume", False))
     return _result(recipe.pretrain(start))
 
@@ -370,8 +378,8 @@ COMMANDS = {
     "pretrain": Command(
         "train a BERT from random weights on a prepared corpus",
         _pretrain,
-        (OUTPUT, RESUME),
+        (OUTPUT, RESUME, Option("check", "say what it would take, and run nothing; needs no corpus", flag=True)),
         PRETRAIN_PARTS,
-        check=lambda given: Pretrain(**_settings(given, "output", "resume")),
+        check=lambda given: Pretrain(**_settings(given, "output", "resume", "check")),
     ),
 }

@@ -12,7 +12,6 @@ from typing import Any
 from ..anatomy import Refused
 from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
-from ..cost import PEAK
 from ..ticket.files import write_atomically
 from ..train.ranks import reached
 from ..train.steplog import totals
@@ -20,14 +19,13 @@ from .display import say
 from .finetune import describe, resumable
 from .lock import locked
 from .pretraining.bench import Bench, Machine
+from .pretraining.estimate import hours
 from .pretraining.run import PretrainRun
 from .pretraining.stages import search_stage, ticket_stage, train_stage
 from .report import write_report
 from .run import environment
 from .trackers import require, tracked
 
-ASSUMED_MFU = 0.4
-"""Share of a device's peak that hours are told for, before anything was measured."""
 SEARCHED = "search.json"
 """In a run folder whose search was the whole run: what it cost."""
 
@@ -185,8 +183,7 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         )
     if config.minutes is None:
         flops = bench.flops()
-        hours = flops / (PEAK["NVIDIA H100 80GB HBM3"] * ASSUMED_MFU) / 3600
-        say(f"cost: at most {flops / 1e15:,.3g} PFLOP, {hours:,.2g} hours of one H100 at {ASSUMED_MFU:.0%} of its peak")
+        say(f"cost: at most {flops / 1e15:,.3g} PFLOP, {hours(flops)}")
     say(f"run folder: {run.path}")
 
 
