@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -160,6 +161,15 @@ def read_search(run: PretrainRun) -> dict[str, Any]:
         raise Refused(f"run folder {run.path} has no {SEARCHED} that can be read; search it first.") from None
 
 
+def launched_for_more() -> bool:
+    """Whether `accelerate launch` was asked for several processes, and began this one without a place among them.
+
+    Its simple launcher gives the address of a job, but no rank and no number of processes.
+    """
+    simple = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    return simple and "WORLD_SIZE" not in os.environ
+
+
 def announce(bench: Bench, run: PretrainRun) -> None:
     """Say what is about to happen."""
     config, counts = bench.config, bench.corpus.manifest["counts"]
@@ -172,6 +182,11 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
         f"{', the model cut up over them' if bench.sharded else ''}"
     )
+    if bench.ranks.world == 1 and launched_for_more():
+        say(
+            "note: accelerate was asked for several processes and began one, as it does for a CPU; launch with its "
+            "--multi_gpu, also without a GPU, or with torchrun."
+        )
     if bench.plan.search:
         say(f"search {bench.plan.search} steps of phase 1")
     for leg in bench.plan.train:
