@@ -167,12 +167,26 @@ class EarlyDrawing(Drawing):
             raise BadSetting("joint is for scores in units of loss; pre-training draws by coefficients: use neurons.")
 
 
-PRETRAIN_PARTS = (Text, Architecture, Course, Optimising, EarlySearch, EarlyDrawing, Bookkeeping)
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """Models that a run leaves on the way, as ordinary folders `checkpoints/step-N` that load and can be fine-tuned."""
+
+    save_every: int = 0
+    """Optimizer steps of the training between them; 0 writes the model at the end only."""
+    keep_models: int = 2
+    """The newest so many stay; 0 keeps all."""
+
+    def __post_init__(self) -> None:
+        between("save_every", self.save_every, 0)
+        between("keep_models", self.keep_models, 0)
+
+
+PRETRAIN_PARTS = (Text, Architecture, Course, Optimising, EarlySearch, EarlyDrawing, Bookkeeping, Keeping)
 """In the order in which `--help` lists them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(Text, Architecture, Course, Optimising, EarlySearch, EarlyDrawing, Bookkeeping):
+class Pretrain(Text, Architecture, Course, Optimising, EarlySearch, EarlyDrawing, Bookkeeping, Keeping):
     """One pre-training run."""
 
     def __post_init__(self) -> None:

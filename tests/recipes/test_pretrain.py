@@ -312,6 +312,26 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_one_process_where_accelerate_was_asked_for_more_says_so(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The environment is the one accelerate makes for `--cpu --num_processes 2`."""
+    import argparse
+
+    from accelerate.commands.launch import launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    words = [*flags, "--method", "dense", "--steps", "2", "--second", "0", "--warmup", "0", "--eval-every", "0"]
+    for count, told in ((2, True), (1, False)):
+        asked: list[str] = ["--cpu", "--num_processes", str(count), "--num_machines", "1", "--mixed_precision", "no"]
+        parsed: argparse.Namespace = launch_command_parser().parse_args([*asked, "--dynamo_backend", "no", "script.py"])
+        with monkeypatch.context() as patch:
+            for name, value in prepare_simple_launcher_cmd_env(parsed)[1].items():
+                patch.setenv(name, value)
+            assert run("pretrain", *words, "--output", tmp_path / str(count)) == 0
+        assert ("asked for several processes and began one" in capsys.readouterr().out) == told
+
+
 def test_without_a_corpus(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("pretrain", *flags[2:], "--output", tmp_path / "run") == 2
     assert "give --corpus" in capsys.readouterr().err

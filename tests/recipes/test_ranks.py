@@ -18,7 +18,7 @@ import torch
 import earlybert as eb
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
-from .conftest import equal, steps, weights
+from .conftest import equal, run, steps, weights
 from .test_pretrain import flags  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -156,6 +156,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
 def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
     """The same ticket, and parameters to 1e-5, of an ordinary model; `tests/train/test_sharded.py` has resuming."""
     words = [*flags, "--dropout", "0", "--lr", "5e-3", "--second-batch", "8", "--engine", "fast"]
+    words += ["--save-every", "10"]
     alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
     out = tmp_path / "run-two"
     processes = pair(tmp_path / "two", [*words, "--shard", "full", "--output", out])
@@ -172,8 +173,40 @@ def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[
     tickets = [eb.Ticket.load(folder / "ticket.json") for folder in (tmp_path / "run-one", out)]
     assert (tickets[0].heads, tickets[0].neurons) == (tickets[1].heads, tickets[1].neurons)
     assert eb.ticket_of(eb.load(out / "model")) == tickets[1]
+    on_the_way = [eb.load(folder / "checkpoints" / "step-10") for folder in (tmp_path / "run-one", out)]
+    assert eb.ticket_of(on_the_way[1]) == tickets[1]
+    for name, value in on_the_way[0].state_dict().items():
+        torch.testing.assert_close(on_the_way[1].state_dict()[name], value, rtol=0, atol=1e-5, msg=name)
     scores = [json.loads((folder / "metrics.json").read_text())["score"] for folder in (tmp_path / "run-one", out)]
     assert scores[1] == pytest.approx(scores[0], abs=1e-5)
+
+
+def accelerated(words: list[Any], where: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """As a person launches it who has never run `accelerate config`."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
+    defaults = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, *defaults, "--main_process_port", "0", "-m", "earlybert.cli", "pretrain", *words]
+    job = environment(HF_HOME=where)
+    return subprocess.run([str(word) for word in command], cwd=where, env=job, capture_output=True, text=True)
+
+
+def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+    """The ticket is that of one process. On a CPU accelerate takes --multi_gpu for it: --cpu starts one process."""
+    pytest.importorskip("accelerate.commands.launch")
+    if not torch.distributed.is_gloo_available():
+        pytest.skip("this torch has no gloo")
+    words = [*flags, "--dropout", "0", "--second-batch", "8", "--steps", "10", "--second", "0", "--eval-every", "0"]
+    assert run("pretrain", *words, "--output", tmp_path / "run-one") == 0
+    done = accelerated([*words, "--output", tmp_path / "run-two"], tmp_path, "--multi_gpu")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("2 processes") == 1
+    assert "8 rows (1 x 4)" in done.stdout
+    assert json.loads((tmp_path / "run-two" / "metrics.json").read_text())["processes"] == 2
+    tickets = [eb.Ticket.load(tmp_path / name / "ticket.json") for name in ("run-one", "run-two")]
+    assert (tickets[0].heads, tickets[0].neurons) == (tickets[1].heads, tickets[1].neurons)
+    one, two = weights(tmp_path / "run-one"), weights(tmp_path / "run-two")
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:  # noqa: F811

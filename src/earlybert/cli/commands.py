@@ -138,7 +138,8 @@ def _check_export(given: Given) -> None:
     missing = [f"--{name}" for name in ("to", "output") if name not in given]
     if "model_or_run" not in given or missing:
         raise BadSetting(
-            "say what to export, as what, and where to: earlybert export RUN --to onnx|torch|expanded --output FOLDER."
+            "say what to export, as what, and where to: earlybert export RUN --to onnx|torch|expanded|model "
+            "--output FOLDER."
         )
 
 
@@ -213,10 +214,18 @@ def _prepare(given: Given) -> None:
     prepare(config, **{name: value for name, value in given.items() if name not in names})
 
 
-def _pretrain(given: Given) -> Given:
+def _pretrain(given: Given) -> Given | None:
+    settings = _settings(given, "output", "resume", "check")
+    if given.get("check"):
+        if given.get("resume"):
+            raise BadSetting("--check is about settings, not about a run that has begun; leave --resume out.")
+        from ..recipes.display import display
+        from ..recipes.pretraining.forecast import forecast
+
+        display.show(forecast(Pretrain(**settings)).rich())
+        return None
     from ..recipes import pretrain as recipe
 
-    settings = _settings(given, "output", "resume")
     start = recipe.start(settings, output=given.get("output"), resume=given.get("resume", False))
     return _result(recipe.pretrain(start))
 
@@ -278,11 +287,15 @@ COMMANDS = {
         yaml=False,
     ),
     "export": Command(
-        "write a model as ONNX, as a torch.export program, or as a stock checkpoint of full size",
+        "write a model as ONNX, torch.export program or stock checkpoint of full size; or that of a stopped run",
         _export,
         (
             Option("model_or_run", "MODEL: a run folder that is trained, or a model folder", positional=True),
-            Option("to", "onnx, torch or expanded", Literal["onnx", "torch", "expanded"]),
+            Option(
+                "to",
+                "onnx, torch or expanded; model for the last checkpoint of a pre-training run that was stopped",
+                Literal["onnx", "torch", "expanded", "model"],
+            ),
             Option("output", "folder to be made"),
         ),
         yaml=False,
@@ -365,8 +378,8 @@ COMMANDS = {
     "pretrain": Command(
         "train a BERT from random weights on a prepared corpus",
         _pretrain,
-        (OUTPUT, RESUME),
+        (OUTPUT, RESUME, Option("check", "say what it would take, and run nothing; needs no corpus", flag=True)),
         PRETRAIN_PARTS,
-        check=lambda given: Pretrain(**_settings(given, "output", "resume")),
+        check=lambda given: Pretrain(**_settings(given, "output", "resume", "check")),
     ),
 }

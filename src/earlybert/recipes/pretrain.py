@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,7 +13,6 @@ from typing import Any
 from ..anatomy import Refused
 from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
-from ..cost import PEAK
 from ..ticket.files import write_atomically
 from ..train.ranks import reached
 from ..train.steplog import totals
@@ -20,14 +20,13 @@ from .display import say
 from .finetune import describe, resumable
 from .lock import locked
 from .pretraining.bench import Bench, Machine
+from .pretraining.estimate import hours
 from .pretraining.run import PretrainRun
 from .pretraining.stages import search_stage, ticket_stage, train_stage
 from .report import write_report
 from .run import environment
 from .trackers import require, tracked
 
-ASSUMED_MFU = 0.4
-"""Share of a device's peak that hours are told for, before anything was measured."""
 SEARCHED = "search.json"
 """In a run folder whose search was the whole run: what it cost."""
 
@@ -47,7 +46,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
 
     Args:
         settings: Those that were given; a resumed run brings its own, and given ones have to agree. Only where the
-            corpus lies may change.
+            corpus lies may change, and what changes no result.
         output: The run folder; `runs/pretrain-<date>` when None.
         resume: Go on with the run in that folder.
 
@@ -63,7 +62,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = PretrainRun.open(output)
-        free = ("corpus", "shard", *NO_RESULT)  # of a corpus the content is compared; checkpoints hold whole tensors
+        # Of a corpus the content is compared; checkpoints hold whole tensors; models on the way change nothing.
+        free = ("corpus", "shard", "save_every", "keep_models", *NO_RESULT)
         run.config = replace(run.config, **{name: value for name, value in settings.items() if name in free})
         different = changed(run.config, replace(run.config, **settings))
         if different:
@@ -161,6 +161,15 @@ def read_search(run: PretrainRun) -> dict[str, Any]:
         raise Refused(f"run folder {run.path} has no {SEARCHED} that can be read; search it first.") from None
 
 
+def launched_for_more() -> bool:
+    """Whether `accelerate launch` was asked for several processes, and began this one without a place among them.
+
+    Its simple launcher gives the address of a job, but no rank and no number of processes.
+    """
+    simple = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    return simple and "WORLD_SIZE" not in os.environ
+
+
 def announce(bench: Bench, run: PretrainRun) -> None:
     """Say what is about to happen."""
     config, counts = bench.config, bench.corpus.manifest["counts"]
@@ -173,6 +182,11 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
         f"{', the model cut up over them' if bench.sharded else ''}"
     )
+    if bench.ranks.world == 1 and launched_for_more():
+        say(
+            "note: accelerate was asked for several processes and began one, as it does for a CPU; launch with its "
+            "--multi_gpu, also without a GPU, or with torchrun."
+        )
     if bench.plan.search:
         say(f"search {bench.plan.search} steps of phase 1")
     for leg in bench.plan.train:
@@ -184,8 +198,7 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         )
     if config.minutes is None:
         flops = bench.flops()
-        hours = flops / (PEAK["NVIDIA H100 80GB HBM3"] * ASSUMED_MFU) / 3600
-        say(f"cost: at most {flops / 1e15:,.3g} PFLOP, {hours:,.2g} hours of one H100 at {ASSUMED_MFU:.0%} of its peak")
+        say(f"cost: at most {flops / 1e15:,.3g} PFLOP, {hours(flops)}")
     say(f"run folder: {run.path}")
 
 

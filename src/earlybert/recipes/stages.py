@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -112,27 +113,25 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         first = resume(run, "search", step)
         watch = _watch(config, lengths, run, first)
         over = watch is not None and watch.settled
-        writer = HistoryWriter(run.history, gates, rows=first)
-        observers: list[Observer] = [Recorder(writer)]
         shown = watch or glimpse(config, lengths.search)
-        observers.append(StopRule(gates, watch) if watch else Watching(gates, shown))
-        done = drive(
-            bench,
-            run,
-            "search",
-            step,
-            first=first,
-            steps=first if over else lengths.search,
-            lr=lengths.search_lr,
-            schedule=lengths.search_schedule,
-            order=SHARED_ORDER,
-            observers=observers,
-            before_checkpoint=[writer.flush],
-            cost=objective.cost if objective else None,
-            batches=objective.batches if objective else None,
-            distances=shown.distances,
-        )
-        writer.close()
+        last = StopRule(gates, watch) if watch else Watching(gates, shown)
+        with closing(HistoryWriter(run.history, gates, rows=first)) as writer:
+            done = drive(
+                bench,
+                run,
+                "search",
+                step,
+                first=first,
+                steps=first if over else lengths.search,
+                lr=lengths.search_lr,
+                schedule=lengths.search_schedule,
+                order=SHARED_ORDER,
+                observers=[Recorder(writer), last],
+                before_checkpoint=[writer.flush],
+                cost=objective.cost if objective else None,
+                batches=objective.batches if objective else None,
+                distances=shown.distances,
+            )
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
         scores = replace(scores, info={**scores.info, "theta_0": theta_0})
         if keep_weights or config.weights == "keep" or config.match:

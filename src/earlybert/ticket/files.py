@@ -65,6 +65,19 @@ def remove_leftovers(folder: Path) -> None:
                 half.unlink(missing_ok=True)
 
 
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove a folder at once: a process that is killed meanwhile leaves a leftover, never a part of it in its place.
+
+    Raises:
+        Refused: The folder around it cannot be written.
+    """
+    target = Path(path)
+    with disk_errors(target):
+        half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
+        target.rename(half / target.name)
+        shutil.rmtree(half)
+
+
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Around writing to `path`: a full or read-only disk becomes a sentence.

@@ -71,13 +71,25 @@ def load(
     """
     header, tensors = FILE.read(path)
     values = _values(model, gates)
-    saved = {name for name in tensors if name.startswith(("model.", "gates."))}
-    if saved != set(values) or any(tensors[name].shape != value.shape for name, value in values.items()):
-        raise Refused(f"checkpoint {os.fspath(path)} is of another model; start a new run.")
+    _refuse_other(path, {name: t for name, t in tensors.items() if name.startswith(("model.", "gates."))}, values)
     with FILE.reading(path):
         typed(header, state=dict, groups=list, numbers=dict)
         _put_back(header, tensors, values, optimizer)
     return header["state"]
+
+
+def load_model(path: str | os.PathLike[str], model: nn.Module) -> None:
+    """Put weights and buffers alone in place.
+
+    Raises:
+        Refused: The file is missing, broken, or of another model.
+    """
+    values = _values(model, None)
+    _, tensors = FILE.read(path, only=values)
+    with FILE.reading(path), torch.no_grad():
+        _refuse_other(path, tensors, values)
+        for name, value in values.items():
+            value.copy_(tensors[name])
 
 
 def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -91,6 +103,11 @@ def peek(path: str | os.PathLike[str]) -> dict[str, Any]:
         typed(header, state=dict)
         typed(header["state"], step=int)
     return header["state"]
+
+
+def _refuse_other(path: str | os.PathLike[str], saved: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    if set(saved) != set(values) or any(saved[name].shape != value.shape for name, value in values.items()):
+        raise Refused(f"checkpoint {os.fspath(path)} is of another model; start a new run.")
 
 
 def _put_back(

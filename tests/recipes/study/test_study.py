@@ -15,7 +15,6 @@ import earlybert as eb
 from earlybert.anatomy import Refused
 from earlybert.config_checks import BadSetting
 from earlybert.config_pretrain import Pretrain
-from earlybert.recipes.pretraining.bench import Bench
 from earlybert.recipes.study import estimate
 from earlybert.recipes.study.run import run_study, with_corpus
 from earlybert.recipes.study.scale import read_scaled, scaled
@@ -128,14 +127,18 @@ def test_a_scale_is_merged_over_what_is_common(tmp_path: Path) -> None:
         read_scaled(tmp_path / "none.yaml", "small")
 
 
-@pytest.mark.parametrize("method", ["dense", "ticket", "random"])
-def test_the_estimate_is_what_a_run_counts(method: str, corpus_folder: Path) -> None:  # noqa: F811
-    phase_2 = {"second": 0.25, "second_length": 48, "second_batch": 4, "second_rows": 4, "second_warmup": 0.3}
-    config = Pretrain(**{**PRETRAIN, **phase_2, "method": method})
-    bench = Bench.set_up(Pretrain(**{**config.__dict__, "corpus": str(corpus_folder)}))
-    found, parameters = estimate.flops(config, len(bench.corpus.tokenizer))
-    assert found == bench.flops()
-    assert parameters == sum(p.numel() for p in bench.theta_0().parameters())
+def test_a_search_alone_costs_its_steps_and_a_budget_of_time_is_refused() -> None:
+    config = Pretrain(**{**PRETRAIN, "method": "ticket"})
+    whole, parameters = estimate.flops(config, 200)
+    search, same = estimate.flops(config, 200, search_only=True)
+    assert 0 < search < whole
+    assert parameters == same
+    assert (
+        search
+        == config.search_steps * estimate.flops(Pretrain(**{**PRETRAIN, "method": "dense"}), 200)[0] / config.steps
+    )
+    with pytest.raises(Refused, match="costs those"):
+        estimate.flops(Pretrain(**{**PRETRAIN, "minutes": 1.0}), 200)
 
 
 def test_long_runs_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,17 +17,16 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from ...anatomy import Refused
 from ...config_pretrain import Pretrain
-from ...cost import masked
 from ...data import shards
 from ...data.corpus import Corpus
 from ...data.masking import most
 from ...data.stream import Layout, Stream
 from ...tasks.batches import Batch
-from ...ticket.surgery import cut
 from ...train import sharded
 from ...train.masked import held_out
 from ...train.precision import resolve
 from ...train.ranks import Ranks, group_left_at_exit
+from .estimate import work
 from .plan import Leg, Plan, bert_config, check_drawing, plan
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
@@ -142,15 +141,7 @@ class Bench:
 
         Only for a run of so many steps; not for one with a budget of time.
         """
-        model = self.theta_0()
-        total = self.plan.search * self._step_flops(model, self.plan.dense[0])
-        if self.config.method != "dense":
-            cut(model, check_drawing(self.config, self.model))
-        total += sum(leg.phase.steps * self._step_flops(model, leg) for leg in self.plan.train)
-        return total * self.ranks.world
-
-    def _step_flops(self, model: nn.Module, leg: Leg) -> int:
-        return masked(model, self.predictions(leg)).step([(leg.rows * leg.accumulate, leg.phase.length)])
+        return work(self.config, len(self.corpus.tokenizer)).flops
 
     def predictions(self, leg: Leg) -> int:
         """Places predicted in an optimizer step of this process."""

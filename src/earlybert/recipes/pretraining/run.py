@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ...anatomy import Refused
 from ...config_pretrain import Pretrain
 from ...ticket import Scores
@@ -11,9 +13,14 @@ from .bench import Bench
 
 
 class PretrainRun(RunFolder[Pretrain]):
-    """As that of a fine-tuning run; `evaluations.jsonl` has the held-out loss on the way."""
+    """As that of a fine-tuning run; `evaluations.jsonl` has the held-out loss on the way, `checkpoints/` models."""
 
     kind = Pretrain
+
+    @property
+    def models(self) -> Path:
+        """Folder of the models that it leaves on the way, `step-N` each."""
+        return self.path / "checkpoints"
 
     def refuse_other_text(self, bench: Bench) -> None:
         """A run goes on with the text it began with.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,9 @@ from torch import nn
 
 from ...anatomy import Refused, of
 from ...baselines import random_ticket
-from ...cost import masked, peak_memory, sized
+from ...cost import Size, masked, peak_memory, sized
 from ...data.ahead import ahead
 from ...ticket import HistoryWriter, Scores, Ticket, apply, save
-from ...ticket.surgery import cut
 from ...train import checkpoint
 from ...train.budget import Budget, Stopwatch
 from ...train.engine import build
@@ -24,7 +23,6 @@ from ...train.lamb import lamb
 from ...train.loop import Observer
 from ...train.schedule import at
 from ...train.search import Recorder, Watching, collect, searching
-from ...train.sharded import fill
 from ...train.step import EagerStep
 from ...train.steplog import LAST, Counts, add_line, truncate
 from ..bench import digest
@@ -34,6 +32,7 @@ from ..progress import Distances
 from ..result import Evaluations
 from ..stages import draw_stage
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
+from .models import Models, whole
 from .plan import Leg
 from .result import summary
 from .run import PretrainRun
@@ -68,29 +67,27 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         gates = step.gates
         assert gates is not None
         first = resume(run, "search", step, ranks=ranks)
-        writer = HistoryWriter(run.history, gates, rows=first) if ranks.main else None
         watch = Stopwatch(bench.device, _saved(run, first).get("elapsed", 0.0))
         shown = glimpse(config, cap)
-        observers: list[Observer] = [Recorder(writer), Watching(gates, shown)] if writer else []
-        done = _go(
-            bench,
-            run,
-            "search",
-            step,
-            leg,
-            cost=cost,
-            watch=watch,
-            searched=0.0,
-            order=SHARED_ORDER,
-            title="search",
-            first=first,
-            steps=cap,
-            observers=observers,
-            before_checkpoint=[writer.flush] if writer else [],
-            distances=shown.distances,
-        )
-        if writer:
-            writer.close()
+        with ExitStack() as held:
+            writer = held.enter_context(closing(HistoryWriter(run.history, gates, rows=first))) if ranks.main else None
+            done = _go(
+                bench,
+                run,
+                "search",
+                step,
+                leg,
+                cost=cost,
+                watch=watch,
+                searched=0.0,
+                order=SHARED_ORDER,
+                title="search",
+                first=first,
+                steps=cap,
+                observers=[Recorder(writer), Watching(gates, shown)] if writer else [],
+                before_checkpoint=[writer.flush] if writer else [],
+                distances=shown.distances,
+            )
         if done < cap:
             raise Refused(
                 f"the budget of {config.minutes:g} minutes ended in the search, after {done} of {cap} steps; give more "
@@ -133,31 +130,13 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
     Returns:
         The metrics; nothing in a process that is not the first.
     """
-    ranks = bench.ranks
-    config, legs = bench.config, bench.plan.train
-    model = bench.theta_0()
-    before = sized(model)
+    ranks, legs = bench.ranks, bench.plan.train
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(bench.device)
     watch = Stopwatch(bench.device, _searched(run))
-    began = time.perf_counter()
-    if ticket is not None:
-        _refuse_other_start(run, model)
-        model = apply(model, ticket, inplace=True)
-    cutting = time.perf_counter() - began
+    model, before, cutting = _beginning(bench, run, ticket)
     costs = [masked(model, bench.predictions(leg)) for leg in legs]
-    torch.manual_seed(config.seed)
-    step = build(
-        config.engine,
-        model,
-        lamb(model, lr=legs[0].phase.lr, weight_decay=config.weight_decay),
-        exact=config.exact,
-        masked=True,
-        ranks=ranks,
-        shard=bench.device if bench.sharded else None,
-        precision=bench.precision,
-        max_grad_norm=config.max_grad_norm,
-    )
+    step = _step(bench, model)
     first = resume(run, "train", step, ranks=ranks)
     if ticket is not None and not first and ranks.main:
         truncate(run.steps, "draw", 1)
@@ -166,9 +145,7 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
     if saved:
         watch.set(saved["elapsed"])
     number, begun = _place(bench, saved, first)
-    evaluations: list[Observer] = []
-    if config.eval_every and (ranks.main or bench.sharded):
-        evaluations = [Evaluations(run, lambda: _score(bench, model, watch), first, write=ranks.main)]
+    observers = _on_the_way(bench, run, model, ticket, watch, first)
     while number < len(legs):
         leg = legs[number]
         first = _go(
@@ -180,25 +157,85 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
             cost=costs[number],
             watch=watch,
             searched=_searched(run),
-            order=SHARED_ORDER if config.method == "dense" else TICKET_ORDER,
+            order=_order(ticket),
             title=f"phase {number + 1}",
             first=first,
             begun=begun,
             steps=begun + leg.phase.steps,
-            observers=evaluations,
+            observers=observers,
         )
         number, begun = number + 1, first
     elapsed, peak = watch.elapsed, peak_memory(bench.device)
-    _profiled(bench, run, "train", step, legs[0], SHARED_ORDER if ticket is None else TICKET_ORDER)
-    whole = _whole(bench, model, ticket) if bench.sharded else model
+    _profiled(bench, run, "train", step, legs[0], _order(ticket))
+    return _end(bench, run, step, ticket, before=before, elapsed=elapsed, peak=peak)
+
+
+def _order(ticket: Ticket | None) -> int:
+    """Which of the two data orders the training has."""
+    return SHARED_ORDER if ticket is None else TICKET_ORDER
+
+
+def _beginning(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> tuple[nn.Module, Size, float]:
+    """What is trained, the size of the full model, and seconds that cutting took."""
+    model = bench.theta_0()
+    before, began = sized(model), time.perf_counter()
+    if ticket is not None:
+        _refuse_other_start(run, model)
+        model = apply(model, ticket, inplace=True)
+    return model, before, time.perf_counter() - began
+
+
+def _step(bench: Bench, model: nn.Module) -> EagerStep:
+    """What takes the steps of the training, with random numbers from the run's seed on."""
+    config = bench.config
+    torch.manual_seed(config.seed)
+    return build(
+        config.engine,
+        model,
+        lamb(model, lr=bench.plan.train[0].phase.lr, weight_decay=config.weight_decay),
+        exact=config.exact,
+        masked=True,
+        ranks=bench.ranks,
+        shard=bench.device if bench.sharded else None,
+        precision=bench.precision,
+        max_grad_norm=config.max_grad_norm,
+    )
+
+
+def _on_the_way(
+    bench: Bench, run: PretrainRun, model: nn.Module, ticket: Ticket | None, watch: Stopwatch, first: int
+) -> list[Observer]:
+    """What is scored and written between the steps."""
+    observers: list[Observer] = []
+    if bench.config.eval_every and (bench.ranks.main or bench.sharded):
+        observers += [Evaluations(run, lambda: _score(bench, model, watch), first, write=bench.ranks.main)]
+    if bench.config.save_every:
+        last = bench.plan.steps if bench.config.minutes is None else 0
+        observers += [Models(bench, run, model, ticket, last)]
+    return observers
+
+
+def _end(
+    bench: Bench,
+    run: PretrainRun,
+    step: EagerStep,
+    ticket: Ticket | None,
+    *,
+    before: Size,
+    elapsed: float,
+    peak: int | None,
+) -> dict[str, Any]:
+    """Save the trained model, score it, and write down what the run came to; the metrics, as `train_stage`."""
+    ranks, model = bench.ranks, step.model
+    found = whole(bench, model, ticket)
     if ranks.main:
-        whole.eval()
-        save(whole, run.model, tokenizer=bench.corpus.tokenizer)
-    scores = [bench.score(model, leg) for leg in legs] if ranks.main or bench.sharded else []
+        found.eval()
+        save(found, run.model, tokenizer=bench.corpus.tokenizer)
+    scores = [bench.score(model, leg) for leg in bench.plan.train] if ranks.main or bench.sharded else []
     if not ranks.main:
         return {}
     engine = type(step).__name__
-    metrics = summary(bench, run, whole, scores=scores, before=before, engine=engine, elapsed=elapsed, peak=peak)
+    metrics = summary(bench, run, found, scores=scores, before=before, engine=engine, elapsed=elapsed, peak=peak)
     run.write_metrics(metrics)
     run.checkpoint.unlink(missing_ok=True)
     return metrics
@@ -255,15 +292,6 @@ def _go(
             distances=distances,
             left=left,
         )
-
-
-def _whole(bench: Bench, parts: nn.Module, ticket: Ticket | None) -> nn.Module:
-    """A sharded model as an ordinary one, on the host; in all processes but the first its weights are random."""
-    model = bench.theta_0()
-    if ticket is not None:
-        cut(model, ticket)
-    fill(model, parts, keep=bench.ranks.main)
-    return model
 
 
 def _profiled(bench: Bench, run: PretrainRun, stage: str, step: EagerStep, leg: Leg, order: int) -> None:

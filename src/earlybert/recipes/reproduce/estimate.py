@@ -8,6 +8,7 @@ from typing import Any
 
 from ...config_methods import METHODS, RIVALS
 from ..comparison import Comparison
+from ..forecast import STEP_ON_H100
 
 ROWS = {
     "cola": 8551,
@@ -35,8 +36,8 @@ TOKENS = {
     "squad": 160,
 }
 """Mean tokens of a row with BERT's tokenizer."""
-PER_STEP, PER_TOKEN = 3.4e-3, 1.15e-6
-"""Seconds of a fast dense step of BERT-base on one H100: a fixed part, and a part a token (benchmarks/README.md)."""
+PER_TOKEN = 1.15e-6
+"""Seconds a token of a fast dense step of BERT-base on one H100, on top of `STEP_ON_H100` (benchmarks/README.md)."""
 LARGE = 2.76
 """A step of BERT-large over one of BERT-base there."""
 TICKET, SEARCH = 0.76, 1.39
@@ -75,7 +76,7 @@ def estimate(comparison: Comparison) -> Estimate:
         rows = settings.get("train_rows") or ROWS[settings["task"]]
         batch = settings.get("batch_size", 32)
         tokens = min(TOKENS[settings["task"]], settings.get("max_length", 512)) * batch
-        step = (PER_STEP + PER_TOKEN * tokens) * (LARGE if size == "large" else 1.0)
+        step = (STEP_ON_H100 + PER_TOKEN * tokens) * (LARGE if size == "large" else 1.0)
         hours += rows / batch * _epochs(settings) * step / 3600
         parameters, layers, features = PARAMETERS[size]
         peak = STATE_BYTES * parameters + ACTIVATION_BYTES * tokens * layers * features

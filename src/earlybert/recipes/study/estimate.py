@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import lru_cache
-from typing import Any
 
 import torch
-from transformers import BertForMaskedLM, BertForPreTraining
 
 from ...anatomy import Refused
 from ...config import Preparation
 from ...config_pretrain import Pretrain
-from ...cost import PEAK, MaskedCost, masked
-from ...data.masking import most
-from ...ticket.surgery import cut
-from ..pretrain import ASSUMED_MFU
-from ..pretraining.plan import Leg, bert_config, check_drawing, plan
+from ..pretraining.estimate import ASSUMED_MFU, RATE, SEARCH, STATE_BYTES, number, work
 from .study import Study
 
-DEVICE = "NVIDIA H100 80GB HBM3"
-STATE_BYTES = 16
-"""Of a parameter: weight, gradient and two moments, fp32."""
 CPU_RATE = 6e10
 """FLOP/s of small models in bf16 on two cores; measured roughly, and good for minutes or hours only."""
 MOST_ON_CPU = 1e16
 """FLOPs of one run; at that rate 46 hours."""
 
 
-@lru_cache(64)
 def flops(config: Pretrain, vocabulary: int, *, search_only: bool = False) -> tuple[int, int]:
     """FLOPs of a run whose rows are all full, and parameters of its dense model; nothing is computed.
 
@@ -43,31 +31,8 @@ def flops(config: Pretrain, vocabulary: int, *, search_only: bool = False) -> tu
     """
     if config.minutes is not None:
         raise Refused(f"a run of {config.minutes:g} minutes costs those; only one of so many steps is counted.")
-    lengths, shape = plan(config), bert_config(config, vocabulary)
-    with torch.device("meta"):
-        kind: Any = BertForPreTraining if config.pairs else BertForMaskedLM
-        model = kind(shape)
-    model.to_empty(device="cpu")  # shapes count, values do not; no memory is touched before it is written
-    model.tie_weights()
-    for buffer in model.buffers():
-        buffer.zero_()
-
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    dense = masked(model, 0)
-    total = lengths.search * _step(dense, lengths.dense[0])
-    if search_only:
-        return total, parameters
-    if config.method != "dense":
-        cut(model, check_drawing(config, shape))
-        own = masked(model, 0)
-    else:
-        own = dense
-    return total + sum(leg.phase.steps * _step(own, leg) for leg in lengths.train), parameters
-
-
-def _step(cost: MaskedCost, leg: Leg) -> int:
-    rows = leg.accumulate * leg.rows
-    return replace(cost, predictions=rows * most(leg.phase.length)).step([(rows, leg.phase.length)])
+    found = work(config, vocabulary)
+    return sum(part.flops for part in found.parts if part.name == SEARCH or not search_only), found.before
 
 
 def costs(study: Study, vocabulary: int | None = None) -> dict[str, tuple[int, int]]:
@@ -96,13 +61,13 @@ def estimate(study: Study) -> str:
     every = [cost for cost, _ in found.values()]
     memory = max(parameters for _, parameters in found.values()) * STATE_BYTES
     if max(every) > MOST_ON_CPU:
-        rate, unit, where = PEAK[DEVICE] * ASSUMED_MFU, 3600, f"H100-hours at {ASSUMED_MFU:.0%} of its peak"
+        rate, unit, where = RATE, 3600, f"H100-hours at {ASSUMED_MFU:.0%} of its peak"
     else:
         rate, unit, where = CPU_RATE, 60, f"minutes at {CPU_RATE / 1e9:g} GFLOP/s, about that of two CPU cores"
     runs = f"{len(every)} run{'' if len(every) == 1 else 's'} of pre-training"
     return (
-        f"{runs}, {sum(every) / 1e15:,.3g} PFLOP: about {_number(sum(every) / rate / unit)} {where}, the longest run "
-        f"{_number(max(every) / rate / unit)}; at least {memory / 1e9:,.2g} GB of memory for weights, gradients and "
+        f"{runs}, {sum(every) / 1e15:,.3g} PFLOP: about {number(sum(every) / rate / unit)} {where}, the longest run "
+        f"{number(max(every) / rate / unit)}; at least {memory / 1e9:,.2g} GB of memory for weights, gradients and "
         f"moments, activations not counted. {_finetuned(study).capitalize()}, not counted."
     )
 
@@ -129,7 +94,3 @@ def refuse_without_device(study: Study, *, force: bool = False) -> None:
 def _finetuned(study: Study) -> str:
     count = sum(cell.kind == "finetune" for cell in study.cells())
     return f"{count} run{'' if count == 1 else 's'} of fine-tuning"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
