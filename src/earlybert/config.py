@@ -134,8 +134,8 @@ class Searching:
     """Stage 1 (Sec. 3.2): where the coefficients come from."""
 
     recipe: Literal["default", "paper", "best"] = "default"
-    """paper and best search exactly search_epochs, default at least 100 steps or until the mask settles; best also
-    sets how to score, cut and go on where nothing else is said (docs/compare.md)."""
+    """paper and best search exactly search_epochs; default searches 100 steps where that is less, and stops where the
+    masks settle; best also sets how to score, cut and go on where nothing else is said (docs/compare.md)."""
     search_epochs: float = 0.2
     """Length of the search in epochs (Sec. 4.2: 0.2)."""
     search_steps: int | None = None
