@@ -7,6 +7,7 @@ copy that the next forward pass reads is written along.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -301,7 +302,7 @@ class Table:
         return self.part.addresses(Slot.gradient)
 
 
-class Fused(Launches):
+class Fused(Launches, ABC):
     """What fused optimizers share: clipping by global norm, learning rates on the device, the optimizer's own state.
 
     Args:
@@ -343,9 +344,9 @@ class Fused(Launches):
                 self.rates[index].fill_(rate)
                 self._known[index] = rate
 
+    @abstractmethod
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""
-        raise NotImplementedError
 
     def measure(self, addresses: Sequence[Tensor]) -> None:
         """Work out the square of the norm that gradients are clipped by."""
