@@ -70,6 +70,29 @@ KERNELS = {
     "elementwise": "element-wise",
 }
 """Marks in kernel names, and what the kernels are for."""
+OPERATIONS = {
+    "aten::mm": "matrix products",
+    "aten::addmm": "matrix products",
+    "bmm": "attention",
+    "softmax": "attention",
+    "index_select": "attention",
+    "_Attention": "attention",
+    "scaled_dot_product": "attention",
+    "copy": "copies and conversions",
+    "adamw": "AdamW",
+    "Optimizer": "AdamW",
+    "random": "dropout",
+    "bitwise": "dropout",
+    "ropout": "dropout",
+    "gelu": "GELU",
+    "layer_norm": "LayerNorm",
+    "vector_norm": "gradient norm",
+    "aten::sum": "sums over rows",
+    "embedding": "embeddings",
+    "index_add": "embeddings",
+    "_Lookup": "embeddings",
+}
+"""Marks in names of operations on a CPU, and what they are for; the rest is small ones, and calling all of them."""
 
 
 def lengths_of(shape: str, seed: int) -> tuple[list[int], int]:
@@ -183,7 +206,7 @@ def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, comp
     for name, (step, batch) in contenders.items():
         flops = [count(step.model).step(step.shapes([batch(seed)])) for seed in range(3)]
         notes[name]["flops"] = sum(flops) / 3
-        if device == "cuda" and name.startswith("fast"):
+        if name.startswith("fast"):
             notes[name]["kernels_ms"] = where_time_goes(step, step.prepare([batch(0)]))
     rows = [_row(size, shape, name, sorted(times[name]), notes[name]) for name in contenders]
     contenders.clear()
@@ -204,17 +227,21 @@ def _row(size: str, shape: str, name: str, times: list[float], notes: dict[str, 
 
 
 def where_time_goes(step: EagerStep, data: Any, repeats: int = 5) -> dict[str, float]:
-    """Milliseconds a step in each kind of kernel, and what is left of the step: gaps between kernels."""
+    """Milliseconds a step in each kind of kernel, or of operation on a CPU, as torch's profiler tells them."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    on_gpu = step.device.type == "cuda"
+    marks = KERNELS if on_gpu else OPERATIONS
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
         for _ in range(repeats):
             step(data)
-        torch.cuda.synchronize()
+        if on_gpu:
+            torch.cuda.synchronize()
     kinds: dict[str, float] = {}
     for event in profiler.key_averages():
-        kind = next((kind for mark, kind in KERNELS.items() if mark in event.key), "other")
-        kinds[kind] = kinds.get(kind, 0.0) + event.device_time_total / 1e3 / repeats
+        kind = next((kind for mark, kind in marks.items() if mark in event.key), "other")
+        spent = event.device_time_total if on_gpu else event.self_cpu_time_total
+        kinds[kind] = kinds.get(kind, 0.0) + spent / 1e3 / repeats
     return dict(sorted(kinds.items(), key=lambda entry: -entry[1]))
 
 
