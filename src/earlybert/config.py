@@ -111,8 +111,9 @@ class Training:
     """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    engine: Literal["eager", "fast"] = "eager"
-    """The step: eager is the reference; fast computes no padding, and on CUDA is one graph (benchmarks/README.md)."""
+    engine: Literal["auto", "eager", "fast"] = "auto"
+    """The step: eager is the reference; fast computes no padding, and on CUDA is one graph (benchmarks/README.md);
+    auto is fast on a CPU and eager elsewhere."""
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
     compile: bool = False

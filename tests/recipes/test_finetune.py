@@ -378,7 +378,7 @@ def test_full_disk_in_a_log_is_one_sentence(
 def test_the_fast_engine_resumes_bit_equal_and_computes_no_padding(
     weights_: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = [*flags, "--engine", "fast", "--search-steps", "6", "--epochs", "1", "--weights", weights_]
+    settings = [*flags, "--search-steps", "6", "--epochs", "1", "--weights", weights_]  # auto: fast on a CPU
     assert run("finetune", *settings, "--output", tmp_path / "whole") == 0
     revive = dying_at(monkeypatch, 11)
     with pytest.raises(Killed):
@@ -386,7 +386,7 @@ def test_the_fast_engine_resumes_bit_equal_and_computes_no_padding(
     revive()
     assert run("finetune", "--output", tmp_path / "killed", "--resume") == 0
     assert equal(tmp_path / "whole", tmp_path / "killed")
-    assert run("search", *flags, "--search-steps", "6", "--output", tmp_path / "eager") == 0
+    assert run("search", *flags, "--engine", "eager", "--search-steps", "6", "--output", tmp_path / "eager") == 0
     fast, eager = (
         [line["flops"] for line in read_steps(tmp_path / name / "steps.jsonl") if line["stage"] == "search"]
         for name in ("whole", "eager")

@@ -223,24 +223,6 @@ def test_the_model_is_the_stock_model_outside_a_step_and_other_heads_are_refused
         RaggedStep(tiny_model("bert", head=False), torch.optim.SGD(model.parameters(), lr=0.0))
 
 
-def test_what_cannot_run_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    from earlybert.train.engine import build as step_for
-
-    bare = tiny_model("bert", head=False)
-    optimizer = torch.optim.SGD(bare.parameters(), lr=0.0)
-    assert type(step_for("fast", bare, optimizer)) is EagerStep
-    assert len(caplog.messages) == 1
-    assert "computes padding: BertModel cannot run without padding" in caplog.messages[0]
-    model = build("bert", "classification", False)
-    assert type(step_for("fast", model, torch.optim.SGD(model.parameters(), lr=0.0))) is RaggedStep
-    assert len(caplog.messages) == 1
-    model.gradient_checkpointing_enable()  # layers would be computed again after the packed forward pass
-    assert type(step_for("fast", model, torch.optim.SGD(model.parameters(), lr=0.0))) is EagerStep
-    assert "gradient checkpointing is on" in caplog.messages[1]
-    with pytest.raises(Refused, match="eager or fast"):
-        step_for("quick", model, optimizer)  # type: ignore[arg-type]
-
-
 def test_a_model_that_ignores_the_registered_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would let rows see each other, silently."""
     from earlybert.train import ragged

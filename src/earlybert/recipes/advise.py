@@ -109,7 +109,7 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
 def estimated(bench: Bench, lengths: Plan, times: Mapping[str, list[float]], dense: Cost, small: Cost) -> Estimate:
     """From step times by pass, and the shapes of the first steps."""
     stream = bench.stream(SHARED_ORDER)
-    shapes = [stream.shapes(step, padded=bench.config.engine == "eager") for step in range(SAMPLED_STEPS)]
+    shapes = [stream.shapes(step, padded=bench.engine == "eager") for step in range(SAMPLED_STEPS)]
     flops = [sum(cost.step(shape) for shape in shapes) for cost in (dense, small)]
     search = lengths.search if METHODS[bench.config.method].searches else 0
     train = lengths.train - (search if bench.config.weights == "keep" else 0)  # with keep the search is part of it
@@ -140,7 +140,7 @@ def table(bench: Bench, found: Estimate, inference: Mapping[str, float], paramet
         ["inference, ms a row", *(f"{1e3 * inference[name]:.2f}" for name in ("dense", "dense", "ticket"))],
     ]
     device = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else "CPU"
-    title = f"{bench.task.name} with {bench.config.model} on {device}, {bench.config.engine} engine"
+    title = f"{bench.task.name} with {bench.config.model} on {device}, {bench.engine} engine"
     return Sheet(title, ("", "dense", "dense, same time", "ticket"), rows)
 
 

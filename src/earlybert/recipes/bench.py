@@ -18,6 +18,7 @@ from ..tasks import Examples, Predictions, Task
 from ..tasks import load as load_task
 from ..tasks.batches import Rows, Stream
 from ..tasks.head import load_config, load_model, load_tokenizer
+from ..train.engine import Engine, chosen
 from ..train.evaluate import predict
 from ..train.precision import resolve
 
@@ -88,6 +89,11 @@ class Bench:
             notes.append(task.cut_note(cut, config))
         device, precision = accelerator.device, resolve(config.precision, accelerator.device)
         return cls(config, task, tokenizer, train, validation, others, device, precision, tuple(notes))
+
+    @property
+    def engine(self) -> Engine:
+        """The step that the settings ask for, on this device."""
+        return chosen(self.config.engine, self.device)
 
     def theta_0(self) -> nn.Module:
         """A fresh copy of the model before any training, task head included, on the device."""

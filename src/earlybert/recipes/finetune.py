@@ -356,7 +356,7 @@ def announce(bench: Bench, run: Run) -> None:
         f"{task.name}: {len(task.train):,} rows to train{windows}, {len(task.validation):,} to validate, "
         f"{task.target}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
-        f"{config.engine} engine, "
+        f"{bench.engine} engine, "
         f"{config.batch_size * config.accumulate} rows a step; {train}"
     )
     say(f"run folder: {run.path}")

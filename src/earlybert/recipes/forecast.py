@@ -122,9 +122,7 @@ def _of_run(settings: tuple[tuple[str, Any], ...]) -> Price:
     kind, model = METHODS[config.method], bench.theta_0()
     stream = bench.stream(SHARED_ORDER)
     shapes = [
-        shape
-        for step in range(stream.steps_per_epoch)
-        for shape in stream.shapes(step, padded=config.engine == "eager")
+        shape for step in range(stream.steps_per_epoch) for shape in stream.shapes(step, padded=bench.engine == "eager")
     ]
     dense = count(model).step(shapes) / stream.steps_per_epoch
     if config.method == "imp":

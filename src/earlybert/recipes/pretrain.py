@@ -178,7 +178,7 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{counts['validation']['documents']:,} held out; BERT of {config.layers} layers, {config.hidden} features, "
         f"{config.attention_heads} heads, {config.intermediate:,} neurons, {bench.model.vocab_size:,} tokens, "
         f"{'with' if config.pairs else 'without'} next-sentence prediction; on {bench.device.type}, "
-        f"{'bf16' if bench.precision == 'bf16' else 'fp32'}, {config.engine} engine"
+        f"{'bf16' if bench.precision == 'bf16' else 'fp32'}, {bench.engine} engine"
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
         f"{', the model cut up over them' if bench.sharded else ''}"
     )

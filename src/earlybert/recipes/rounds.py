@@ -46,7 +46,7 @@ def _one_round(bench: Bench, run: Run, number: int) -> None:
         _set_masks(run, number - 1, model)
     torch.manual_seed(config.seed)
     step = build(
-        config.engine,
+        bench.engine,
         model,
         adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay),
         exact=config.exact,

@@ -103,7 +103,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         precision=bench.precision,
-        engine=config.engine,
+        engine=bench.engine,
         exact=config.exact,
         compile=config.compile,
         masked=objective is not None,
@@ -234,7 +234,7 @@ def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, s
     """What takes the steps of stage 3, with a run's settings."""
     config = bench.config
     return build(
-        config.engine,
+        bench.engine,
         model,
         optimizer,
         exact=config.exact,

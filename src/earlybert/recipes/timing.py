@@ -71,7 +71,7 @@ def contenders(bench: Bench, tickets: Mapping[str, Ticket]) -> Iterator[dict[str
             model.train()
             options = {"exact": config.exact, "compile": config.compile}
             steps[name] = build(
-                config.engine,
+                bench.engine,
                 model,
                 adamw(model, lr=config.lr),
                 precision=bench.precision,
@@ -86,7 +86,7 @@ def contenders(bench: Bench, tickets: Mapping[str, Ticket]) -> Iterator[dict[str
                 l1=(config.l1_heads, config.l1_neurons),
                 max_grad_norm=config.max_grad_norm,
                 precision=bench.precision,
-                engine=config.engine,
+                engine=bench.engine,
                 exact=config.exact,
                 compile=config.compile,
             )

@@ -21,6 +21,13 @@ Engine = Literal["eager", "fast"]
 log = logging.getLogger("earlybert")
 
 
+def chosen(engine: Literal["auto", "eager", "fast"], device: torch.device) -> Engine:
+    """What `auto` means on this device: where whole runs have been made with the fast step, that."""
+    if engine == "auto":
+        return "fast" if device.type == "cpu" else "eager"
+    return engine
+
+
 def build(
     engine: Engine,
     model: nn.Module,

@@ -23,6 +23,7 @@ from ...data.masking import most
 from ...data.stream import Layout, Stream
 from ...tasks.batches import Batch
 from ...train import sharded
+from ...train.engine import Engine, chosen
 from ...train.masked import held_out
 from ...train.precision import resolve
 from ...train.ranks import Ranks, group_left_at_exit
@@ -94,6 +95,11 @@ class Bench:
             bench.stream(leg, SHARED_ORDER)  # a length that holds no example is refused
             bench.held_out(leg)
         return bench
+
+    @property
+    def engine(self) -> Engine:
+        """The step that the settings ask for, on this device."""
+        return chosen(self.config.engine, self.device)
 
     @property
     def text(self) -> str:

@@ -56,7 +56,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         precision=bench.precision,
-        engine=config.engine,
+        engine=bench.engine,
         exact=config.exact,
         optimizer=lamb,
         restore=False,
@@ -190,7 +190,7 @@ def _step(bench: Bench, model: nn.Module) -> EagerStep:
     config = bench.config
     torch.manual_seed(config.seed)
     return build(
-        config.engine,
+        bench.engine,
         model,
         lamb(model, lr=bench.plan.train[0].phase.lr, weight_decay=config.weight_decay),
         exact=config.exact,

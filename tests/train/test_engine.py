@@ -1,0 +1,36 @@
+"""Which step runs where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from earlybert import Refused
+from earlybert.train import engine
+from earlybert.train.fast import RaggedStep
+from earlybert.train.step import EagerStep
+from tests.conftest import tiny_model
+
+
+@pytest.mark.parametrize(("device", "step"), [("cpu", "fast"), ("cuda", "eager"), ("mps", "eager")])
+def test_auto_is_fast_where_whole_runs_were_made_with_it(device: str, step: str) -> None:
+    assert engine.chosen("auto", torch.device(device)) == step
+    assert engine.chosen("fast", torch.device(device)) == "fast"
+    assert engine.chosen("eager", torch.device(device)) == "eager"
+
+
+def test_what_cannot_run_falls_back_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    bare = tiny_model("bert", head=False)
+    optimizer = torch.optim.SGD(bare.parameters(), lr=0.0)
+    assert type(engine.build("fast", bare, optimizer)) is EagerStep
+    assert len(caplog.messages) == 1
+    assert "computes padding: BertModel cannot run without padding" in caplog.messages[0]
+    model = tiny_model("bert")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    assert type(engine.build("fast", model, optimizer)) is RaggedStep
+    assert len(caplog.messages) == 1
+    model.train().gradient_checkpointing_enable()  # layers would be computed again after the packed forward pass
+    assert type(engine.build("fast", model, optimizer)) is EagerStep
+    assert "gradient checkpointing is on" in caplog.messages[1]
+    with pytest.raises(Refused, match="eager or fast"):
+        engine.build("quick", model, optimizer)  # type: ignore[arg-type]
