@@ -122,7 +122,8 @@ class Bench:
         """
         if self.task.problem != "classification":
             return
-        theirs = [str(name) for _, name in sorted(model.config.id2label.items())]
+        settings: Any = model.config
+        theirs = [str(name) for _, name in sorted(settings.id2label.items())]
         if theirs != list(self.task.labels):
             where = self.config.train_file or self.task.name
             raise Refused(
