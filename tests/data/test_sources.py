@@ -58,6 +58,17 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     assert read(path, "replace") == ["Good.", "Fine.\nCaf\ufffd.\nMore.", "Last."]
 
 
+def test_escapes_that_are_no_character(tmp_path: Path) -> None:
+    path = tmp_path / "torn.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("Good \U0001f600.", "Torn \ud83d.", "Last."))
+    )
+    with pytest.raises(eb.Refused, match=r"line 2, holds half a character.*--wrong-bytes skip"):
+        read(path)
+    assert read(path, "skip") == ["Good \U0001f600.", None, "Last."]
+    assert read(path, "replace") == ["Good \U0001f600.", "Torn \ufffd.", "Last."]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

@@ -5,18 +5,25 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 import earlybert as eb
 from earlybert.ticket import Gates
 from earlybert.train import Diverged, linear
+from earlybert.train.engine import Engine
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
-from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
+from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_config, tiny_model
 
 BATCHES = [tiny_batch(seed=seed, length=8 + 2 * seed) for seed in range(3)]
 
@@ -170,3 +177,55 @@ def test_bf16_search_moves_the_coefficients() -> None:
     moved = torch.stack(scores.neurons) - 1
     assert (moved != 0).float().mean() > 0.99
     assert moved.abs().max() <= 3.1 * 2e-5
+
+
+@pytest.mark.parametrize("engine", ["eager", "fast"])
+def test_a_micro_batch_whose_labels_are_all_ignored_weighs_nothing(engine: Engine) -> None:
+    """Its mean loss is not a number; the step is that of the others, as of one large batch."""
+    torch.manual_seed(0)
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = AutoModelForTokenClassification.from_config(tiny_config("bert", num_labels=3, **still))
+    labelled = {**tiny_batch(labels=False), "labels": torch.arange(48).reshape(4, 12) % 3}
+    ignored = {**labelled, "labels": torch.full((4, 12), -100)}
+    settings = {"steps": 3, "engine": engine}
+    alone = search(model, [labelled], **settings)
+    both = search(model, [labelled, ignored], accumulate=2, **settings)
+    first = search(model, [ignored, labelled], accumulate=2, **settings)
+    for other in (both, first):
+        for mine, theirs in zip(alone.neurons, other.neurons, strict=True):
+            assert torch.equal(mine, theirs)
+    for batches, accumulate in (([ignored], 1), ([ignored, ignored], 2)):
+        with pytest.raises(eb.Refused, match="no label of this step counts"):
+            search(model, batches, accumulate=accumulate, **settings)
+
+
+@pytest.mark.parametrize(
+    ("batches", "sentence"),
+    [
+        (tiny_batch(), "a single batch; put it in a list"),
+        ([tuple(tiny_batch().values())], "must be a dict that the model accepts, got a tuple"),
+        (iter([tuple(tiny_batch().values())]), "must be a dict that the model accepts, got a tuple"),
+        ([{**tiny_batch(), "sentence": ["a"] * 4}], "'sentence' of a batch is a list, not a tensor"),
+        ([{**tiny_batch(), "token_type_ids": None}], "'token_type_ids' of a batch is a NoneType, not a tensor"),
+    ],
+)
+def test_batches_of_another_kind_are_refused(batches: Any, sentence: str) -> None:
+    with pytest.raises(eb.Refused, match=sentence):
+        search(tiny_model(), batches)
+
+
+def test_float16_weights_are_refused() -> None:
+    with pytest.raises(eb.Refused, match="float16"):
+        search(tiny_model().half())
+
+
+@pytest.mark.parametrize("kind", [AutoModelForSequenceClassification, AutoModelForQuestionAnswering])
+def test_without_an_attention_mask_every_place_is_attended_to(kind: Any) -> None:
+    torch.manual_seed(0)
+    model = kind.from_config(tiny_config("bert"))
+    names = ("labels",) if kind is AutoModelForSequenceClassification else ("start_positions", "end_positions")
+    bare = {"input_ids": tiny_batch()["input_ids"], **{name: torch.tensor([1, 0, 1, 0]) for name in names}}
+    full = {**bare, "attention_mask": torch.ones(4, 12, dtype=torch.long)}
+    for engine in ("eager", "fast"):
+        one, two = (search(model, [batch], engine=engine) for batch in (bare, full))
+        assert all(torch.equal(a, b) for a, b in zip(one.neurons, two.neurons, strict=True))

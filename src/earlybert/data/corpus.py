@@ -55,6 +55,11 @@ class Corpus:
         """All shards of one split, in order; some may hold none of its documents."""
         return [parts[split] for parts in self._shards]
 
+    def of_one_sentence(self, split: shards.Split = "train") -> float:
+        """Share of the documents that hold a single sentence."""
+        counts = [np.diff(shard.documents) for shard in self.shards(split)]
+        return sum(int((count == 1).sum()) for count in counts) / max(1, sum(map(len, counts)))
+
     def refuse_other(self, tokenizer: Any) -> None:
         """Stop before ids are read with another vocabulary than they were written with.
 

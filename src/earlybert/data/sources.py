@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ LONGEST_LINE = 16 << 20
 """Bytes; a longer line is not text, and would have to be held in memory."""
 LONGEST_DOCUMENT = 4 << 20
 """Characters; a longer document is cut at the end of a line, so that memory stays bounded."""
+
+HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: no character, and not to be written as UTF-8."""
 
 WrongBytes = Literal["refuse", "skip", "replace"]
 """What to do about bytes that are not UTF-8: stop, leave the document out, or put U+FFFD in their place."""
@@ -118,7 +122,8 @@ class TextFile:
             line, wrong = self._decoded(raw, number)
             if not line.strip():
                 continue
-            yield self._found(paragraphs(self._text_of(line, number)), wrong, consumed)
+            text, torn = self._mended(paragraphs(self._text_of(line, number)), number)
+            yield self._found(text, wrong or torn, consumed)
 
     def _text_of(self, line: str, number: int) -> str:
         where = f"text file {self.path}, line {number}"
@@ -133,6 +138,16 @@ class TextFile:
         if not isinstance(row[self._column], str):
             raise Refused(f"{where}: column {self._column!r} is not text.")
         return row[self._column]
+
+    def _mended(self, text: str, number: int) -> tuple[str, bool]:
+        """A text without halves of surrogate pairs, which JSON can write and UTF-8 cannot; whether it held any."""
+        mended = HALF.sub("\ufffd", text)
+        if mended != text and self._wrong_bytes == "refuse":
+            raise Refused(
+                f"text file {self.path}, line {number}, holds half a character (a \\ud... escape without its other "
+                "half); let such documents be left out (--wrong-bytes skip) or repaired (--wrong-bytes replace)."
+            )
+        return mended, mended != text
 
     def _found(self, text: str, wrong: bool, consumed: int) -> Found:
         left_out = wrong and self._wrong_bytes == "skip"

@@ -104,9 +104,11 @@ class Stream:
         if self.layout.length < least:
             raise Refused(f"a row of {self.layout.length} tokens is too short; it needs at least {least}.")
         if self._writer.documents < (2 if self.layout.pairs else 1):
+            more = "; prepare it again with a larger --held-out" if split == "validation" else ""
             raise Refused(
                 f"{self.corpus.folder} has {self._writer.documents} documents for {split}; "
-                f"{'pairs need two' if self.layout.pairs else 'it needs one'}."
+                f"{'pairs need two' if self.layout.pairs else 'it needs one'} (a blank line, or a line of JSON, begins "
+                f"a new document{more})."
             )
         if self.layout.whole_words and self._words.begins is None:
             raise Refused("this tokenizer does not mark where words begin; whole words cannot be masked.")

@@ -117,6 +117,26 @@ class Bench:
         """What a model says of other rows of the task."""
         return self._predict(model, examples, self.task.encode(examples, self.tokenizer, self.config)[0])
 
+    def refuse_other_labels(self, model: nn.Module) -> None:
+        """The data has to name the classes that the model was trained on: it may have changed since.
+
+        Args:
+            model: Trained, with the names of its classes in its configuration.
+
+        Raises:
+            Refused: It names others, or in another order.
+        """
+        if self.task.problem != "classification":
+            return
+        settings: Any = model.config
+        theirs = [str(name) for _, name in sorted(settings.id2label.items())]
+        if theirs != list(self.task.labels):
+            where = self.config.train_file or self.task.name
+            raise Refused(
+                f"the labels in {where} are {', '.join(self.task.labels[:10])} now, and the model was trained on "
+                f"{', '.join(theirs[:10])}; the data has changed since, so no score of it would mean anything."
+            )
+
     def score(self, model: nn.Module) -> dict[str, float]:
         """The task's metrics on the validation rows, the headline first."""
         return self.predict(model).score()

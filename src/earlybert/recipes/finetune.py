@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..anatomy import Refused, of
 from ..config import NO_RESULT, Finetune, changed, to_dict
 from ..config_methods import METHODS, RIVALS
 from ..config_recipe import BUDGET, with_recipe
+from ..tasks import Predictions
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors
 from .bench import Bench
@@ -299,12 +302,24 @@ def _train(run: Run, *, settings: dict[str, Any]) -> Run:
 
 
 def evaluate(path: str) -> dict[str, float]:
-    """Score the saved model of a run on its validation data."""
+    """Score the saved model of a run on its validation data.
+
+    Raises:
+        Refused: The run is not trained, or its data cannot be used or names other classes now.
+    """
     run = Run.open(path)
     if not run.metrics.exists():
         raise Refused(f"{path} is not trained yet; run earlybert train {path} first.")
     bench = Bench.set_up(run.config)
-    score = bench.score(load(run.model).to(bench.device))
+    model = load(run.model).to(bench.device)
+    bench.refuse_other_labels(model)
+    predictions = bench.predict(model)
+    score = predictions.score()
+    if run.predictions.exists() and not np.array_equal(Predictions.load(run.predictions).labels, predictions.labels):
+        say(
+            "note: these are not the rows that the run validated on, the data has changed since: the score cannot be "
+            "compared, and rows that were held out of train may be others now."
+        )
     scores = ", ".join(f"{name} {value:.4f}" for name, value in score.items())
     say(f"{scores} on {len(bench.task.validation):,} rows")
     return score

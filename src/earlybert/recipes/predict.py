@@ -35,6 +35,7 @@ def predict(path: str, *, split: Literal["test", "validation"], output: str | No
     test = load_test(run.config) if split == "test" else {}  # first: it is the likeliest to fail
     bench = Bench.set_up(run.config)
     model = load(run.model).to(bench.device)
+    bench.refuse_other_labels(model)
     folder = run.path / "submission" if output is None else Path(output)
     contents: dict[Path, str] = {}
     for name, examples in (test or validation(bench.task, run.config)).items():

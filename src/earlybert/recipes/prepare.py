@@ -26,6 +26,9 @@ from ..data import sources
 from ..tasks import demo
 from .display import display, say
 
+LEAST = 2
+"""Held-out documents that sentence pairs need: the second half of some is from another."""
+
 
 def prepare(
     config: Preparation,
@@ -94,6 +97,11 @@ def _report(output: str, counts: dict[str, dict[str, int]], shards: int) -> None
         f"{output}: {train['documents']:,} documents to train on, {train['sentences']:,} sentences, "
         f"{train['tokens']:,} tokens in {shards} shards; {held_out['documents']:,} documents held out."
     )
+    if held_out["documents"] < LEAST:
+        say(
+            f"note: {held_out['documents']} documents are held out, and pretrain validates on {LEAST} at least; a "
+            "larger --held-out, or more documents, would do."
+        )
     reasons = {"duplicates": "repeated others", "wrong_bytes": "held bytes that are not UTF-8", "empty": "were empty"}
     for name, reason in reasons.items():
         if counts[name]:

@@ -30,6 +30,9 @@ from .trackers import require, tracked
 SEARCHED = "search.json"
 """In a run folder whose search was the whole run: what it cost."""
 
+MOSTLY = 0.5
+"""A larger share of documents with one sentence only is pointed out: their pairs are all random."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -186,6 +189,11 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         say(
             "note: accelerate was asked for several processes and began one, as it does for a CPU; launch with its "
             "--multi_gpu, also without a GPU, or with torchrun."
+        )
+    if config.pairs and (single := bench.corpus.of_one_sentence()) > MOSTLY:
+        say(
+            f"note: {single:.0%} of the documents hold one sentence, and their pairs are always of two documents: "
+            "next-sentence prediction has little to learn; --pairs false leaves it out."
         )
     if bench.plan.search:
         say(f"search {bench.plan.search} steps of phase 1")

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from ..anatomy import Refused
 from ..config import Finetune, to_dict, typed
 from ..config_checks import BadSetting, shown
 from ..config_file import parse
+from ..config_pretrain import Pretrain
 from ..ticket.files import write_atomically
 from ..ticket.tensors import UNUSABLE
 from ..ticket.tensors import typed as holds
@@ -30,6 +31,10 @@ from .trackers import Tracker
 
 Settings = TypeVar("Settings")
 Folder = TypeVar("Folder", bound="RunFolder[Any]")
+
+
+KINDS = {Finetune: "fine-tuning", Pretrain: "pre-training"}
+"""Runs by their settings."""
 
 
 class RunFolder(Generic[Settings]):
@@ -98,6 +103,9 @@ class RunFolder(Generic[Settings]):
             raise Refused(f"{folder} is not a run folder: it has no config.yaml that can be read.") from None
         except BadSetting:
             raise Refused(f"{file} is broken; start a new run.") from None
+        for kind, name in KINDS.items():
+            if kind is not cls.kind and _fits(values, kind) and not _fits(values, cls.kind):
+                raise Refused(f"{folder} is a {name} run, which this command is not made for.")
         unknown = sorted(set(values) - {f.name for f in fields(cls.kind)})
         if unknown:
             names = ", ".join(map(shown, unknown[:5]))
@@ -139,6 +147,11 @@ class RunFolder(Generic[Settings]):
     def write_metrics(self, metrics: dict[str, Any]) -> None:
         """Write `metrics.json`."""
         write_atomically(self.metrics, json.dumps(metrics, indent=2).encode() + b"\n")
+
+
+def _fits(values: Mapping[str, Any], kind: Any) -> bool:
+    """Whether all settings are known to this dataclass."""
+    return set(values) <= {field.name for field in fields(kind)}
 
 
 class Run(RunFolder[Finetune]):

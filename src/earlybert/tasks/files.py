@@ -53,14 +53,33 @@ def load(
     notes: tuple[str, ...] = ()
     if validation_file is None:
         train, validation = hold_out(train, kind, seed)
+        if not len(validation):
+            raise Refused(
+                f"data file {train_file} has too few rows to hold some out ({len(rows)}); give --validation-file, too."
+            )
         notes = (
             f"no validation file: {len(validation)} of {len(rows)} training rows were held out for it (seed {seed}).",
         )
     else:
         held = _read(Path(validation_file), columns)
         validation = _examples(held, text, text_pair, label, kind, names, validation_file)
+    if known := _known(train, validation):
+        notes += (
+            f"{known} of {len(validation)} validation rows are in the training data, too, word for word: on new text "
+            "expect a lower score.",
+        )
     metrics = ("pearson", "spearman") if kind == "regression" else ("accuracy", "f1", "matthews")
     return Task(Path(train_file).name.split(".")[0], kind, names, train, validation, metrics, notes)
+
+
+def _known(train: Examples, validation: Examples) -> int:
+    """Validation rows whose text, or both texts, are also those of a training row."""
+    seen = set(_pairs(train))
+    return sum(pair in seen for pair in _pairs(validation))
+
+
+def _pairs(examples: Examples) -> list[tuple[str, str]]:
+    return list(zip(examples.texts, examples.pairs or [""] * len(examples), strict=True))
 
 
 def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, Any]]:
@@ -79,9 +98,14 @@ def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, Any]]:
         if column not in rows[0]:
             raise Refused(f"data file {path} has no column {column!r}; its columns are {_listed(rows[0])}.")
         for number, row in enumerate(rows, start=1):
-            if row.get(column) is None or (isinstance(row[column], str) and not row[column].strip()):
+            if _empty(row.get(column)):
                 raise Refused(f"data file {path}, row {number}: column {column!r} is empty.")
     return rows
+
+
+def _empty(cell: Any) -> bool:
+    """Nothing, blanks, or NaN, by which JSON lines written from a table mark a missing cell."""
+    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
 
 
 def _read_table(path: Path, delimiter: str) -> list[Mapping[str, Any]]:
@@ -190,5 +214,14 @@ def _examples(
         expected = f"one of the training labels ({_listed(names)})"
     if unfit is not None:
         raise Refused(f"data file {where}, row {unfit}: label {shown(rows[unfit - 1][label])} is not {expected}.")
-    pairs = None if text_pair is None else [str(row[text_pair]) for row in rows]
-    return Examples([str(row[text]) for row in rows], pairs, labels)
+    pairs = None if text_pair is None else _texts(rows, text_pair, where)
+    return Examples(_texts(rows, text, where), pairs, labels)
+
+
+def _texts(rows: Sequence[Mapping[str, Any]], column: str, where: str) -> list[str]:
+    """A column as text. Numbers are; lists and objects would be trained on with their brackets."""
+    for number, row in enumerate(rows, start=1):
+        if isinstance(row[column], (list, dict)):
+            kind = "a list" if isinstance(row[column], list) else "an object"
+            raise Refused(f"data file {where}, row {number}: column {column!r} holds {kind}, not a text.")
+    return [str(row[column]) for row in rows]

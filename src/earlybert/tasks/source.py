@@ -20,6 +20,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     number = 0
+    torn = False
     try:
         opened = (
             gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
@@ -31,6 +32,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
                     row = json.loads(line)
                     if not isinstance(row, dict):
                         raise ValueError
+                    if "\\u" in line and not _is_text(row):
+                        torn = True
+                        break
                     rows.append(row)
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error):
         raise Refused(f"data file {path} is broken after line {number} (damaged or not UTF-8 text).") from None
@@ -38,7 +42,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
     except (ValueError, RecursionError):
         raise Refused(f"data file {path}, line {number}, is not a JSON object.") from None
+    if torn:
+        raise Refused(
+            f"data file {path}, line {number}, holds half a character (a \\ud... escape without its other half); "
+            "mend it, or leave the row out."
+        )
     return rows
+
+
+def _is_text(row: dict[str, Any]) -> bool:
+    """Whether all of it can be written as UTF-8, which half a surrogate pair cannot."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], where: str) -> None:

@@ -34,6 +34,7 @@ def render(task: Task, data: Data, predictions: Predictions) -> tuple[str, str]:
     elif task.problem == "regression":
         written = [repr(value) for value in predictions.values.tolist()]
     else:
-        written = [task.labels[number] for number in predictions.values.tolist()]
+        names = [" ".join(label.split()) for label in task.labels]  # a cell has no tabs and no line ends
+        written = [names[number] for number in predictions.values.tolist()]
     lines = [f"{row}\t{prediction}" for row, prediction in zip(rows, written, strict=True)]
     return ".tsv", "\n".join(["index\tprediction", *lines]) + "\n"

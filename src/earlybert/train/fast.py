@@ -15,7 +15,7 @@ from .losses import SPAN, loss_of, span_loss
 from .pack import Packed, pack, shapes
 from .precision import autocast
 from .ragged import Kernel, RaggedModel, set_layout
-from .step import EagerStep, by_labels, labels_of, to_device
+from .step import EagerStep, by_labels, labels_of, present, to_device
 from .table import Table
 
 SIZES = 32
@@ -55,7 +55,8 @@ class RaggedStep(EagerStep):
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""
-        return [(self.pack(batch), labels_of(batch)) for batch in micro_batches]
+        batches = [{**batch, "attention_mask": present(batch)} for batch in micro_batches]
+        return [(self.pack(batch), labels_of(batch)) for batch in batches]
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch without padding, on the device."""

@@ -80,6 +80,8 @@ def search(
             raise Refused(f"{name} must be at least 0, got {value!r}.")
     if steps < 1 or accumulate < 1:
         raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
+    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
+        raise Refused("the model's weights are float16, too narrow for an optimizer to change; use model.float().")
     source = _endless(batches)
     settings: dict[str, Any] = {"lr": lr, "gate_lr": gate_lr, "weight_decay": weight_decay}
     with searching(
@@ -230,16 +232,32 @@ def l1_pair(l1: float | tuple[float, float]) -> tuple[float, float]:
 
 def _endless(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Batch]:
     """Go round a container; go once through an iterator."""
+    if isinstance(batches, Mapping):
+        raise Refused("batches is a single batch; put it in a list.")
     if isinstance(batches, Iterator):
-        yield from map(dict, batches)
+        yield from map(_tensors, batches)
         return
     while True:
         empty = True
         for batch in batches:
             empty = False
-            yield dict(batch)
+            yield _tensors(batch)
         if empty:
             return
+
+
+def _tensors(batch: Any) -> Batch:
+    """A batch that somebody gave.
+
+    Raises:
+        Refused: It is no dict of tensors.
+    """
+    if not isinstance(batch, Mapping):
+        raise Refused(f"every batch must be a dict that the model accepts, got a {type(batch).__name__}.")
+    for name, value in batch.items():
+        if not isinstance(value, Tensor):
+            raise Refused(f"{name!r} of a batch is a {type(value).__name__}, not a tensor; convert it or leave it out.")
+    return dict(batch)
 
 
 def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..anatomy import Refused
 from ..tasks.batches import IGNORED, Batch, shape_of
 from ..ticket import Gates
 from .losses import SPAN, loss_of, span_loss
@@ -90,7 +91,7 @@ class EagerStep:
         positions = {name: inputs.pop(name) for name in SPAN if name in inputs}
         with autocast(self.precision, self.device):
             output: Any = self.model(**inputs)
-            return span_loss(output, positions, inputs["attention_mask"].bool()) if positions else loss_of(output)
+            return span_loss(output, positions, present(inputs).bool()) if positions else loss_of(output)
 
     def shares(self, prepared: Sequence[Any]) -> list[float]:
         """How much of the step's mean loss each micro-batch is."""
@@ -110,6 +111,8 @@ class EagerStep:
         shares = self.shares(micro_batches)
         total: Tensor | None = None
         for number, (batch, share) in enumerate(zip(micro_batches, shares, strict=True), start=1):
+            if share == 0.0:  # no label in it counts: its mean loss is not a number
+                continue
             self.begin(last=number == len(micro_batches))
             self.mark("forward")
             loss = self.loss(batch)
@@ -150,8 +153,15 @@ def unmarked(part: str) -> None:
 
 
 def by_labels(counts: Sequence[int]) -> list[float]:
-    """Counts as shares of their sum."""
-    return [1.0] if len(counts) == 1 else [count / sum(counts) for count in counts]
+    """Counts as shares of their sum.
+
+    Raises:
+        Refused: All are zero.
+    """
+    total = sum(counts)
+    if total == 0:
+        raise Refused(f"no label of this step counts: all of them are {IGNORED}; leave such batches out.")
+    return [count / total for count in counts]
 
 
 def labels_of(batch: Batch) -> int:
@@ -160,6 +170,12 @@ def labels_of(batch: Batch) -> int:
     if labels is None:
         return len(next(iter(batch.values())))
     return labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
+
+
+def present(batch: Batch) -> Tensor:
+    """The attention mask of a batch `[rows, length]`; without one, all places are attended to, as by the model."""
+    mask = batch.get("attention_mask")
+    return torch.ones_like(batch["input_ids"]) if mask is None else mask
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -53,7 +53,8 @@ class Accumulation:
         totals.clear()
         self._loss.zero_()
         for (packed, _), share in zip(prepared, step.shares(prepared), strict=True):
-            self._add(packed, share)
+            if share:  # else no label in it counts, and its mean loss is not a number
+                self._add(packed, share)
         step.mark("optimizer")
         with totals.as_gradients():
             step.combine(self._loss)  # in place
