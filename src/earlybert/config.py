@@ -210,6 +210,8 @@ class Ticketing:
     """Learning rate of the ticket (Sec. 4.1: 4e-5), and of the dense model stopped at its cost."""
     refit: int = 0
     """Batches on which W_O and W_2 are refitted by least squares after the cut; 0 does not."""
+    cuts: int = 1
+    """With weights=keep, take out what goes in so many cuts, equal shares, the later ones in the first 30 %."""
     rewarm: int = 0
     """With weights=keep, steps after the cut over which the learning rate rises to its schedule again."""
     match: float = 0.0
@@ -220,6 +222,7 @@ class Ticketing:
     def __post_init__(self) -> None:
         above_zero("epochs", self.epochs)
         above_zero("lr", self.lr)
+        between("cuts", self.cuts, 1)
         between("rewarm", self.rewarm, 0)
         between("match", self.match, 0)
         between("match_share", self.match_share, 0, 1)
@@ -296,6 +299,14 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
                 f"joint ranks heads and neurons together, and method {self.method} scores them in no common unit; use "
                 "heads and neurons, or a taylor or fisher method."
             )
+        if self.cuts > 1 and not METHODS[self.method].dense:
+            if not METHODS[self.method].rescored:
+                raise BadSetting(
+                    f"cuts {self.cuts} needs scores that can be taken again in training, and those of method "
+                    f"{self.method} cannot; use cuts: 1, or taylor_searched, fisher_searched or surgeon_searched."
+                )
+            if self.weights == "reset":
+                raise BadSetting(f"cuts {self.cuts} goes on from the weights between the cuts; use weights: keep.")
         if self.rewarm and self.weights == "reset":
             raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
 

@@ -18,6 +18,8 @@ class Method:
     """Whether it searches itself (stage 1). With weights: keep the search is part of its epochs."""
     keeps: bool = False
     """Whether there are searched weights to go on from (weights: keep)."""
+    rescored: bool = False
+    """Whether its scores can be taken again between cuts, of a model in training and without another search."""
     joint: bool = False
     """Whether its scores of heads and neurons are both in units of the loss, so that one ranking can hold both."""
 
@@ -34,13 +36,19 @@ METHODS = {
     "taylor": Method("a ticket by first-order Taylor scores at theta_0", joint=True),
     "fisher": Method("a ticket by Fisher scores at theta_0", joint=True),
     "taylor_searched": Method(
-        "a ticket by first-order Taylor scores at the searched weights", searches=True, keeps=True, joint=True
+        "a ticket by first-order Taylor scores at the searched weights",
+        searches=True,
+        keeps=True,
+        rescored=True,
+        joint=True,
     ),
     "fisher_searched": Method(
-        "a ticket by Fisher scores at the searched weights", searches=True, keeps=True, joint=True
+        "a ticket by Fisher scores at the searched weights", searches=True, keeps=True, rescored=True, joint=True
     ),
     "surgeon": Method("a ticket by what is lost after the rest makes up for it (OBS), at theta_0"),
-    "surgeon_searched": Method("a ticket by the same at the searched weights", searches=True, keeps=True),
+    "surgeon_searched": Method(
+        "a ticket by the same at the searched weights", searches=True, keeps=True, rescored=True
+    ),
     "magnitude": Method("a ticket by weight magnitude at theta_0"),
     "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)", searches=True),
     "layerdrop": Method("a third of the layers removed, then trained", dense=True),

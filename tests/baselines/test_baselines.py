@@ -19,6 +19,7 @@ from earlybert.baselines.surgeon import Surgeon
 from earlybert.cost import count
 from earlybert.tasks.batches import Rows, Stream
 from earlybert.ticket.refit import refit
+from earlybert.ticket.surgery import mask
 
 from ..conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_model
 from ..test_families import build
@@ -110,8 +111,34 @@ def test_sensitivity_is_that_of_single_examples(kind: Any) -> None:
 def test_sensitivity_refuses_what_it_cannot_score() -> None:
     with pytest.raises(Refused, match="taylor or fisher"):
         Sensitivity(tiny_model(), "hessian")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(Refused, match="already been cut"):
-        Sensitivity(apply(tiny_model(), draw(searched(), heads=1, neurons=0.5, align=1)), "taylor")
+
+
+@pytest.mark.parametrize("kind", ["taylor", "fisher", "surgeon", "magnitude", "random"])
+def test_scores_of_a_cut_model_speak_of_the_whole_one(kind: str) -> None:
+    """Every unit that is there has the score it has in the model itself, at the place it has in the whole one."""
+    ticket = draw(searched(), heads=5, heads_scope="global", neurons=0.5, align=1)
+    model, batch = apply(tiny_model().eval(), ticket), tiny_batch()
+
+    def scored(model: Any) -> Scores:
+        if kind in ("magnitude", "random"):
+            return magnitude.scores(model) if kind == "magnitude" else random_ticket.scores(of(model), 3)
+        scorer = Surgeon(model) if kind == "surgeon" else Sensitivity(model, kind)  # pyright: ignore[reportArgumentType]
+        scorer.add(batch)
+        return scorer.scores()
+
+    found = scored(model)
+    assert found.within == ticket
+    for scores, layers in ((found.heads, ticket.heads), (found.neurons, ticket.neurons)):
+        for vector, kept in zip(scores, layers, strict=True):
+            gone = sorted(set(range(len(vector))) - set(kept))
+            assert (vector[gone] == 0).all()
+            assert (vector[list(kept)] > 0).any()
+    if kind in ("taylor", "fisher"):  # of the whole model with what is gone masked: the same function
+        masked = tiny_model().eval()
+        mask(masked, ticket)
+        expected = scored(masked)
+        for mine, its in zip((*found.heads, *found.neurons), (*expected.heads, *expected.neurons), strict=True):
+            torch.testing.assert_close(mine, its * (mine != 0), rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize(("layers", "kept"), [(12, 8), (24, 16), (6, 4), (3, 2)])

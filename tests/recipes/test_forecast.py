@@ -88,3 +88,12 @@ def test_nothing_is_run(model_folder: Path, data_dir: Path, tmp_path: Path) -> N
     config.write_text(json.dumps(given))
     assert run("compare", "--config", config, "--check", "--output", tmp_path / "out") == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_later_cuts_leave_more_to_train(model_folder: Path, data_dir: Path) -> None:
+    rows = {name: {"method": "fisher_searched", "weights": "keep", "cuts": cuts, "neurons": 0.5}
+            for name, cuts in (("once", 1), ("gradual", 3))}  # fmt: skip
+    given = {"tasks": ["sst2"], "methods": {"dense": None, **rows}, "seeds": [1], **settings(model_folder, data_dir)}
+    said = {row[0]: row for row in forecast(Comparison.of(given)).rows}
+    assert said["once"][2] == said["gradual"][2]
+    assert float(said["once"][4]) < float(said["gradual"][4]) < float(said["dense"][4])

@@ -196,3 +196,64 @@ def test_impossible_budgets_are_refused(settings_: dict, sentence: str) -> None:
     scores = Scores(tuple(torch.rand(3, 4)), tuple(torch.rand(3, 64)), "bert")
     with pytest.raises(Refused, match=sentence):
         draw(scores, **settings_)
+
+
+def shrunk(first: Ticket, seed: int) -> Scores:
+    """Other scores, of what a first ticket has left."""
+    random = torch.Generator().manual_seed(seed)
+    vectors = [tuple(0.1 + torch.rand(first.layers, size, generator=random)) for size in (4, 64)]
+    return Scores(vectors[0], vectors[1], "bert", within=first)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 99), st.sampled_from([1, 8]), st.sampled_from(["layer", "global"]))
+def test_three_steps_end_at_the_size_of_one(seed: int, align: int, scope: str) -> None:
+    random = torch.Generator().manual_seed(seed + 100)
+    vectors = [tuple(torch.rand(3, size, generator=random)) for size in (4, 64)]
+    whole = Scores(vectors[0], vectors[1], "bert")
+    steps = [{"heads": heads, "neurons": share, "align": align} for heads, share in ((1, 0.125), (2, 0.25), (2, 0.5))]
+    ticket = draw(whole, **steps[0], neurons_scope=scope)  # type: ignore[arg-type]
+    for budget in steps[1:]:
+        before, scores = ticket, shrunk(ticket, seed)
+        ticket = draw(scores, **budget, neurons_scope=scope)  # type: ignore[arg-type]
+        for kept, there, vectors in (
+            (ticket.heads, before.heads, scores.heads),
+            (ticket.neurons, before.neurons, scores.neurons),
+        ):
+            for mine, its, vector in zip(kept, there, vectors, strict=True):
+                assert set(mine) <= set(its)
+                lost = sorted(set(its) - set(mine))
+                assert not lost or vector[list(mine)].min() >= vector[lost].max()  # the best of what was there
+    once = draw(whole, **steps[-1], neurons_scope=scope)  # type: ignore[arg-type]
+    assert (ticket.heads_kept, ticket.neurons_kept) == (once.heads_kept, once.neurons_kept)
+    margin = ticket.drawn["margin"]
+    assert margin["heads"] is None  # the last step took no head
+    assert margin["neurons"] is not None
+
+
+def test_a_budget_that_keeps_more_than_is_there_is_refused() -> None:
+    first = Ticket(((0, 1, 2, 3), (1, 2)), (tuple(range(64)), tuple(range(1, 64, 2))), "bert", 4, 64)
+    scores = shrunk(first, 0)
+    with pytest.raises(Refused, match="removing 1 of the heads would keep 3 in layer 1, of which the cut model has 2"):
+        draw(scores, heads=1, neurons=0.5, align=1)
+    with pytest.raises(Refused, match="removing 0 of the neurons would keep 64 in layer 1"):
+        draw(scores, heads=2, neurons=0)
+    with pytest.raises(Refused, match="would keep 64 in layer 1"):
+        draw(scores, heads=2, neurons=32, align=64, neurons_scope="global")
+    assert draw(scores, heads=2, heads_scope="global", neurons=32, align=1).heads == first.heads
+    assert draw(scores, heads=2, heads_scope="global", neurons=32, align=1).neurons == first.neurons
+
+
+def test_scores_of_a_cut_model_are_saved_with_what_it_had(tmp_path) -> None:
+    first = Ticket(((0, 3), (1, 2)), (tuple(range(0, 64, 2)), tuple(range(64))), "bert", 4, 64)
+    scores, file = shrunk(first, 0), tmp_path / "scores.safetensors"
+    scores.save(file)
+    again = Scores.load(file)
+    assert again.within == first
+    assert draw(again, heads=2, neurons=0.5, align=1) == draw(scores, heads=2, neurons=0.5, align=1)
+    whole = Scores(scores.heads, scores.neurons, "bert")
+    whole.save(file)
+    assert b"within" not in file.read_bytes()[:2000]  # the file of a whole model is what it always was
+    assert Scores.load(file).within is None
+    with pytest.raises(Refused, match="one value for each head and neuron of the whole one"):
+        Scores(tuple(torch.rand(2, 2)), tuple(torch.rand(2, 32)), "bert", within=first)

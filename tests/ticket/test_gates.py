@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -142,11 +143,38 @@ def test_l1_strengths_are_separate_and_their_gradient_is_the_sign() -> None:
     assert torch.equal(gates.neurons.grad, expected_neurons)
 
 
-def test_a_cut_model_is_refused_and_so_are_gates_on_gates() -> None:
+@pytest.mark.parametrize("on", ["weight", "input"])
+def test_gates_on_a_cut_model_are_those_of_the_masked_one(on: Any) -> None:
+    """What is gone has a coefficient of 0 that never moves; the others are where the whole model has them."""
+    model = tiny_model().eval()
+    random = torch.Generator().manual_seed(4)
+    importance = [tuple(torch.rand(LAYERS, size, generator=random)) for size in (HEADS, NEURONS)]
+    ticket = draw(Scores(*importance, "bert"), heads=5, heads_scope="global", neurons=0.3, align=1)
+    gates, batch = Gates(apply(model, ticket), on=on), tiny_batch()
+    there = [torch.stack([torch.zeros(size).index_fill(0, torch.tensor(kept), 1) for kept in layers])
+             for layers, size in ((ticket.heads, HEADS), (ticket.neurons, NEURONS))]  # fmt: skip
+    assert all(torch.equal(c.detach(), mask) for c, mask in zip(gates.parameters(), there, strict=True))
+    for c in gates.parameters():
+        c.data.mul_(torch.linspace(0.5, 1.5, c.numel()).view_as(c))
+    reference = Gates(model, on=on)
+    for mine, its in zip(reference.parameters(), gates.parameters(), strict=True):
+        mine.data.copy_(its)
+    with gates, reference:
+        losses = [each.model(**batch).loss for each in (gates, reference)]
+        found, expected = (
+            torch.autograd.grad(loss, each.parameters()) for loss, each in zip(losses, (gates, reference), strict=True)
+        )
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    for gradient, other, mask in zip(found, expected, there, strict=True):
+        assert (gradient[mask == 0] == 0).all()
+        torch.testing.assert_close(gradient, other * mask, rtol=1e-4, atol=1e-7)
+    gates.add_l1((0.5, 0.5))
+    assert all((c.grad[mask == 0] == 0).all() for c, mask in zip(gates.parameters(), there, strict=True))  # pyright: ignore
+
+
+def test_gates_on_gates_are_refused() -> None:
     model = tiny_model()
     scores = Scores(tuple(torch.rand(LAYERS, HEADS)), tuple(torch.rand(LAYERS, NEURONS)), "bert")
-    with pytest.raises(Refused, match="already been cut"):
-        Gates(apply(model, draw(scores, heads=1, neurons=0.3, align=1)))
     with Gates(model), pytest.raises(Refused, match="take other gates"):
         Gates(model).attach()
     last = model.bert.encoder.layer[-1].output.dense

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlybert import Scores
+from earlybert import Scores, Ticket
 from earlybert.anatomy import Refused
 from earlybert.ticket.joint import draw_jointly
 
@@ -79,3 +79,17 @@ def test_refused() -> None:
     ):
         with pytest.raises(Refused, match=said):
             draw_jointly(scores, remove=remove, head_size=2, align=align)
+
+
+def test_from_scores_of_a_cut_model_the_share_counts_from_the_whole_one() -> None:
+    first = Ticket(((0, 2), (0, 1, 2)), ((0, 1, 2, 3), (1, 2, 3, 5, 6, 7)), "bert", 3, 8)
+    random = torch.Generator().manual_seed(0)
+    heads, neurons = (tuple(torch.rand(2, size, generator=random)) for size in (3, 8))
+    scores = Scores(heads, neurons, "bert", within=first)
+    ticket = draw_jointly(scores, remove=0.5, head_size=1, align=2)
+    assert abs(spent(ticket, 1) - 0.5 * (2 * 3 * 2 + 2 * 8)) <= 1
+    assert all(
+        set(a) <= set(b) for a, b in zip(ticket.heads + ticket.neurons, first.heads + first.neurons, strict=True)
+    )
+    with pytest.raises(Refused, match="would keep more than the cut model has"):
+        draw_jointly(scores, remove=0.1, head_size=1, align=2)

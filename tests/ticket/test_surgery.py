@@ -152,8 +152,9 @@ def test_tickets_for_other_models_are_refused() -> None:
         apply(tiny_model("bert", num_hidden_layers=2), ticket)
     with pytest.raises(Refused, match="neurons per layer is 64 in the ticket and 32"):
         apply(tiny_model("bert", intermediate_size=32), ticket)
-    with pytest.raises(Refused, match="already been cut"):
-        apply(apply(tiny_model("bert"), ticket), ticket)
+    other = Ticket(tuple((3 - h,) for h, *_ in ticket.heads), ticket.neurons, "bert", HEADS, NEURONS)
+    with pytest.raises(Refused, match=r"already been cut: head \d of layer \d, which this ticket keeps, is gone"):
+        apply(apply(tiny_model("bert"), ticket), other)
 
 
 def test_saved_and_loaded_in_a_fresh_process(family: str, tmp_path: Path) -> None:
@@ -197,13 +198,22 @@ def test_saving_leaves_other_files_alone(tmp_path: Path) -> None:
     assert (tmp_path / "scores.safetensors").read_bytes() == b"mine"
 
 
+def test_a_model_that_does_not_say_what_is_left_is_refused() -> None:
+    small = apply(tiny_model(), uneven("bert"))
+    for entry in (None, {"ticket": "?"}, {"ticket": {**uneven("bert").to_dict(), "neurons": [[0]] * LAYERS}}):
+        small.config.earlybert = entry
+        with pytest.raises(Refused, match="already been cut, and its configuration holds no ticket of these sizes"):
+            apply(small, uneven("bert"))
+        with pytest.raises(Refused, match="already been cut"):
+            Gates(small)
+
+
 def test_a_model_cut_alike_in_all_layers_is_known_as_cut() -> None:
     even = Ticket(((0, 2, 3),) * LAYERS, (tuple(range(32)),) * LAYERS, "bert", HEADS, NEURONS)
     small = apply(tiny_model(), even)
-    with pytest.raises(Refused, match="already been cut"):
-        Gates(small)
-    with pytest.raises(Refused, match="already been cut"):
-        apply(small, even)
+    assert Gates(small).heads[0].tolist() == [1, 0, 1, 1]
+    with pytest.raises(Refused, match="already been cut: head 1 of layer 0"):
+        apply(small, Ticket(((1,),) * LAYERS, even.neurons, "bert", HEADS, NEURONS))
 
 
 def test_full_disk_while_saving_keeps_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from .deberta import DEBERTA
 from .distilbert import DISTILBERT
 from .family import Family
 from .gpt2 import GPT2
+from .left import Left, left_of, places
 from .llama import LLAMA
 from .modernbert import MODERNBERT
 from .mpnet import MPNET
@@ -34,11 +35,13 @@ __all__ = [
     "Blocks",
     "Family",
     "Layer",
+    "Left",
     "Refused",
     "base_prefix",
     "family_of",
     "first_line",
     "of",
+    "places",
 ]
 
 FAMILIES = (
@@ -86,8 +89,8 @@ class Anatomy:
     """Features a head brings to the output projection; the same in every layer."""
     layers: tuple[Layer, ...]
     """Each layer that is stored, once, however often a forward pass runs it."""
-    whole: bool
-    """Whether the model was not cut: all layers are of one size, and the config carries no ticket."""
+    left: Left
+    """Which heads and neurons of the whole model the layers have: all of them, where it was not cut."""
     stack: str
     """The module that runs the layers."""
     core: str
@@ -98,14 +101,31 @@ class Anatomy:
     """Whether a forward pass runs a stored layer more than once (ALBERT)."""
 
     @property
+    def whole(self) -> bool:
+        """Whether nothing was cut."""
+        return self.left.known and self.left.all
+
+    @property
     def num_heads(self) -> int:
-        """Heads per layer of an uncut model."""
-        return self.layers[0].heads
+        """Heads per layer of the whole model."""
+        return self.left.num_heads
 
     @property
     def num_neurons(self) -> int:
-        """Intermediate neurons per layer of an uncut model."""
-        return self.layers[0].neurons
+        """Intermediate neurons per layer of the whole model."""
+        return self.left.num_neurons
+
+    def refuse_unknown(self) -> None:
+        """For what has to know the units by their indices in the whole model.
+
+        Raises:
+            Refused: The layers are of different sizes, and the configuration does not say what they lack.
+        """
+        if not self.left.known:
+            raise Refused(
+                "this model has already been cut, and its configuration holds no ticket of these sizes that says which "
+                "heads and neurons are left; take the model that was saved after the cut, or the full model."
+            )
 
     def refuse_repeats(self, what: str) -> None:
         """For what goes layer by layer through a forward pass.
@@ -170,13 +190,12 @@ def _read(model: nn.Module, family: Family) -> Anatomy:
     layers = tuple(_layer(model, family, f"{name}.", head_size, group) for name in names)
     stack = (prefix + family.layers).partition(".*")[0].rpartition(".")[0]
     decoder = family.decoder and _has(model, prefix + family.decoder)
-    uniform = len({(layer.heads, layer.neurons) for layer in layers}) == 1
     return Anatomy(
         family,
         config.model_type,
         head_size * group,
         layers,
-        uniform and not getattr(config, "earlybert", None),
+        left_of(model, [(layer.heads, layer.neurons) for layer in layers]),
         stack=stack,
         core=stack if decoder else "",
         axes=linear.axes(model.get_submodule(layers[0].output)),

@@ -30,7 +30,12 @@ class KeptBias:
 
 def _take_kept_bias(attentions: Sequence[nn.Module], heads: Sequence[Heads]) -> None:
     for attention, kept in zip(attentions, heads, strict=True):
-        attention.register_forward_pre_hook(KeptBias(kept), with_kwargs=True)
+        # By its name: a folder that was loaded by its own code has a class of its own.
+        hooks: list[Any] = [h for h in attention._forward_pre_hooks.values() if type(h).__name__ == KeptBias.__name__]
+        if hooks:  # of an earlier cut; heads are those of the whole model, as the bias is
+            hooks[0].heads = kept
+        else:
+            attention.register_forward_pre_hook(KeptBias(kept), with_kwargs=True)
 
 
 MPNET = Family(

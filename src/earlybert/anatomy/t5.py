@@ -33,12 +33,14 @@ def _own_bias(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 def _compute_own_bias(attentions: Sequence[Any], heads: Sequence[Heads]) -> None:
     for attention, kept in zip(attentions, heads, strict=True):
+        cut_before = "compute_bias" in vars(attention)
         attention.compute_bias = KeptBias(attentions[0], kept)
         attention.has_relative_attention_bias = True
         if attention is not attentions[0]:
             # Whoever has the flag is expected to have the table. Past `nn.Module`, so that it is not saved again.
             object.__setattr__(attention, "relative_attention_bias", attentions[0].relative_attention_bias)
-        attention.register_forward_pre_hook(_own_bias, with_kwargs=True)
+        if not cut_before:
+            attention.register_forward_pre_hook(_own_bias, with_kwargs=True)
 
 
 T5 = Family(

@@ -14,7 +14,7 @@ def scores(model: nn.Module, seed: int = 0) -> Scores:
     """Frobenius norm of all the weights that would go with a head (q, k, v, W_O) or a neuron (W_1, W_2).
 
     Args:
-        model: A supported, uncut model.
+        model: A supported model, whole or cut before.
         seed: Breaks ties when drawing.
     """
     anatomy = of(model)
@@ -25,7 +25,7 @@ def scores(model: nn.Module, seed: int = 0) -> Scores:
         into = features.view(layer.heads, anatomy.head_size).sum(1)
         heads.append((_outputs(model, layer.from_heads, layer.heads) + into).sqrt())
         neurons.append((_outputs(model, layer.from_neurons, layer.neurons) + _squares(model, layer.down).sum(0)).sqrt())
-    return Scores(tuple(heads), tuple(neurons), anatomy.model_type, source="weight magnitude", seed=seed)
+    return Scores.of_units(anatomy, heads, neurons, source="weight magnitude", seed=seed)
 
 
 def _outputs(model: nn.Module, blocks: Blocks, units: int) -> Tensor:

@@ -14,11 +14,19 @@ HEADS, NEURONS = 0, 1
 
 
 def scores(anatomy: Anatomy, seed: int) -> Scores:
-    """Uniform random importance for every head and neuron, to draw from with any budget."""
+    """Uniform random importance for every head and neuron, to draw from with any budget.
+
+    Args:
+        anatomy: Of a model, whole or cut before.
+        seed: Of the numbers.
+    """
     shapes = {HEADS: (len(anatomy.layers), anatomy.num_heads), NEURONS: (len(anatomy.layers), anatomy.num_neurons)}
     drawn = {what: np.random.default_rng([seed, what]).random(shape) for what, shape in shapes.items()}
-    heads, neurons = (tuple(torch.from_numpy(drawn[what]).float()) for what in (HEADS, NEURONS))
-    return Scores(heads, neurons, anatomy.model_type, source="random", seed=seed)
+    heads, neurons = (
+        [torch.from_numpy(row)[list(units)] for row, units in zip(drawn[what], left, strict=True)]
+        for what, left in ((HEADS, anatomy.left.heads), (NEURONS, anatomy.left.neurons))
+    )
+    return Scores.of_units(anatomy, heads, neurons, source="random", seed=seed)
 
 
 def like(ticket: Ticket, seed: int) -> Ticket:

@@ -30,7 +30,7 @@ class Sensitivity:
     |g| (Michel et al. 2019, Eq. 5), Fisher the mean of g^2 (Kwon et al. 2022, Eq. 9).
 
     Args:
-        model: A supported, uncut model with a loss. Its weights are not changed.
+        model: A supported model, whole or cut before, with a loss. Its weights are not changed.
         kind: `taylor` or `fisher`.
         precision: Of the passes.
 
@@ -38,7 +38,7 @@ class Sensitivity:
         examples: How many were seen.
 
     Raises:
-        Refused: The model is not supported or already cut, or the kind is neither.
+        Refused: The model is not supported, or was cut and does not say what is left, or the kind is neither.
     """
 
     def __init__(self, model: nn.Module, kind: Kind, precision: Literal["bf16", "no"] = "no") -> None:
@@ -47,15 +47,15 @@ class Sensitivity:
         self.model = model
         self.kind = kind
         self.anatomy = of(model)
-        if not self.anatomy.whole:
-            raise Refused("this model has already been cut; score the full model.")
+        self.anatomy.refuse_unknown()
         self.examples = 0
         self._precision: Literal["bf16", "no"] = precision
         self._device = next(model.parameters()).device
-        layers = len(self.anatomy.layers)
+        # Heads and neurons of the first layer, of the second, ...
         self._sums = [
-            torch.zeros(layers, self.anatomy.num_heads, device=self._device, dtype=torch.float64),
-            torch.zeros(layers, self.anatomy.num_neurons, device=self._device, dtype=torch.float64),
+            torch.zeros(units, device=self._device, dtype=torch.float64)
+            for layer in self.anatomy.layers
+            for units in (layer.heads, layer.neurons)
         ]
 
     def add(self, batch: Batch) -> None:
@@ -70,7 +70,7 @@ class Sensitivity:
         self.examples += rows
         for place, gradient in enumerate(gradients):
             worth = gradient.double().abs() if self.kind == "taylor" else gradient.double().square()
-            self._sums[place % 2][place // 2] += worth.sum((0, 1))
+            self._sums[place] += worth.sum((0, 1))
 
     def flops(self, cost: Cost, shape: Shape, tokens: int) -> int:
         """Of one batch."""
@@ -82,8 +82,8 @@ class Sensitivity:
         Args:
             seed: Breaks ties when drawing.
         """
-        heads, neurons = (tuple((total / max(1, self.examples)).float().cpu()) for total in self._sums)
-        return Scores(heads, neurons, self.anatomy.model_type, source=self.kind, seed=seed)
+        means = [total / max(1, self.examples) for total in self._sums]
+        return Scores.of_units(self.anatomy, means[::2], means[1::2], source=self.kind, seed=seed)
 
     @contextmanager
     def _coefficients(self, rows: int) -> Iterator[list[Tensor]]:
@@ -94,8 +94,8 @@ class Sensitivity:
         try:
             for layer in self.anatomy.layers:
                 for name, units, width in (
-                    (layer.output, self.anatomy.num_heads, self.anatomy.head_size),
-                    (layer.down, self.anatomy.num_neurons, 1),
+                    (layer.output, layer.heads, self.anatomy.head_size),
+                    (layer.down, layer.neurons, 1),
                 ):
                     ones = torch.ones(rows, 1, units, device=self._device, requires_grad=True)
                     found.append(ones)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Refused, of
+from ..anatomy import of
 from ..anatomy.linear import inputs, linear_at, matrix
 from ..anatomy.modes import evaluating
 from ..cost import Cost
@@ -31,21 +31,20 @@ class Surgeon:
     output's own energy, is the score. Centred, because the bias takes up a mean.
 
     Args:
-        model: A supported, uncut model whose layers each run once. Its weights are not changed.
+        model: A supported model, whole or cut before, whose layers each run once. Its weights are not changed.
         precision: Of the forward passes; moments are fp64.
 
     Attributes:
         tokens: How many were seen.
 
     Raises:
-        Refused: The model is not supported, already cut, or runs a layer more than once.
+        Refused: The model is not supported, was cut and does not say what is left, or runs a layer more than once.
     """
 
     def __init__(self, model: nn.Module, precision: Literal["bf16", "no"] = "no") -> None:
         self.model = model
         self.anatomy = of(model)
-        if not self.anatomy.whole:
-            raise Refused("this model has already been cut; score the full model.")
+        self.anatomy.refuse_unknown()
         self.tokens = 0
         self._precision: Literal["bf16", "no"] = precision
         self.anatomy.refuse_repeats("surgeon scores")
@@ -95,7 +94,7 @@ class Surgeon:
         for layer in self.anatomy.layers:
             heads.append(self._lost(layer.output, layer.heads, self.anatomy.head_size))
             neurons.append(self._lost(layer.down, layer.neurons, 1))
-        return Scores(tuple(heads), tuple(neurons), self.anatomy.model_type, source="brain surgeon", seed=seed)
+        return Scores.of_units(self.anatomy, heads, neurons, source="brain surgeon", seed=seed)
 
     def _lost(self, name: str, units: int, size: int) -> Tensor:
         n = max(1, self.tokens)

@@ -46,6 +46,7 @@ def drive(
     batches: Batches | None = None,
     distances: Distances = (),
     end: int | None = None,
+    state: Callable[[], dict[str, Any]] = dict,
 ) -> int:
     """Run the loop of a stage with its log, its checkpoints and its bar.
 
@@ -65,6 +66,7 @@ def drive(
         batches: What to train on instead of the task's rows in that order.
         distances: Of the masks, while a search runs; to be shown.
         end: Of the stage, where other steps follow these; `steps` when None.
+        state: What a checkpoint has to remember besides stage and step. JSON values only.
 
     Returns:
         Optimizer steps done in all.
@@ -84,6 +86,7 @@ def drive(
         cost=cost,
         distances=distances,
         end=end,
+        state=state,
     )
 
 
@@ -122,7 +125,7 @@ def take(
         observers: As in `drive`.
         before_checkpoint: As in `drive`.
         cost: As in `drive`.
-        state: What a checkpoint has to remember besides stage and step. JSON values only.
+        state: As in `drive`.
         ranks: The processes of the job; only the first writes and shows anything.
         distances: As in `drive`.
         left: Seconds left, where they do not depend on the steps left.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from ..anatomy import of
@@ -18,7 +19,7 @@ from ..ticket import apply
 from .advise import duration
 from .bench import SHARED_ORDER, Bench
 from .comparison import Comparison
-from .plan import plan, stand_in
+from .plan import after_cut, later_cuts, plan, stand_in
 from .tuning import trials_of
 from .verdict import reference_row
 
@@ -131,8 +132,12 @@ def _of_run(settings: tuple[tuple[str, Any], ...]) -> Price:
         depth = len(of(model).layers)
         share = len(layerdrop.kept_layers(depth)) / depth if config.method.startswith("layerdrop") else 1.0
         return Price(lengths.train, share * dense * lengths.train)
-    ticket = stand_in(config, of(model))
-    small = count(apply(model, ticket, inplace=True, check=False)).step(shapes) / stream.steps_per_epoch
     searched = lengths.search if kind.searches else 0
-    trained = lengths.train - (searched if config.weights == "keep" else 0)
-    return Price(searched + trained, dense * searched + small * trained)
+    first = searched if config.weights == "keep" else 0
+    flops, anatomy, ticket = dense * searched, of(model), None
+    ends = [*later_cuts(first, lengths.train, config.cuts), lengths.train]
+    for number, (begin, end) in enumerate(pairwise([first, *ends]), start=1):
+        ticket = stand_in(after_cut(config, number), anatomy, within=ticket)
+        small = count(apply(model, ticket, inplace=True, check=False)).step(shapes) / stream.steps_per_epoch
+        flops += small * (end - begin)
+    return Price(searched + lengths.train - first, flops)

@@ -6,28 +6,25 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from ..anatomy import Refused, of
 from ..baselines import dense as dense_rival
 from ..baselines import inverted, layerdrop, magnitude, random_ticket
-from ..baselines.sensitivity import Kind, Sensitivity
-from ..baselines.surgeon import Surgeon
 from ..config import Data, Scope
 from ..config_methods import METHODS, RIVALS
 from ..cost import count
-from ..tasks.batches import shape_of
 from ..ticket import Scores, Ticket
-from ..train.clock import Clock
-from ..train.step import to_device
 from ..train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
+from .gradual import begin_gradually
 from .masked_search import masked_objective
 from .places import alike
 from .rounds import begin_imp, imp_rounds
 from .run import Run, copy_search
+from .scoring import Scored, sensitivity
 from .stages import Begin, Begun, begin_dense, begin_ticket, draw_stage, search_stage, searched
 from .timing import contenders, in_turns, some_batches
 
@@ -181,7 +178,7 @@ def budget_of(ticket: Ticket, heads_scope: Scope, neurons_scope: Scope) -> dict[
     }
 
 
-def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare:
+def _sensitive(kind: Scored, *, at_searched: bool) -> Prepare:
     """Score by gradients or second moments, at theta_0 or after a search, and draw."""
 
     def prepare(bench: Bench, run: Run) -> None:
@@ -196,29 +193,10 @@ def _sensitive(kind: Kind | Literal["surgeon"], *, at_searched: bool) -> Prepare
             first, order = Scores.load(run.scores).steps, SHARED_ORDER  # data that the search has not seen
             about = {**Scores.load(run.scores).info, **about}
             searched(bench, run, model)
-        scores, lines = _sensitivity(bench, model, kind, first, order)
+        scores, lines = sensitivity(bench, model, kind, first, order)
         _scored(run, replace(scores, steps=first, info=about), lines, overwrite=not at_searched)
 
     return prepare
-
-
-def _sensitivity(
-    bench: Bench, model: nn.Module, kind: Kind | Literal["surgeon"], first: int, order: int
-) -> tuple[Scores, list[tuple[float, int]]]:
-    """Scores, and the seconds and FLOPs of each batch they were taken from."""
-    scorer = Surgeon(model, bench.precision) if kind == "surgeon" else Sensitivity(model, kind, bench.precision)
-    cost = count(model)
-    clock, flops = Clock(bench.device), list[int]()
-    batches = (batch for step in bench.stream(order).starting_at(first) for batch in step)
-    enough = min(bench.config.score_batches, bench.stream(order).steps_per_epoch * bench.config.accumulate)
-    for batch in batches:
-        prepared = to_device(batch, bench.device)
-        with clock:
-            scorer.add(prepared)
-        flops.append(scorer.flops(cost, shape_of(batch), int(batch["attention_mask"].sum())))
-        if len(flops) >= enough:
-            break
-    return scorer.scores(bench.config.seed), list(zip(clock.read(), flops, strict=True))
 
 
 def _scored(run: Run, scores: Scores, lines: list[tuple[float, int]], *, overwrite: bool = True) -> None:
@@ -260,10 +238,10 @@ WAYS: dict[str, Way] = {
     "uniform": Way(prepare=_from_another(_uniform)),
     "taylor": Way(prepare=_sensitive("taylor", at_searched=False)),
     "fisher": Way(prepare=_sensitive("fisher", at_searched=False)),
-    "taylor_searched": Way(prepare=_sensitive("taylor", at_searched=True)),
-    "fisher_searched": Way(prepare=_sensitive("fisher", at_searched=True)),
+    "taylor_searched": Way(begin_gradually("taylor"), _sensitive("taylor", at_searched=True)),
+    "fisher_searched": Way(begin_gradually("fisher"), _sensitive("fisher", at_searched=True)),
     "surgeon": Way(prepare=_sensitive("surgeon", at_searched=False)),
-    "surgeon_searched": Way(prepare=_sensitive("surgeon", at_searched=True)),
+    "surgeon_searched": Way(begin_gradually("surgeon"), _sensitive("surgeon", at_searched=True)),
     "magnitude": Way(prepare=_magnitude),
     "mlm_search": Way(prepare=_masked_ticket),
     "layerdrop": Way(_begin_layerdrop),

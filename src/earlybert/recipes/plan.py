@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from .bench import SHARED_ORDER, Bench
 
 FEWEST_SEARCH_STEPS = 100
 """Cap of a search in the default recipe, where 0.2 epoch is less; but never longer than the dense run."""
+CUT_WITHIN = 0.3
+"""Share of the ticket's steps, its first, that later cuts are spread over; the last falls at its end."""
 SETTLED_SOONEST = 60
 """Steps before which a mask is hardly better than random (docs/stopping.md)."""
 
@@ -65,6 +68,8 @@ def plan(bench: Bench) -> Plan:
             f"with weights=keep the search is part of the {train} training steps, but it may take {cap}; "
             "train longer or search less."
         )
+    if keep and len({cap, *later_cuts(cap, train, config.cuts), train}) < config.cuts + 1:
+        raise Refused(f"{train - cap} training steps behind the search are too few for {config.cuts} cuts.")
     train_lr = config.dense_lr if kind.dense else config.lr
     train_schedule = linear(train, round(config.warmup * train))
     followed = train if keep else max(dense, cap)  # a search longer than the dense run gets a schedule as long
@@ -79,6 +84,36 @@ def plan(bench: Bench) -> Plan:
         train_lr=train_lr,
         train_schedule=train_schedule,
     )
+
+
+def later_cuts(first: int, train: int, cuts: int) -> list[int]:
+    """Optimizer steps after which a ticket is cut again, evenly spread over its first `CUT_WITHIN`.
+
+    Args:
+        first: Steps before the first cut.
+        train: Steps in all.
+        cuts: The first one included.
+    """
+    return [first + round(CUT_WITHIN * (train - first) * number / (cuts - 1)) for number in range(1, cuts)]
+
+
+def after_cut(config: Any, number: int) -> Any:
+    """Drawing settings of one of several cuts: so many equal shares of what goes in all are gone after it.
+
+    Args:
+        config: Of a run.
+        number: Of the cut; 1 is the first.
+    """
+    cuts = getattr(config, "cuts", 1)
+    if number >= cuts:
+        return config
+    share = Fraction(number, cuts)
+
+    def part(remove: int | float) -> int | float:
+        return math.floor(remove * share + Fraction(1, 2)) if isinstance(remove, int) else float(remove * share)
+
+    less = {name: part(value) for name in ("heads", "neurons", "joint") if (value := getattr(config, name)) is not None}
+    return replace(config, **less)
 
 
 def advice(bench: Bench) -> list[str]:
@@ -130,14 +165,22 @@ def check_drawing(bench: Bench) -> None:
     Raises:
         Refused: As `draw`.
     """
-    stand_in(bench.config, _anatomy(bench.config))
+    config, anatomy = bench.config, _anatomy(bench.config)
+    before: Ticket | None = None
+    for number in range(1, config.cuts + 1):
+        before = stand_in(after_cut(config, number), anatomy, within=before)
 
 
-def stand_in(config: Finetune, anatomy: Anatomy) -> Ticket:
+def stand_in(config: Finetune, anatomy: Anatomy, *, within: Ticket | None = None) -> Ticket:
     """A random ticket of a run's budget, for what depends on its size alone.
 
     Worth per FLOP is spread evenly over the heads and over the neurons of every layer, so that a joint ranking removes
     about the same share of both, and of every layer.
+
+    Args:
+        config: Says how much goes.
+        anatomy: Of the whole model.
+        within: What an earlier cut has kept.
 
     Raises:
         Refused: As `draw`.
@@ -147,7 +190,8 @@ def stand_in(config: Finetune, anatomy: Anatomy) -> Ticket:
         tuple(price * (layer.argsort().argsort() + 0.5) / len(layer) for layer in part)
         for part, price in ((scores.heads, 2 * anatomy.head_size), (scores.neurons, 1))
     )
-    return draw_ticket(config, replace(scores, heads=heads, neurons=neurons), head_size=anatomy.head_size)
+    scores = replace(scores, heads=heads, neurons=neurons, within=within)
+    return draw_ticket(config, scores, head_size=anatomy.head_size)
 
 
 def _anatomy(config: Finetune) -> Anatomy:

@@ -34,7 +34,7 @@ from ..train.steplog import LAST, SCORING, Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .display import say
 from .drive import Batches, drive, profiled, resume
-from .plan import Plan, draw_ticket, glimpse, head_size_of, plan
+from .plan import Plan, after_cut, draw_ticket, glimpse, head_size_of, plan
 from .report import write_card
 from .result import Evaluations, summary
 from .run import Run, RunFolder
@@ -61,6 +61,10 @@ class Begun:
     """Given the optimizer steps done: an observer of every step, and what counts the FLOPs in place of the model."""
     finish: Callable[[], None] = lambda: None
     """Called on the trained model before it is saved."""
+    later: list[tuple[int, Callable[[nn.Module, torch.optim.Optimizer], nn.Module]]] = field(default_factory=list)
+    """Optimizer steps after which the model is cut again, and what does it and takes the optimizer along."""
+    state: Callable[[], dict[str, Any]] = dict
+    """What a checkpoint has to remember besides. JSON values only."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """Further entries of `metrics.json`. JSON values only."""
 
@@ -144,7 +148,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
 
 
 def draw_stage(run: RunFolder[Any], scores: Scores) -> Ticket:
-    """Stage 2. Writes `ticket.json`.
+    """Stage 2. Writes `ticket.json`, of several cuts that of the first.
 
     Args:
         run: The folder.
@@ -152,7 +156,7 @@ def draw_stage(run: RunFolder[Any], scores: Scores) -> Ticket:
     """
     head_size = head_size_of(run.config)
     began = time.perf_counter()
-    ticket = draw_ticket(run.config, scores, head_size=head_size)
+    ticket = draw_ticket(after_cut(run.config, 1), scores, head_size=head_size)
     truncate(run.steps, SCORING, LAST)
     add_line(run.steps, "draw", 1, time.perf_counter() - began)
     ticket.save(run.ticket)  # last: its presence says that the stage is done
@@ -193,7 +197,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     step = _take_steps(bench, run, begun, step, first)
     peak = peak_memory(bench.device)  # before there are copies for the profile
     profiled(run, "train", step, bench.stream(begun.order).starting_at(0))
-    model.eval()
+    model = begun.model.eval()
     begun.finish()
     save(model, run.model, tokenizer=bench.tokenizer)
     metrics = summary(bench, run, model, before=before, engine=type(step).__name__, peak_memory=peak)
@@ -204,9 +208,12 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
 
 
 def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: int) -> EagerStep:
-    """All steps of stage 3 behind `first`, those that match a teacher before the others; what took the last ones."""
-    config, lengths, model = bench.config, plan(bench), begun.model
-    observers: list[Observer] = [Evaluations(run, lambda: bench.score(model), first)] if config.eval_every else []
+    """All steps of stage 3 behind `first`, those that match a teacher before the others; what took the last ones.
+
+    `begun.model` is the model they end with.
+    """
+    config, lengths = bench.config, plan(bench)
+    observers: list[Observer] = [Evaluations(run, lambda: bench.score(begun.model), first)] if config.eval_every else []
     watched = begun.watch(first)
     go = partial(
         drive,
@@ -217,17 +224,28 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
         schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
         order=begun.order,
         observers=[*observers, *([watched[0]] if watched else [])],
+        end=lengths.train,
+        state=begun.state,
     )
-    if begun.teacher is not None:
-        until = begun.first + round(config.match_share * (lengths.train - begun.first))
-        if first < until:
-            cost = MatchedCost(count(model), count(begun.teacher))
+    until = begun.first + round(config.match_share * (lengths.train - begun.first)) if begun.teacher else 0
+    while True:
+        stop = begun.later[0][0] if begun.later else lengths.train
+        if begun.teacher is not None and first < until:
+            cost = MatchedCost(count(begun.model), count(begun.teacher))
             with matching(step, begun.teacher, config.match):
-                first = go(step, first=first, steps=until, cost=cost, end=lengths.train)
-        begun.teacher = None  # makes room
-        step = _step(bench, model, step.optimizer, static=begun.static)
-    go(step, first=first, steps=lengths.train, cost=watched[1] if watched else None)
-    return step
+                first = go(step, first=first, steps=min(until, stop), cost=cost)
+        if begun.teacher is not None and first >= until:
+            begun.teacher = None  # makes room
+            step = _step(bench, begun.model, step.optimizer, static=begun.static)
+        if begun.teacher is None or first >= stop:
+            first = go(step, first=first, steps=stop, cost=watched[1] if watched else None)
+        if first >= stop:
+            if not begun.later:
+                return step
+            _, cut_again = begun.later.pop(0)
+            begun.model = cut_again(begun.model, step.optimizer)
+            static = begun.static and begun.teacher is None
+            step = _step(bench, begun.model, step.optimizer, static=static)
 
 
 def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, static: bool) -> EagerStep:
@@ -275,14 +293,14 @@ def begin_ticket(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
     small = apply(theta_0, ticket)
     flops = 0
     if config.refit and not run.training:  # a checkpoint has the refitted weights already
-        flops = _refit(bench, small, theta_0, order, first)
+        flops = refit_next(bench, small, theta_0, order, first)
     if optimizer is not None:
         rebind(optimizer, theta_0, small)
         teacher = theta_0 if config.match else None
     return Begun(small, order, optimizer, first, flops, teacher)
 
 
-def _refit(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: int) -> int:
+def refit_next(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: int) -> int:
     """Refit on the batches that come next; the FLOPs it took."""
     steps = bench.stream(order).starting_at(first)
     micro_batches = islice((batch for step in steps for batch in step), bench.config.refit)

@@ -33,7 +33,8 @@ def draw(
         scores: The coefficients of a search, or any other importance.
         heads: What to *remove*: an int is a count (in every layer, or in all together when
             global), a float in [0, 1) a fraction. Counts are rounded half up. 1/3 of 16 is not 6:
-            give counts where a paper gives counts.
+            give counts where a paper gives counts. From scores of a cut model, too, it counts from
+            the whole one, with what is gone already: the same budget ends at the same size.
         neurons: The same for intermediate neurons.
         heads_scope: Compare heads within their layer (the paper's choice) or over all layers.
         neurons_scope: Compare neurons over all layers (the paper's choice) or within each.
@@ -46,12 +47,13 @@ def draw(
         equal scores are ordered by a hash seeded with `scores.seed`, not by index.
 
     Raises:
-        Refused: A ratio outside [0, 1), or a budget that would leave a layer with nothing.
+        Refused: A ratio outside [0, 1), a budget that would leave a layer with nothing, or one that
+            would leave more than a cut model still has.
     """
     if type(align) is not int or align < 1:
         raise Refused(f"align must be a whole number of at least 1, got {align!r}.")
     heads, neurons = _plain(heads, "heads"), _plain(neurons, "neurons")
-    head_scores, neuron_scores = magnitudes(scores.heads), magnitudes(scores.neurons)
+    head_scores, neuron_scores = importances(scores)
     head_mask = keep_mask(head_scores, heads, scope=heads_scope, seed=scores.seed, what="heads")
     neuron_mask = keep_mask(neuron_scores, neurons, scope=neurons_scope, align=align, seed=scores.seed, what="neurons")
     return Ticket(
@@ -93,7 +95,7 @@ def keep_mask(
     scores, which falls within a layer, so taking the best blocks greedily keeps the largest total.
 
     Args:
-        importance: Non-negative float64 `[layers, units]`.
+        importance: Non-negative float64 `[layers, units]`; -inf for what is gone already.
         remove: As in `draw`.
         scope: As in `draw`.
         align: Units per block.
@@ -109,7 +111,7 @@ def keep_mask(
     whole = units if scope == "layer" else layers * units
     removed = _count(remove, whole, what)
     if removed == 0:
-        return np.ones((layers, units), dtype=bool)
+        return _present(np.ones((layers, units), dtype=bool), importance, remove, what)
     kept = whole - removed
     if align > units:
         raise Refused(f"align {align} is larger than the {units} {what} of a layer; use a smaller align.")
@@ -133,6 +135,20 @@ def keep_mask(
     mask = np.zeros((layers, units), dtype=bool)
     for layer in range(layers):
         mask[layer, order[layer, : counts[layer] * align]] = True
+    return _present(mask, importance, remove, what)
+
+
+def _present(mask: Mask, importance: NDArray[np.float64], remove: int | float, what: str) -> Mask:
+    """The mask, if it keeps nothing that is gone already."""
+    gone = np.isneginf(importance)
+    wrong = np.flatnonzero((mask & gone).any(axis=1))
+    if wrong.size:
+        layer = int(wrong[0])
+        raise Refused(
+            f"removing {remove!r} of the {what} would keep {int(mask[layer].sum())} in layer {layer}, of which the cut "
+            f"model has {int((~gone[layer]).sum())}; a budget counts from the whole model, what is gone already "
+            "included: remove more, or use another scope or a smaller align."
+        )
     return mask
 
 
@@ -203,18 +219,23 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 def margin_of(importance: NDArray[np.float64], mask: Mask, scope: Scope) -> float | None:
     """How far the worst unit kept lies above the best unit removed; the closest layer where scope is a layer.
 
-    0 is a tie. Below 0 alignment or a floor went before the scores. None when nothing was removed.
+    0 is a tie. Below 0 alignment or a floor went before the scores. None when nothing was removed that was there.
     """
-    if mask.all():
-        return None
     groups = zip(importance, mask, strict=True) if scope == "layer" else [(importance, mask)]
-    margins = [float(scores[kept].min() - scores[~kept].max()) for scores, kept in groups if not kept.all()]
-    return min(margins)
+    removed = ((scores[kept], scores[~kept & ~np.isneginf(scores)]) for scores, kept in groups)
+    return min((float(kept.min() - out.max()) for kept, out in removed if out.size), default=None)
 
 
-def magnitudes(vectors: tuple[torch.Tensor, ...]) -> NDArray[np.float64]:
-    """|score| as float64 `[layers, units]`."""
-    return np.abs(torch.stack(vectors).numpy().astype(np.float64))
+def importances(scores: Scores) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """|score| of heads and of neurons as float64 `[layers, units]`; -inf for what a cut model has no more."""
+    heads, neurons = (
+        np.abs(torch.stack(vectors).numpy().astype(np.float64)) for vectors in (scores.heads, scores.neurons)
+    )
+    if scores.within is not None:
+        for matrix, layers in ((heads, scores.within.heads), (neurons, scores.within.neurons)):
+            for row, kept in zip(matrix, layers, strict=True):
+                row[np.setdiff1d(np.arange(len(row)), kept)] = -np.inf
+    return heads, neurons
 
 
 def _indices(mask: Mask) -> Layers:

@@ -22,34 +22,49 @@ class Gates:
     change, and `detach` leaves it as it was to the bit.
 
     Args:
-        model: A supported, uncut model.
+        model: A supported model, whole or cut before.
         on: `"weight"` scales weight columns (cost grows with the weights), `"input"` scales the
             activations as the paper writes it (cost grows with the tokens). Same function.
 
     Attributes:
-        heads: fp32 parameter `[layers, heads]`, starts at 1.
-        neurons: fp32 parameter `[layers, neurons]`, starts at 1.
+        heads: fp32 parameter `[layers, heads of the whole model]`, starts at 1; what is gone already is and stays 0.
+        neurons: fp32 parameter `[layers, neurons of the whole model]`, likewise.
 
     Raises:
-        Refused: The model is not supported or already cut.
+        Refused: The model is not supported, or was cut and does not say what is left.
     """
 
     def __init__(self, model: nn.Module, *, on: Literal["weight", "input"] = "weight") -> None:
         self.model = model
         self.on = on
         self.anatomy = of(model)
-        if not self.anatomy.whole:
-            raise Refused("this model has already been cut; search for tickets on the full model.")
+        self.anatomy.refuse_unknown()
         device = next(model.parameters()).device
         layers = len(self.anatomy.layers)
         # fp32 whatever the model's dtype: in bf16, steps of 2e-5 around 1 round to nothing.
         self.heads = nn.Parameter(torch.ones(layers, self.anatomy.num_heads, device=device, dtype=torch.float32))
         self.neurons = nn.Parameter(torch.ones(layers, self.anatomy.num_neurons, device=device, dtype=torch.float32))
+        # Where a cut model's units lie among those of the whole one; None where all are there.
+        self._left: dict[str, list[Tensor]] | None = None
+        if not self.anatomy.whole:
+            self._left = {
+                name: [torch.tensor(units, device=device) for units in getattr(self.anatomy.left, name)]
+                for name in ("heads", "neurons")
+            }
+            for name, left in self._left.items():
+                parameter: nn.Parameter = getattr(self, name)
+                kept = [torch.zeros_like(row).index_fill(0, units, 1.0) for row, units in zip(parameter, left)]
+                parameter.data.copy_(torch.stack(kept))
         self._gated: list[nn.Module] = []
 
     def parameters(self) -> list[nn.Parameter]:
         """Both coefficient tensors, for an optimizer group of their own without weight decay."""
         return [self.heads, self.neurons]
+
+    def of(self, kind: Literal["heads", "neurons"], layer: int) -> Tensor:
+        """The coefficients of what a layer has, fp32 `[heads or neurons there]`."""
+        row = getattr(self, kind)[layer]
+        return row if self._left is None else row[self._left[kind][layer]]
 
     def attach(self) -> Gates:
         """Put the coefficients into the model's forward pass.
@@ -61,8 +76,8 @@ class Gates:
             if "forward" in vars(self.model.get_submodule(name)):
                 raise Refused(f"{name} already has its forward replaced; take other gates or hooks off first.")
         for index, layer in enumerate(self.anatomy.layers):
-            self._gate(layer.output, lambda index=index: expand_heads(self.heads[index], self.anatomy.head_size))
-            self._gate(layer.down, lambda index=index: self.neurons[index])
+            self._gate(layer.output, lambda index=index: expand_heads(self.of("heads", index), self.anatomy.head_size))
+            self._gate(layer.down, lambda index=index: self.of("neurons", index))
         return self
 
     def detach(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from .draw import layer_order, magnitudes, margin_of, tie_hash
+from .draw import importances, layer_order, margin_of, tie_hash
 from .scores import Scores
 from .ticket import Ticket
 
@@ -25,7 +25,8 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
 
     Args:
         scores: Importance of every head and neuron.
-        remove: Share of the FLOPs of all heads and neurons to remove, in [0, 1).
+        remove: Share of the FLOPs of all heads and neurons to remove, in [0, 1); of a cut model's, too, it counts from
+            the whole one.
         head_size: Features of a head.
         align: Every layer keeps a multiple of this many neurons, best first.
 
@@ -34,11 +35,11 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
         same ticket. What is kept is within one head or block of the budget.
 
     Raises:
-        Refused: The share is out of range, or less than every layer's least.
+        Refused: The share is out of range, or leaves less than every layer's least, or more than a cut model has.
     """
     if not 0 <= remove < 1:
         raise Refused(f"the share of FLOPs to remove must be in [0, 1), got {remove!r}.")
-    heads, neurons = magnitudes(scores.heads), magnitudes(scores.neurons)
+    heads, neurons = importances(scores)
     layers, units = neurons.shape
     if not 1 <= align <= units:
         raise Refused(f"align must be between 1 and the {units} neurons of a layer, got {align!r}.")
@@ -59,6 +60,11 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
     for layer in range(layers):
         masks[HEAD][layer, head_order[layer, : kept[HEAD][layer]]] = True
         masks[NEURON][layer, neuron_order[layer, : kept[NEURON][layer] * align]] = True
+    if any((mask & np.isneginf(part)).any() for mask, part in zip(masks, (heads, neurons), strict=True)):
+        raise Refused(
+            f"removing {remove:g} of the FLOPs would keep more than the cut model has; the share counts from the whole "
+            "model, what is gone already included: remove more, or use a smaller align."
+        )
     heads_kept, neurons_kept = (tuple(tuple(np.flatnonzero(row).tolist()) for row in mask) for mask in masks)
     return Ticket(
         heads=heads_kept,

@@ -44,7 +44,7 @@ class Settled:
     window: int = 3
     """Distances in a row, each between neighbouring checks, that have to be small."""
     threshold: float = 0.08
-    """Share of the bits that may differ and still count as the same mask, for heads and for neurons."""
+    """Share of the whole model's bits that may differ and still count as the same mask, for heads and for neurons."""
     min_steps: int = 60
     """Optimizer steps before the first check."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Anatomy, Blocks, Refused, linear, of
+from ..anatomy import Anatomy, Blocks, Refused, linear, of, places
 from ..anatomy.probe import probe
 from .gates import expand_heads
 from .scores import Scores
@@ -34,19 +34,19 @@ def apply(
     """Remove what the ticket does not keep, physically.
 
     Args:
-        model: A supported, uncut Hugging Face model.
-        ticket: A ticket for it.
+        model: A supported Hugging Face model, whole or cut before.
+        ticket: A ticket for it, in indices of the whole model. Of a cut model it keeps what is there, or less.
         weights: Scores that kept theta_T: the cut model starts from the searched weights, with the
             coefficients folded in. Without it, from the model's present weights.
         inplace: Cut this model instead of a copy.
         check: Compare the cut model with the masked one on a small random batch.
 
     Returns:
-        A model of the same class whose config remembers the ticket. An optimizer of the full model
-        does not fit it: build a new one, or carry it over with `rebind`.
+        A model of the same class whose config remembers the ticket, this last one alone. An optimizer of the model
+        given does not fit it: build a new one, or carry it over with `rebind`.
 
     Raises:
-        Refused: The ticket is for another model, or the model is unsupported or already cut.
+        Refused: The ticket is for another model or keeps what a cut model has no more, or the model is unsupported.
         CutMismatch: Cut and masked differ by more than 1e-4; the model given is untouched.
     """
     anatomy = of(model)
@@ -100,7 +100,7 @@ def slices(anatomy: Anatomy, ticket: Ticket) -> Slices:
     """
     found: Slices = {}
     out, into = anatomy.axes
-    for layer, heads, neurons in zip(anatomy.layers, ticket.heads, ticket.neurons, strict=True):
+    for layer, (heads, neurons) in zip(anatomy.layers, _places(anatomy, ticket), strict=True):
         for name, index in (
             *_stacked(layer.from_heads, layer.heads, heads).items(),
             *_stacked(layer.from_neurons, layer.neurons, neurons).items(),
@@ -118,7 +118,7 @@ def rebind(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module) -> 
     Args:
         optimizer: Holds parameters of `old`; changed in place. A group named `"coefficients"` (the
             gates of a search) is dropped, so that no dead parameter stays behind.
-        old: The full model.
+        old: The model before the cut, whole or cut before.
         new: What `apply` made of it.
 
     Returns:
@@ -143,7 +143,7 @@ def carry(
 
     Args:
         optimizer: As `rebind`.
-        old: Parameters of the full model by name, each once.
+        old: Parameters of the model before the cut by name, each once.
         new: The cut model.
         smaller: What the cut kept of them.
     """
@@ -170,7 +170,9 @@ def carry(
 def fold(model: nn.Module, scores: Scores) -> None:
     """Multiply the coefficients into W_O and W_2, in place, so that the gated model needs no gates."""
     anatomy = of(model)
-    for layer, heads, neurons in zip(anatomy.layers, scores.heads, scores.neurons, strict=True):
+    for index, layer in enumerate(anatomy.layers):
+        heads = scores.heads[index][list(anatomy.left.heads[index])]
+        neurons = scores.neurons[index][list(anatomy.left.neurons[index])]
         for name, c in ((layer.output, expand_heads(heads, anatomy.head_size)), (layer.down, neurons)):
             _scale_columns(model, name, c)
 
@@ -178,12 +180,19 @@ def fold(model: nn.Module, scores: Scores) -> None:
 def mask(model: nn.Module, ticket: Ticket) -> None:
     """Set the columns of W_O and W_2 that the ticket does not keep to zero, in place: the reference of a cut."""
     anatomy = of(model)
-    for layer, heads, neurons in zip(anatomy.layers, ticket.heads, ticket.neurons, strict=True):
+    for layer, (heads, neurons) in zip(anatomy.layers, _places(anatomy, ticket), strict=True):
         for name, index, width in (
             (layer.output, _features(heads, anatomy.head_size), layer.heads * anatomy.head_size),
             (layer.down, _features(neurons, 1), layer.neurons),
         ):
             _scale_columns(model, name, torch.zeros(width).index_fill(0, index, 1.0))
+
+
+def _places(anatomy: Anatomy, ticket: Ticket) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """For each layer, where the heads and neurons that a ticket keeps lie among those that a model has."""
+    left = anatomy.left
+    for present, heads, more_present, neurons in zip(left.heads, ticket.heads, left.neurons, ticket.neurons):
+        yield places(present, heads), places(more_present, neurons)
 
 
 def _scale_columns(model: nn.Module, name: str, c: Tensor) -> None:

@@ -24,6 +24,8 @@ Layers = tuple[tuple[int, ...], ...]
 class Ticket:
     """Which heads and neurons stay (Sec. 3.2, ticket-drawing stage).
 
+    Indices are those of the whole model, also in a ticket for a model that was cut before.
+
     Raises:
         Refused: A layer is empty, an index is out of range, repeated or out of order, or heads
             and neurons speak of different numbers of layers.
@@ -36,9 +38,9 @@ class Ticket:
     model_type: str
     """`config.model_type` of the models it fits."""
     num_heads: int
-    """Heads per layer before the cut."""
+    """Heads per layer of the whole model."""
     num_neurons: int
-    """Intermediate neurons per layer before the cut."""
+    """Intermediate neurons per layer of the whole model."""
     drawn: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What drew it, from which scores, and how sure the cut is. JSON values only."""
 
@@ -50,6 +52,17 @@ class Ticket:
         for what, layers, size in (("heads", self.heads, self.num_heads), ("neurons", self.neurons, self.num_neurons)):
             for number, kept in enumerate(layers):
                 _validate(what, number, kept, size)
+
+    @classmethod
+    def of(cls, anatomy: Anatomy) -> Ticket:
+        """All that a model has: what its own cut has kept, or every head and neuron of a whole one.
+
+        Raises:
+            Refused: As `Anatomy.refuse_unknown`.
+        """
+        anatomy.refuse_unknown()
+        heads, neurons = (tuple(tuple(units) for units in part) for part in (anatomy.left.heads, anatomy.left.neurons))
+        return cls(heads, neurons, anatomy.model_type, anatomy.num_heads, anatomy.num_neurons)
 
     @property
     def layers(self) -> int:
@@ -67,13 +80,12 @@ class Ticket:
         return sum(map(len, self.neurons))
 
     def fits(self, anatomy: Anatomy) -> None:
-        """Check that this ticket is for that (uncut) model.
+        """Check that this ticket is for that model: the whole one, or one of which nothing is gone that it keeps.
 
         Raises:
-            Refused: Another type, other sizes, or a model that is already cut.
+            Refused: Another type, other sizes, or a model that lacks something it keeps.
         """
-        if not anatomy.whole:
-            raise Refused("this model has already been cut; a ticket applies to the full model.")
+        anatomy.refuse_unknown()
         for what, mine, its in (
             ("model type", self.model_type, anatomy.model_type),
             ("number of layers", self.layers, len(anatomy.layers)),
@@ -84,6 +96,17 @@ class Ticket:
                 raise Refused(
                     f"this ticket is for another model: {what} is {mine} in the ticket and {its} in the model."
                 )
+
+        for what, kept, left in (
+            ("head", self.heads, anatomy.left.heads),
+            ("neuron", self.neurons, anatomy.left.neurons),
+        ):
+            for number, (wanted, present) in enumerate(zip(kept, left, strict=True)):
+                if gone := sorted(set(wanted).difference(present)):
+                    raise Refused(
+                        f"this model has already been cut: {what} {gone[0]} of layer {number}, which this ticket "
+                        "keeps, is gone; draw from scores of the cut model, or cut the full one."
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON object that `from_dict` reads back, with a checksum of the rest."""

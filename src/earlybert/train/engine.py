@@ -66,7 +66,10 @@ def build(
         return plain(model, optimizer, **settings)
     try:
         precision = settings.get("precision", "no")
+        gates = settings.get("gates")
         lost = _no_graph(model, optimizer, precision) if static else "this method changes its steps."
+        if gates is not None and not gates.anatomy.whole:
+            lost = "the model was cut before, and their coefficients want layers of one width."
         lost = lost if cut_up is None else "the model is cut up over processes."
         if device.type == "cuda" and lost:
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)

@@ -47,7 +47,7 @@ def search(
     """Find out which heads and neurons matter. The model is bit-identical afterwards.
 
     Args:
-        model: A supported, uncut Hugging Face model with a loss. It is trained where it is and then
+        model: A supported Hugging Face model with a loss, whole or cut before. It is trained where it is and then
             put back: weights, buffers, gradients, modes, and the random state of the process.
         batches: Dicts that the model accepts, labels included. A list or data loader is gone
             through again when it ends; an iterator that ends, ends the search.
@@ -71,7 +71,7 @@ def search(
         The coefficients, and in `info` why the search ended.
 
     Raises:
-        Refused: An unsupported or cut model, no batches, or a setting out of range.
+        Refused: An unsupported model, no batches, or a setting out of range.
         Diverged: The loss became NaN or infinite. The model is put back all the same.
     """
     strengths = l1_pair(l1)

@@ -166,6 +166,15 @@ def truncate(path: Path, stage: str, step: int) -> None:
     write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
+def forget(path: Path, stage: str, step: int) -> None:
+    """Drop one line that will be written again, if it is there."""
+    with _understood(path):
+        lines = list(read_steps(path))
+        kept = [line for line in lines if (line["stage"], line["step"]) != (stage, step)]
+    if len(kept) < len(lines):
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
 def totals(path: Path) -> dict[str, Totals]:
     """Sums for each stage that has steps."""
     sums: dict[str, Totals] = {}
