@@ -101,7 +101,10 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
     svg = (done / "compare.svg").read_text()
     assert "<svg" in svg
     assert all(row.replace("_", "_") in svg or row in svg for row in METHODS)
-    assert set(read(done)["inference_ms_per_row"]["sst2"]) == set(METHODS)
+    inference = read(done)["inference_ms_per_row"]["sst2"]
+    assert set(inference) == set(METHODS)
+    assert inference["dense"] == inference["dense_same_flops"], "one network is timed once"
+    assert inference["dense"] != inference["ticket"]
 
 
 def test_seeds_are_paired_and_models_of_later_seeds_go(done: Path) -> None:

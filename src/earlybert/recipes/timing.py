@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -101,24 +102,33 @@ def some_batches(bench: Bench, count: int = BATCHES) -> list[list[Batch]]:
     return list(islice(bench.stream(SHARED_ORDER).starting_at(0), count))
 
 
-def inference_seconds(bench: Bench, models: dict[str, nn.Module]) -> dict[str, float]:
-    """Seconds a validation row, batches as in evaluation; models take turns, the median pass counts.
+def inference_seconds(bench: Bench, models: Mapping[str, nn.Module]) -> dict[str, float]:
+    """Seconds a validation row, batches as in evaluation; models take turns at every batch, the median of each counts.
 
-    Where there are more than `INFERENCE_BATCHES`, evenly spread ones of all lengths stand for them.
+    Models whose tensors have the same shapes are one network, and timed as one. Where there are more batches than
+    `INFERENCE_BATCHES`, evenly spread ones of all lengths stand for them.
     """
     every = max(1, -(-len(bench.validation) // bench.config.batch_size) // INFERENCE_BATCHES)
     chosen = list(islice(in_order(bench.validation, bench.config.batch_size), 0, None, every))
-    batches = [to_device(batch, bench.device) for _, batch in chosen]
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(INFERENCE_PASSES + 1):
-        for name, model in models.items():
-            began = time.perf_counter()
-            with torch.no_grad():
-                for batch in batches:
-                    with autocast(bench.precision, bench.device):
-                        model(**{key: value for key, value in batch.items() if key not in bench.validation.targets})
-            if bench.device.type == "cuda":
-                torch.cuda.synchronize(bench.device)
-            times[name].append(time.perf_counter() - began)
     rows = sum(len(numbers) for numbers, _ in chosen)
-    return {name: statistics.median(seconds[1:]) / rows for name, seconds in times.items()}
+    networks = {name: tuple(tensor.shape for tensor in model.state_dict().values()) for name, model in models.items()}
+    timed = {network: models[name] for name, network in networks.items()}
+    seconds = dict.fromkeys(timed, 0.0)
+    for _, batch in chosen:
+        inputs = to_device({key: batch[key] for key in batch if key not in bench.validation.targets}, bench.device)
+        times: dict[Any, list[float]] = {network: [] for network in timed}
+        for turn in range(INFERENCE_PASSES + 1):
+            for network in list(timed)[:: -1 if turn % 2 else 1]:
+                times[network].append(_forward_seconds(bench, timed[network], inputs))
+        for network, found in times.items():
+            seconds[network] += statistics.median(found[1:])
+    return {name: seconds[network] / rows for name, network in networks.items()}
+
+
+def _forward_seconds(bench: Bench, model: nn.Module, inputs: Batch) -> float:
+    began = time.perf_counter()
+    with torch.no_grad(), autocast(bench.precision, bench.device):
+        model(**inputs)
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize(bench.device)
+    return time.perf_counter() - began
