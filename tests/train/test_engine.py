@@ -34,3 +34,18 @@ def test_what_cannot_run_falls_back_with_one_line(caplog: pytest.LogCaptureFixtu
     assert "gradient checkpointing is on" in caplog.messages[1]
     with pytest.raises(Refused, match="eager or fast"):
         engine.build("quick", model, optimizer)  # type: ignore[arg-type]
+
+
+def test_the_last_micro_batch_that_counts_is_the_last() -> None:
+    """Gradients of several processes meet in it."""
+    seen: list[bool] = []
+
+    class Watched(EagerStep):
+        def begin(self, *, last: bool) -> None:
+            seen.append(last)
+
+    model = tiny_model("bert")
+    step = Watched(model, torch.optim.SGD(model.parameters(), lr=0.0))
+    batch = {"input_ids": torch.full((2, 3), 7), "labels": torch.tensor([0, 1])}
+    step([batch, batch, {**batch, "labels": torch.full((2,), -100)}])
+    assert seen == [False, True]

@@ -108,12 +108,11 @@ class EagerStep:
         """
         self.mark("optimizer")
         self.clear()
-        shares = self.shares(micro_batches)
+        shares = zip(micro_batches, self.shares(micro_batches), strict=True)
+        counted = [(batch, share) for batch, share in shares if share]  # without a label a mean loss is not a number
         total: Tensor | None = None
-        for number, (batch, share) in enumerate(zip(micro_batches, shares, strict=True), start=1):
-            if share == 0.0:  # no label in it counts: its mean loss is not a number
-                continue
-            self.begin(last=number == len(micro_batches))
+        for number, (batch, share) in enumerate(counted, start=1):
+            self.begin(last=number == len(counted))
             self.mark("forward")
             loss = self.loss(batch)
             whole = loss if self.aim is None else loss + self.aim(batch)
