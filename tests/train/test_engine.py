@@ -49,3 +49,9 @@ def test_the_last_micro_batch_that_counts_is_the_last() -> None:
     batch = {"input_ids": torch.full((2, 3), 7), "labels": torch.tensor([0, 1])}
     step([batch, batch, {**batch, "labels": torch.full((2,), -100)}])
     assert seen == [False, True]
+
+
+def test_who_asked_for_nothing_on_a_gpu_is_told_what_that_costs() -> None:
+    assert "--engine fast" in (engine.unasked("auto", torch.device("cuda")) or "")
+    assert engine.unasked("eager", torch.device("cuda")) is None
+    assert engine.unasked("auto", torch.device("cpu")) is None

@@ -19,6 +19,7 @@ from ..tasks.head import load_config
 from ..ticket import Scores, Settled, Ticket, draw
 from ..ticket.joint import draw_jointly
 from ..ticket.settled import CHECKS, Watch
+from ..train.engine import unasked
 from ..train.schedule import Schedule, linear
 from .bench import SHARED_ORDER, Bench
 
@@ -138,11 +139,8 @@ def advice(bench: Bench) -> list[str]:
             )
     if config.joint is not None and any(getattr(config, name) != getattr(Drawing, name) for name in BUDGET):
         notes.append(f"joint {config.joint:g} says what goes; heads and neurons are not used to draw.")
-    if bench.device.type == "cuda" and config.engine == "auto":
-        notes.append(
-            "on a GPU the eager step is bound by launching kernels, and a ticket's is hardly faster; --engine fast "
-            "is several times as fast, and not yet the default there (docs/limits.md)."
-        )
+    if slow := unasked(config.engine, bench.device):
+        notes.append(slow)
     if lengths.train < 20:
         notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
     return notes

@@ -14,6 +14,7 @@ from ..anatomy import Refused
 from ..config import NO_RESULT, changed
 from ..config_pretrain import Pretrain
 from ..ticket.files import write_atomically
+from ..train.engine import unasked
 from ..train.ranks import reached
 from ..train.steplog import totals
 from .display import say
@@ -185,6 +186,8 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
         f"{', the model cut up over them' if bench.sharded else ''}"
     )
+    if slow := unasked(config.engine, bench.device):
+        say(f"note: {slow}")
     if bench.ranks.world == 1 and launched_for_more():
         say(
             "note: accelerate was asked for several processes and began one, as it does for a CPU; launch with its "

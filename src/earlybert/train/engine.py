@@ -28,6 +28,16 @@ def chosen(engine: Literal["auto", "eager", "fast"], device: torch.device) -> En
     return engine
 
 
+def unasked(engine: Literal["auto", "eager", "fast"], device: torch.device) -> str | None:
+    """What somebody who asked for no engine should know about theirs on this device; None where there is nothing."""
+    if engine == "auto" and device.type == "cuda":
+        return (
+            "on a GPU the eager step is bound by launching kernels, and a ticket's is hardly faster; --engine fast "
+            "is several times as fast, and not yet the default there (docs/limits.md)."
+        )
+    return None
+
+
 def build(
     engine: Engine,
     model: nn.Module,

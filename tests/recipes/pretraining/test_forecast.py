@@ -71,7 +71,15 @@ def test_the_papers_ticket_without_any_text(name: str, tmp_path: Path, capsys: p
 @pytest.mark.parametrize("method", ["dense", "ticket", "random"])
 def test_with_a_corpus_it_says_what_the_run_then_takes(method: str, flags: list[str], tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "run"
-    assert run("pretrain", *flags, "--method", method, "--pairs", "false", "--output", out) == 0
+    words = [
+        "--method",
+        method,
+        "--pairs",
+        "false",
+        "--engine",
+        "eager",
+    ]  # the fast step leaves padding out, rows here are short
+    assert run("pretrain", *flags, *words, "--output", out) == 0
     config = config_of(out)
     metrics = json.loads((out / "metrics.json").read_text())
     sheet = forecast(config)

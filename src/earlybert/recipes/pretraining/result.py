@@ -55,6 +55,7 @@ def summary(
         "speed": speeds(run, PEAK.get(environs["device"]) if bench.precision == "bf16" else None, world),
         "seconds": sum(sums.seconds for sums in stages.values()),
         "elapsed": elapsed,
+        # The first process's rows stand for all; where padding is not computed they differ a little.
         "flops": world * sum(sums.flops for sums in stages.values()),
         "parameters": {"before": before.cost.parameters, "after": after.cost.parameters},
         **held(before, after),
