@@ -70,6 +70,14 @@ def test_answers(runs: Runs, check: str, given: dict[str, Any], answer: str) -> 
     assert found.evidence
 
 
+def test_the_papers_search_is_more_than_it_says(runs: Runs) -> None:
+    """400 of 8,601 steps at length 128, where a tenth of the others is at 512 and half the rows."""
+    found = CHECKS["search_of_the_papers_run"](runs, percent=3)
+    assert found.answer == "not held"
+    assert found.evidence == "400 of 8,601 steps are 4.7 %, and 4.2 % of the FLOPs"
+    assert CHECKS["search_of_the_papers_run"](runs, percent=5).answer == "held"
+
+
 def test_times_of_a_shared_machine_tell_nothing(runs: Runs) -> None:
     assert CHECKS["saves_time"](replace(runs, rough=True), row="good", low=40, high=45).answer == "open"
 

@@ -16,12 +16,15 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
+from ...config import Preparation
 from ...config_file import parse
+from ...config_pretrain import Pretrain
 from ...tasks import Predictions
 from ...ticket import History, Ticket
 from ...ticket.draw import Scope
 from ...ticket.history import Kind
 from ..kinds import RESULTS
+from ..pretraining.estimate import work
 from ..statistics import Difference
 from ..verdict import paired
 
@@ -132,6 +135,18 @@ def costs(runs: Runs, *, row: str, flops: float) -> Finding:
     return Finding("held" if near else "not held", f"{row}: {found:.2f} x the FLOPs of the dense run")
 
 
+def search_of_the_papers_run(runs: Runs, *, percent: float) -> Finding:
+    """The search is under so many percent of the FLOPs of pre-training BERT-base; arithmetic, whatever was run."""
+    parts = work(Pretrain(method="ticket"), Preparation.vocabulary).parts
+    whole = work(Pretrain(method="dense"), Preparation.vocabulary)
+    search, steps = parts[0], sum(part.steps for part in whole.parts)
+    share = 100 * search.flops / whole.flops
+    return Finding(
+        "held" if share < percent else "not held",
+        f"{search.steps:,} of {steps:,} steps are {100 * search.steps / steps:.1f} %, and {share:.1f} % of the FLOPs",
+    )
+
+
 def settles(runs: Runs, *, row: str, kind: Kind, by: float = EARLY) -> Finding:
     """By a fifth of the steps, or another share, the mask is nearer to the last than half of chance, and stays so."""
     answers: list[Finding] = []
@@ -210,7 +225,7 @@ def earlier_lose_more(runs: Runs, *, row: str) -> Finding:
     return _depth(runs, row, sign=1)
 
 
-OF_SCORES, OF_COSTS = (above, within, alike, best, falls), (saves, saves_time, costs)
+OF_SCORES, OF_COSTS = (above, within, alike, best, falls), (saves, saves_time, costs, search_of_the_papers_run)
 OF_MASKS = (settles, rises_later, later_lose_more, earlier_lose_more)
 CHECKS: dict[str, Callable[..., Finding]] = {check.__name__: check for check in (*OF_SCORES, *OF_COSTS, *OF_MASKS)}
 """By the names that files use."""
