@@ -357,7 +357,7 @@ def test_a_run_goes_on_with_its_own_text_wherever_that_lies_now(
     (other / "manifest.json").write_text(json.dumps({**manifest, "more": 1}))
     capsys.readouterr()
     assert run("pretrain", "--output", tmp_path / "run", "--resume", "--corpus", other) == 2
-    assert "begun on another corpus" in capsys.readouterr().err
+    assert "begun on another text" in capsys.readouterr().err
     shard = other / manifest["shards"][0]["file"]
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1

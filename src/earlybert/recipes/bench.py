@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
@@ -94,6 +94,16 @@ class Bench:
     def engine(self) -> Engine:
         """The step that the settings ask for, on this device."""
         return chosen(self.config.engine, self.device)
+
+    @cached_property
+    def text(self) -> str:
+        """SHA-256 of the training rows and the names of their classes: a run goes on with those it began with."""
+        return hashlib.sha256("\n".join([self.train.digest(), *self.task.labels]).encode()).hexdigest()
+
+    @property
+    def where(self) -> str:
+        """Where the data come from."""
+        return str(self.config.train_file or self.config.data_dir or self.task.name)
 
     def theta_0(self) -> nn.Module:
         """A fresh copy of the model before any training, task head included, on the device."""

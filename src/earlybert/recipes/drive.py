@@ -86,7 +86,7 @@ def drive(
         cost=cost,
         distances=distances,
         end=end,
-        state=state,
+        state=lambda: {"text": bench.text, **state()},
     )
 
 

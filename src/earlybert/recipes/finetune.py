@@ -77,6 +77,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
         refuse_changes(run, settings)
     require(run.config.tracker)
     bench = Bench.set_up(run.config, reuse=reuse)
+    run.refuse_other_text(bench.text, bench.where)
     plan(bench)
     kind = METHODS[run.config.method]
     if not (kind.dense or kind.like):  # what is like a ticket has its budget
@@ -294,6 +295,7 @@ def _train(run: Run, *, settings: dict[str, Any]) -> Run:
         raise Refused(f"{run.path} has no ticket yet; run earlybert {first} first.")
     require(config.tracker)
     bench, run = Bench.set_up(config), Run(run.path, config)
+    run.refuse_other_text(bench.text, bench.where)
     with resumable(f"earlybert train {run.path}"), tracked(run):
         _, metrics = train_stage(bench, run, of_method(config.method).begin)
     report(run, metrics)

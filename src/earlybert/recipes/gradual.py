@@ -73,7 +73,7 @@ def _cut_again(
     add_line(run.steps, SCORING, number, sum(each for each, _ in lines), sum(each for _, each in lines))
     add_line(run.steps, "draw", number + 1, seconds, flops)
     now |= {"ticket": ticket.to_dict(), "cuts": number}
-    state = {"stage": "train", "step": step, **now}
+    state = {"stage": "train", "step": step, "text": bench.text, **now}
     checkpoint.save(run.checkpoint, model=small, optimizer=optimizer, state=state)
     ticket.save(run.ticket)  # behind the checkpoint: see `begin_gradually`
     say(

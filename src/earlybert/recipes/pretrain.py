@@ -78,7 +78,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         machine = Machine.found(run.config)
     require(run.config.tracker)
     bench = Bench.set_up(run.config, machine)
-    run.refuse_other_text(bench)
+    run.refuse_other_text(bench.text, bench.corpus.folder)
     return Start(bench, run, fresh=not resume)
 
 

@@ -22,6 +22,7 @@ from ..config import Finetune, to_dict, typed
 from ..config_checks import BadSetting, shown
 from ..config_file import parse
 from ..config_pretrain import Pretrain
+from ..ticket import Scores
 from ..ticket.files import write_atomically
 from ..ticket.tensors import UNUSABLE
 from ..ticket.tensors import typed as holds
@@ -114,6 +115,24 @@ class RunFolder(Generic[Settings]):
             return cls(folder, cls.kind(**typed(values, cls.kind)))
         except BadSetting as error:
             raise Refused(f"{file} is broken: {error}") from None
+
+    def refuse_other_text(self, text: str, where: str | os.PathLike[str]) -> None:
+        """A run goes on with the text it began with.
+
+        Args:
+            text: SHA-256 of what there is to train on now; checkpoint and search remember theirs.
+            where: The place it was read from.
+
+        Raises:
+            Refused: It is another.
+        """
+        begun = [checkpoint.peek(self.checkpoint).get("text")] if self.checkpoint.exists() else []
+        begun += [Scores.load(self.scores).info.get("text")] if self.scores.exists() else []
+        if any(known not in (None, text) for known in begun):
+            raise Refused(
+                f"run folder {self.path} was begun on another text than {where} holds now; go on with that one, or "
+                "start a new run."
+            )
 
     def write_config(self) -> None:
         """Write the settings beside the results."""

@@ -137,7 +137,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
                 distances=shown.distances,
             )
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
-        scores = replace(scores, info={**scores.info, "theta_0": theta_0})
+        scores = replace(scores, info={**scores.info, "theta_0": theta_0, "text": bench.text})
         if keep_weights or config.weights == "keep" or config.match:
             checkpoint.save(run.searched, model=model, optimizer=step.optimizer, gates=gates, state={"step": done})
         scores.save(run.scores)  # its presence says that the stage is done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,15 @@ class Rows:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row, `[rows]`."""
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
+
+    def digest(self) -> str:
+        """SHA-256 over the tokens and targets of all rows, to know them again."""
+        sha = hashlib.sha256()
+        for name, column in sorted(self.targets.items()):
+            sha.update(name.encode() + np.asarray(column, dtype=np.float64).tobytes())
+        for ids in self.input_ids:
+            sha.update(np.asarray([len(ids), *ids], dtype=np.int64).tobytes())
+        return sha.hexdigest()
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
         """These rows, padded to the longest of them: int64 `[rows, length]`, targets `[rows]`."""

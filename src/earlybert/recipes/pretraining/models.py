@@ -115,7 +115,7 @@ def stopped(path: Path) -> tuple[nn.Module, Any]:
     corpus = Corpus(run.config.corpus, checksum=False)
     shape = bert_config(run.config, len(corpus.tokenizer), corpus.words.pad)
     bench = Bench(run.config, corpus, shape, plan(run.config), torch.device("cpu"), "no", ALONE)
-    run.refuse_other_text(bench)
+    run.refuse_other_text(bench.text, bench.corpus.folder)
     model = bench.theta_0()
     if run.config.method != "dense":
         cut(model, Ticket.load(run.ticket))
