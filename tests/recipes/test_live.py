@@ -7,6 +7,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +214,20 @@ def test_no_room_for_a_profile_costs_the_profile_alone(
     assert run("search", *flags, "--search-steps", "3", "--profile-steps", "2", "--output", tmp_path / "run") == 0
     assert "no room to take a step apart" in capsys.readouterr().out
     assert (tmp_path / "run" / "scores.safetensors").exists()
+
+
+def test_a_run_outlives_who_reads_its_output(flags: list[str], tmp_path: Path) -> None:
+    """As in `earlybert finetune ... | head -1`."""
+    words = [sys.executable, "-m", "earlybert.cli", "finetune", *flags, "--method", "dense", "--dense-epochs", "1"]
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        [*words, "--log", "json", "--output", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["event"] == "start"
+        process.stdout.close()
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    assert "Broken" not in said
+    assert (out / "metrics.json").exists()

@@ -13,6 +13,7 @@ from ..config_checks import BadSetting
 from ..config_recipe import SET_BY_ONE
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
+from .unread import outlive_reader
 
 __all__ = ["BAD_INPUT", "COMMANDS", "DIVERGED", "INTERRUPTED", "TERMINATED", "main"]
 
@@ -34,6 +35,8 @@ LESS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
+    if argv is None:
+        outlive_reader()
     arguments = underscored(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(COMMANDS))
