@@ -61,7 +61,7 @@ def test_sentence_embeddings(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_setfit_classifier(tmp_path: Path) -> None:
-    pytest.importorskip("setfit", reason="setfit is not installed")
+    pytest.importorskip("setfit", reason="the dev extra is not installed")
     out = run(str(ROOT / "examples" / "setfit_classifier.py"), "--steps", "4", "--output", "out", cwd=tmp_path)
     assert re.search(r"22,713,216 -> 18,\d{3},\d{3} parameters; accuracy", out)
     assert "loaded again: 100 of 100 predictions agree" in out
