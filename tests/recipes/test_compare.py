@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from earlybert.recipes import finetune as recipe
 from earlybert.recipes import grid, tuning
 from earlybert.recipes.comparison import Comparison
 from earlybert.recipes.lock import locked
-from earlybert.recipes.statistics import difference
+from earlybert.recipes.sheets import sheets
+from earlybert.recipes.statistics import difference, over_tasks
+from earlybert.recipes.verdict import Verdict
 from earlybert.recipes.versus import saved
 from earlybert.tasks import Predictions
 
@@ -84,20 +87,26 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
     assert verdicts["ticket"]["sst2"]["rival"] == "dense_same_flops"
     assert 0.9 < verdicts["ticket"]["sst2"]["rival_cost"] <= 1
 
-    paths = {row: [done / "sst2" / row / f"seed-{seed}" for seed in (1, 2)] for row in ("ticket", "dense-same-flops")}
-    ours, theirs = ([Predictions.load(path / "predictions.safetensors") for path in paths[row]] for row in paths)
-    again = difference(
-        [each.values.astype(float) for each in ours],
-        [each.values.astype(float) for each in theirs],
-        ours[0].labels.astype(float),
-        "accuracy",
-        margin=0.003,
+    ours, theirs, full = (
+        [Predictions.load(done / "sst2" / row / f"seed-{seed}" / "predictions.safetensors") for seed in (1, 2)]
+        for row in ("ticket", "dense-same-flops", "dense")
     )
-    assert verdicts["ticket"]["sst2"]["difference"] == pytest.approx(again.to_dict())
+    for what, others in (("difference", theirs), ("to_full", full)):
+        again = difference(
+            [each.values.astype(float) for each in ours],
+            [each.values.astype(float) for each in others],
+            ours[0].labels.astype(float),
+            "accuracy",
+            margin=0.003,
+        )
+        assert verdicts["ticket"]["sst2"][what] == pytest.approx(again.to_dict())
     tables = (done / "compare.md").read_text()
     assert "Difference to the dense model at the same cost" in tables
     assert "The smallest difference that every row would have shown" in tables
     assert f"{100 * np.mean(list(verdicts['ticket']['sst2']['scores'].values())):.2f} ±" in tables
+    assert "Difference to dense, whose training costs 1" in tables
+    assert verdicts["dense"]["sst2"]["to_full"] is None
+    assert verdicts["dense_same_flops"]["sst2"]["to_full"] == verdicts["dense_same_flops"]["sst2"]["difference"]
     svg = (done / "compare.svg").read_text()
     assert "<svg" in svg
     assert all(row.replace("_", "_") in svg or row in svg for row in METHODS)
@@ -105,6 +114,33 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
     assert set(inference) == set(METHODS)
     assert inference["dense"] == inference["dense_same_flops"], "one network is timed once"
     assert inference["dense"] != inference["ticket"]
+
+
+def test_the_mean_over_tasks_is_judged_where_all_cost_the_same() -> None:
+    plain = {"tasks": ["sst2", "rte"], "methods": ["dense", "dense_same_flops", "ticket"], "seeds": [1, 2]}
+    comparison = Comparison.of(plain)
+    random = np.random.default_rng(0)
+    labels = np.ones(4000)
+    ours, theirs = ((random.random(4000) < right).astype(float) for right in (0.9, 0.8))
+    apart = difference([ours], [theirs], labels, "accuracy", margin=0.003)
+    bare = Verdict({1: 0.9}, {}, 0.5, 0.5, None, 0.8)
+    same = replace(bare, rival="dense_same_flops", rival_cost=1.0, difference=apart, to_full=apart, different=0.0)
+    other = replace(same, rival_cost=1.5)
+
+    def cells(first: Verdict, second: Verdict) -> tuple[list[str], list[str]]:
+        verdicts = {"dense": {"sst2": bare, "rte": bare}, "ticket": {"sst2": first, "rte": second}}
+        *_, at_cost, to_full = sheets(comparison, verdicts, {})
+        assert at_cost.columns[-1] == to_full.columns[-1] == "mean"
+        return at_cost.rows[0], to_full.rows[0]
+
+    at_cost, to_full = cells(same, same)
+    wide = over_tasks([apart, apart], margin=0.003)
+    text = f"{100 * wide.mean:+.2f} [{100 * wide.low:+.2f}, {100 * wide.high:+.2f}]"
+    assert at_cost[-1] == f"{text} better"
+    assert to_full[-1] == text
+    assert cells(same, other)[0][-1] == f"{text} (other cost)"
+    missing = replace(same, difference=None, to_full=None)
+    assert [row[-1] for row in cells(same, missing)] == ["-", "-"]
 
 
 def test_seeds_are_paired_and_models_of_later_seeds_go(done: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlybert.recipes.statistics import METRICS, difference, holm, interval
+from earlybert.recipes.statistics import METRICS, difference, holm, interval, over_tasks
 from earlybert.tasks.metrics import compute
 
 
@@ -47,6 +47,42 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int) -> None:
         found = difference(ours, theirs, labels, "accuracy", margin=0.003, resamples=200, seed=trial)
         held += found.low <= 0.0 <= found.high
     assert held >= 200 * 0.90  # 95 % meant; below 90 % would be a one in a thousand chance
+
+
+@pytest.mark.slow
+def test_a_mean_over_tasks_holds_the_truth_and_is_narrower() -> None:
+    """Tasks of different sizes, whose own intervals differ."""
+    random = np.random.default_rng(7)
+    held, narrower = 0, 0
+    for trial in range(200):
+        found = [
+            difference(*simulated(rows, 3, 0.0, 0.02, random), "accuracy", margin=0.003, resamples=200, seed=trial)
+            for rows in (100, 200, 400)
+        ]
+        mean = over_tasks(found, margin=0.003)
+        assert mean.mean == pytest.approx(np.mean([each.mean for each in found]))
+        held += mean.low <= 0.0 <= mean.high
+        narrower += mean.high - mean.low < np.mean([each.high - each.low for each in found])
+    assert held >= 200 * 0.90
+    assert narrower >= 195
+
+
+def test_a_mean_over_tasks_by_hand() -> None:
+    """Two tasks of one seed: the errors add in squares, Student's t is the normal; equal runs add nothing."""
+    random = np.random.default_rng(1)
+    one, two = (difference(*simulated(300, 1, 0.05, 0.0, random), "accuracy", margin=0.003) for _ in range(2))
+    mean = over_tasks([one, two], margin=0.003)
+    error = (one.error**2 + two.error**2) ** 0.5 / 2
+    assert mean.error == pytest.approx(error)
+    assert (mean.high - mean.low) == pytest.approx(2 * 1.959964 * error)
+    assert over_tasks([one, one], margin=0.003).error == pytest.approx(one.error / 2**0.5)
+    same = difference([np.ones(9)], [np.ones(9)], np.ones(9), "accuracy", margin=0.003)
+    assert over_tasks([same, same], margin=0.003) == same
+    assert over_tasks([one, same], margin=0.003).error == pytest.approx(one.error / 2)
+    several = difference(*simulated(300, 4, 0.05, 0.02, random), "accuracy", margin=0.003)
+    assert several.freedom is not None
+    assert over_tasks([several], margin=0.003).freedom == pytest.approx(several.freedom)
+    assert over_tasks([several], margin=0.003).low == pytest.approx(several.low)
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..report.sheet import Sheet
 from .comparison import Comparison
-from .statistics import LEVEL
+from .statistics import LEVEL, Difference, over_tasks
 from .verdict import NEAR, Verdict, Verdicts, mean_over_tasks, reference_row
+
+OTHER_COST = "(other cost)"
 
 Inference = Mapping[str, Mapping[str, float]]
 """Milliseconds a row, by task and method."""
@@ -16,7 +18,9 @@ Inference = Mapping[str, Mapping[str, float]]
 
 def sheets(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> list[Sheet]:
     """What a comparison prints and writes, in this order."""
-    return [_scores(comparison, verdicts), _costs(comparison, verdicts, inference), _differences(comparison, verdicts)]
+    full = _to_full(comparison, verdicts)
+    shown = [_scores(comparison, verdicts), _costs(comparison, verdicts, inference), _differences(comparison, verdicts)]
+    return [*shown, *([full] if full.rows else [])]
 
 
 def _scores(comparison: Comparison, verdicts: Verdicts) -> Sheet:
@@ -106,7 +110,7 @@ def _inference(comparison: Comparison, inference: Inference, row: str) -> float 
 def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
     tasks = tuple(comparison.tasks)
     rows = [
-        [row, _rival(by_task), *(_difference(comparison, by_task[task]) for task in tasks)]
+        [row, _rival(by_task), *(_difference(by_task[task]) for task in tasks), *_mean_difference(comparison, by_task)]
         for row, by_task in verdicts.items()
         if any(verdict.difference is not None for verdict in by_task.values())
     ]
@@ -130,9 +134,43 @@ def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
         + ", ".join(f"{task} {100 * value:.2f}" for task, value in detectable.items() if value is not None)
         + " points.",
     ]
+    if len(tasks) > 1:
+        notes.append("The mean over the tasks is one test more, and not corrected.")
     if seeds == 1:
         notes.append("One seed: the intervals speak of the examples alone, not of training again.")
-    return Sheet("Difference to the dense model at the same cost", ("method", "against", *tasks), rows, notes)
+    columns = ("method", "against", *tasks, *_mean_column(comparison))
+    return Sheet("Difference to the dense model at the same cost", columns, rows, notes)
+
+
+def _mean_column(comparison: Comparison) -> list[str]:
+    return ["mean"] if len(comparison.tasks) > 1 else []
+
+
+def _mean_difference(comparison: Comparison, by_task: Mapping[str, Verdict]) -> list[str]:
+    """To the dense models at the same cost, over all tasks; nothing where there is one task."""
+    found = [verdict.difference for verdict in by_task.values() if verdict.difference is not None]
+    if len(by_task) == 1:
+        return []
+    if len(found) < len(by_task):
+        return ["-"]
+    mean = over_tasks(found, margin=comparison.margin / 100)
+    near = all(_same_cost(verdict) for verdict in by_task.values())
+    return [f"{_interval(mean)} {_words(mean, mean.inferior, mean.different) if near else OTHER_COST}"]
+
+
+def _to_full(comparison: Comparison, verdicts: Verdicts) -> Sheet:
+    """What is given up against the dense run that costs more."""
+    rows: list[list[str]] = []
+    for row, by_task in verdicts.items():
+        found = [verdict.to_full for verdict in by_task.values()]
+        known = [each for each in found if each is not None]
+        if known:
+            mean = [_interval(over_tasks(known, margin=0.0))] if len(known) == len(found) else ["-"]
+            cells = ["-" if each is None else _interval(each) for each in found]
+            rows.append([row, *cells, *(mean if len(found) > 1 else [])])
+    title = f"Difference to {reference_row(comparison)}, whose training costs 1"
+    columns = ("method", *comparison.tasks, *_mean_column(comparison))
+    return Sheet(title, columns, rows, ["Points, with 95 % interval over seeds and examples."])
 
 
 def _rival(by_task: Mapping[str, Verdict]) -> str:
@@ -144,24 +182,32 @@ def _rival(by_task: Mapping[str, Verdict]) -> str:
     return ", ".join(names)
 
 
-def _difference(comparison: Comparison, verdict: Verdict) -> str:
+def _difference(verdict: Verdict) -> str:
     found = verdict.difference
-    if found is None:
-        return "-"
-    text = f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
-    return f"{text} {judgement(verdict)}"
+    return "-" if found is None else f"{_interval(found)} {_judgement(verdict)}"
 
 
-def judgement(verdict: Verdict) -> str:
+def _interval(found: Difference) -> str:
+    return f"{100 * found.mean:+.2f} [{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+
+
+def _same_cost(verdict: Verdict) -> bool:
+    return verdict.rival_cost is not None and 1 / NEAR <= verdict.rival_cost <= NEAR
+
+
+def _judgement(verdict: Verdict) -> str:
     """A difference in a word or two, after Holm's correction; nothing where the costs differ."""
-    found = verdict.difference
-    assert found is not None
-    if verdict.rival_cost is None or not 1 / NEAR <= verdict.rival_cost <= NEAR:
-        return "(other cost)"
+    assert verdict.difference is not None
+    if not _same_cost(verdict):
+        return OTHER_COST
+    return _words(verdict.difference, verdict.inferior, verdict.different)
+
+
+def _words(found: Difference, inferior: float | None, different: float | None) -> str:
     said: list[str] = []
-    if verdict.different is not None and verdict.different < LEVEL:
+    if different is not None and different < LEVEL:
         said.append("better" if found.mean > 0 else "worse")
-    if verdict.inferior is not None and verdict.inferior < LEVEL and "better" not in said:
+    if inferior is not None and inferior < LEVEL and "better" not in said:
         said.append("not inferior")
     return ", ".join(said) or "open"
 

@@ -45,6 +45,10 @@ class Difference:
     """The smallest true difference that these seeds and rows would have shown four times in five; None where all
     runs agree on every row, and nothing is known."""
     seeds: int
+    error: float = 0.0
+    """Standard error of the mean."""
+    freedom: float | None = None
+    """Degrees of freedom of that error; None where it is of the examples alone, which are many."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -105,6 +109,10 @@ def _judge(mean: float, variance: float, of_seeds: float, seeds: int, margin: fl
     if error == 0:  # no run differs from any other: nothing is known of what another would do
         return Difference(mean, mean, mean, 1.0, 1.0, None, seeds)
     freedom = (error**4 / of_seeds**2) * (seeds - 1) if of_seeds > 0 else np.inf
+    return _judged(mean, error, freedom, seeds, margin)
+
+
+def _judged(mean: float, error: float, freedom: float, seeds: int, margin: float) -> Difference:
     wide = float(student.ppf(1 - LEVEL / 2, freedom))
     return Difference(
         mean,
@@ -114,7 +122,29 @@ def _judge(mean: float, variance: float, of_seeds: float, seeds: int, margin: fl
         float(2 * student.sf(abs(mean) / error, freedom)),
         (wide + float(student.ppf(POWER, freedom))) * error,
         seeds,
+        error,
+        freedom if np.isfinite(freedom) else None,
     )
+
+
+def over_tasks(found: Sequence[Difference], *, margin: float) -> Difference:
+    """The mean of the differences on several tasks, which are independent: their variances add.
+
+    Degrees of freedom are pooled as Satterthwaite (1946) does it. One test, to which no correction belongs.
+
+    Args:
+        found: One a task.
+        margin: As in `difference`.
+    """
+    mean, seeds = float(np.mean([each.mean for each in found])), min(each.seeds for each in found)
+    variances = [each.error**2 for each in found]
+    total = sum(variances)
+    if total == 0:
+        return Difference(mean, mean, mean, 1.0, 1.0, None, seeds)
+    loose = sum(
+        variance**2 / each.freedom for variance, each in zip(variances, found, strict=True) if each.freedom is not None
+    )
+    return _judged(mean, total**0.5 / len(found), total**2 / loose if loose else np.inf, seeds, margin)
 
 
 def interval(

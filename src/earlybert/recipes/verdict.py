@@ -51,6 +51,8 @@ class Verdict:
     """Its p value after Holm's correction over the tasks."""
     different: float | None = None
     """The same for "no difference"."""
+    to_full: Difference | None = None
+    """To the full dense run, which costs more."""
     collapsed: tuple[int, ...] = ()
     """Seeds whose model gives one answer for every row."""
 
@@ -89,9 +91,13 @@ def judge(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome])
     }
     for row in comparison.methods:
         for task in comparison.tasks:
+            mine = verdicts[row][task]
             rival = _rival(comparison, verdicts, task, row)
             if rival is not None:
-                verdicts[row][task] = _compared(comparison, folder, verdicts, task, row, rival)
+                mine = _compared(comparison, folder, verdicts, task, row, rival)
+            if row != reference and comparison.method_of(reference) == "dense":
+                mine = replace(mine, to_full=_apart(comparison, folder, verdicts, task, row, reference))
+            verdicts[row][task] = mine
         tested = [task for task in comparison.tasks if verdicts[row][task].difference is not None]
         found = [difference for task in tested if (difference := verdicts[row][task].difference) is not None]
         inferior, different = holm([each.inferior for each in found]), holm([each.different for each in found])
@@ -193,17 +199,27 @@ def _rival(comparison: Comparison, verdicts: Verdicts, task: str, row: str) -> s
 
 def _compared(comparison: Comparison, folder: Path, verdicts: Verdicts, task: str, row: str, rival: str) -> Verdict:
     mine, its = verdicts[row][task], verdicts[rival][task]
-    seeds = [seed for seed in comparison.seeds if seed in mine.scores and seed in its.scores]
-    if not seeds:
+    found = _apart(comparison, folder, verdicts, task, row, rival)
+    if found is None:
         return mine
-    ours, theirs = ([_predictions(folder, task, name, seed) for seed in seeds] for name in (row, rival))
-    labels = ours[0].labels
-    if any(len(other) != len(labels) or not np.array_equal(other.labels, labels) for other in (*ours, *theirs)):
-        raise Refused(f"{task}: runs of {row} and {rival} were not scored on the same rows; they cannot be compared.")
-    found = paired(ours, theirs, margin=comparison.margin / 100)
     assert mine.flops is not None
     assert its.flops is not None
     return replace(mine, rival=rival, rival_cost=its.flops / mine.flops, difference=found)
+
+
+def _apart(
+    comparison: Comparison, folder: Path, verdicts: Verdicts, task: str, row: str, other: str
+) -> Difference | None:
+    """Difference of two rows over the seeds that both have; None where there is none."""
+    mine, its = verdicts[row][task], verdicts[other][task]
+    seeds = [seed for seed in comparison.seeds if seed in mine.scores and seed in its.scores]
+    if not seeds:
+        return None
+    ours, theirs = ([_predictions(folder, task, name, seed) for seed in seeds] for name in (row, other))
+    labels = ours[0].labels
+    if any(len(each) != len(labels) or not np.array_equal(each.labels, labels) for each in (*ours, *theirs)):
+        raise Refused(f"{task}: runs of {row} and {other} were not scored on the same rows; they cannot be compared.")
+    return paired(ours, theirs, margin=comparison.margin / 100)
 
 
 def paired(ours: Sequence[Predictions], theirs: Sequence[Predictions], *, margin: float) -> Difference:

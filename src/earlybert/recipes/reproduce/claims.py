@@ -1,8 +1,7 @@
 """Did a claim of the paper hold? Three answers: it held, it did not, or these runs cannot tell.
 
-A difference between two rows is the mean over tasks of paired differences (`statistics.difference`);
-tasks are independent, so their errors add in squares. "open" is the answer whenever the 95 % interval
-holds both the claim and its opposite.
+A difference between two rows is the mean over tasks of paired differences (`statistics.over_tasks`).
+"open" is the answer whenever the 95 % interval holds both the claim and its opposite.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ...ticket.draw import Scope
 from ...ticket.history import Kind
 from ..kinds import RESULTS
 from ..pretraining.estimate import work
-from ..statistics import Difference
+from ..statistics import Difference, over_tasks
 from ..verdict import paired
 
 Answer = Literal["held", "not held", "open"]
@@ -76,9 +75,8 @@ class Runs:
         found = [pair for task in self.tasks if (pair := self._paired(task, first, second)) is not None]
         if len(found) < len(self.tasks):
             return None
-        mean = sum(each.mean for each in found) / len(found)
-        half = sum(((each.high - each.low) / 2) ** 2 for each in found) ** 0.5 / len(found)
-        return 100 * mean, 100 * (mean - half), 100 * (mean + half)
+        mean = over_tasks(found, margin=0.0)
+        return 100 * mean.mean, 100 * mean.low, 100 * mean.high
 
     def _paired(self, task: str, first: str, second: str) -> Difference | None:
         places = [(self.where(task, first, seed), self.where(task, second, seed)) for seed in self.seeds]
