@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,10 +26,6 @@ class Unread(io.RawIOBase):
         """Always."""
         return True
 
-    def isatty(self) -> bool:
-        """Whether it is a terminal."""
-        return os.isatty(self._descriptor)
-
     def fileno(self) -> int:
         """The descriptor."""
         return self._descriptor
@@ -45,13 +41,9 @@ class Unread(io.RawIOBase):
 
 
 def outlive_reader() -> None:
-    """Make standard output such a one, if it is a file of the system."""
+    """Make standard output such a one, unless it is a terminal, which stays."""
     now = sys.stdout
-    if isinstance(now, io.TextIOWrapper) and not isinstance(getattr(now.buffer, "raw", None), Unread):
+    if isinstance(now, io.TextIOWrapper) and not now.isatty():
         now.flush()
-        sys.stdout = _wrapped(now)
-
-
-def _wrapped(now: io.TextIOWrapper) -> TextIO:
-    inner = io.BufferedWriter(Unread(now.fileno()))
-    return io.TextIOWrapper(inner, now.encoding, now.errors, line_buffering=now.line_buffering)
+        inner = io.BufferedWriter(Unread(now.fileno()))
+        sys.stdout = io.TextIOWrapper(inner, now.encoding, now.errors, line_buffering=now.line_buffering)
