@@ -7,12 +7,13 @@ python examples/setfit_classifier.py --steps 60 --output runs/setfit
 from __future__ import annotations
 
 import argparse
+from typing import cast
 
 import torch
 from datasets import Dataset
 from sentence_embeddings import put, sample, size, slim
 from sentence_transformers import SentenceTransformer
-from setfit import SetFitModel, Trainer, TrainingArguments  # pyright: ignore[reportMissingImports]
+from setfit import SetFitModel, Trainer, TrainingArguments
 
 import earlybert as eb
 from earlybert.tasks import demo
@@ -30,28 +31,32 @@ def main() -> None:
     (texts, labels), (unseen, truth) = sample(task.train, 720), sample(task.validation, 100)
 
     model = SetFitModel.from_pretrained(where, device="cpu")
-    model.model_body.max_seq_length = 32
-    before = size(model.model_body)
-    slim(model.model_body, where, texts, labels, args.steps)
+    body = cast("SentenceTransformer", model.model_body)
+    body.max_seq_length = 32
+    before = size(body)
+    slim(body, where, texts, labels, args.steps)
     Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=args.output, max_steps=args.steps, batch_size=16, save_strategy="no", report_to=[]
+            output_dir=args.output, max_steps=args.steps, batch_size=16, save_strategy="no", report_to="none"
         ),
         train_dataset=Dataset.from_dict({"text": texts[:80], "label": labels[:80]}),
     ).train()
-    predicted = model.predict(unseen)
-    accuracy = sum(int(a) == b for a, b in zip(predicted, truth, strict=True)) / len(truth)
-    print(f"{before:,} -> {size(model.model_body):,} parameters; accuracy {accuracy:.2f}")
+    predicted = classes(model, unseen)
+    accuracy = sum(a == b for a, b in zip(predicted, truth, strict=True)) / len(truth)
+    print(f"{before:,} -> {size(body):,} parameters; accuracy {accuracy:.2f}")
 
-    model.model_body.save(args.output)
-    body = SentenceTransformer(where, device="cpu")
-    body.max_seq_length = 32
-    put(body, eb.load(args.output))
-    again = SetFitModel(model_body=body, model_head=model.model_head).predict(unseen)
-    print(
-        f"loaded again: {sum(int(a) == int(b) for a, b in zip(again, predicted, strict=True))} of 100 predictions agree"
-    )
+    body.save(args.output)
+    other = SentenceTransformer(where, device="cpu")
+    other.max_seq_length = 32
+    put(other, eb.load(args.output))
+    again = classes(SetFitModel(model_body=other, model_head=model.model_head), unseen)
+    print(f"loaded again: {sum(a == b for a, b in zip(again, predicted, strict=True))} of 100 predictions agree")
+
+
+def classes(model: SetFitModel, texts: list[str]) -> list[int]:
+    """What it says of each text."""
+    return [int(each) for each in cast("torch.Tensor", model.predict(texts))]
 
 
 if __name__ == "__main__":
