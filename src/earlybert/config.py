@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .config_checks import BadSetting, above_zero, between, named, shown
-from .config_methods import METHODS
+from .config_methods import METHODS, RIVALS
 
 Scope = Literal["layer", "global"]
 LogMode = Literal["auto", "bars", "plain", "json", "quiet"]
@@ -299,7 +299,8 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
                 f"joint ranks heads and neurons together, and method {self.method} scores them in no common unit; use "
                 "heads and neurons, or a taylor or fisher method."
             )
-        if self.cuts > 1 and not METHODS[self.method].dense:
+        cuts_nothing = METHODS[self.method].dense or self.method in RIVALS  # a rival has its ticket's settings
+        if self.cuts > 1 and not cuts_nothing:
             if not METHODS[self.method].rescored:
                 raise BadSetting(
                     f"cuts {self.cuts} needs scores that can be taken again in training, and those of method "

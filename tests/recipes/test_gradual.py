@@ -138,3 +138,17 @@ def test_cuts_that_make_no_sense_are_refused_before_compute(
     assert run("finetune", *flags, *GRADUAL, *BUDGET, *changes, "--output", tmp_path / "run") == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ticket_of_several_cuts_has_its_rivals(flags: list[str], tmp_path: Path) -> None:
+    """They begin with its settings, and cut nothing."""
+    out = tmp_path / "run"
+    assert run("finetune", *flags, *GRADUAL, *BUDGET, "--compare", "--output", out) == 0
+    ticket = metrics(out)
+    rival = next(
+        found
+        for file in out.rglob("metrics.json")
+        if (found := json.loads(file.read_text()))["method"] == "dense_same_flops"
+    )
+    assert 0.9 < rival["flops"] / ticket["flops"] <= 1
+    assert rival["parameters"]["after"] == ticket["parameters"]["before"]

@@ -63,7 +63,7 @@ def plan(bench: Bench) -> Plan:
     cap = config.search_steps or max(1, round(config.search_epochs * per_epoch))
     if config.search_steps is None and config.recipe == "default":
         cap = min(max(cap, FEWEST_SEARCH_STEPS), dense)
-    keep = not kind.dense and config.weights == "keep"
+    keep = not as_dense and config.weights == "keep"
     if keep and cap >= train:
         raise Refused(
             f"with weights=keep the search is part of the {train} training steps, but it may take {cap}; "
