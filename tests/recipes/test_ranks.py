@@ -98,6 +98,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp
         "8",
         "--profile-steps",
         "2",
+        "--engine",
+        "eager",
     ]
     alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
     launched(tmp_path / "two", [*words, "--output", tmp_path / "run-two"])
@@ -116,9 +118,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp
         assert set(both) == set(whole)
     metrics = json.loads((tmp_path / "run-two" / "metrics.json").read_text())
     assert metrics["processes"] == 2
-    single = json.loads((tmp_path / "run-one" / "metrics.json").read_text())
-    # Of the first process, twice: where no padding is computed, the other's rows cost a little less or more.
-    assert metrics["flops"] == pytest.approx(single["flops"], rel=0.01)
+    assert metrics["flops"] == json.loads((tmp_path / "run-one" / "metrics.json").read_text())["flops"]
 
 
 def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
