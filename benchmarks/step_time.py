@@ -4,8 +4,9 @@
     python benchmarks/step_time.py --device cpu --models minilm --shapes sst2 --out step_time_cpu.json
 
 Weights are random: time does not depend on them. The ticket keeps 2/3 of the heads (10 of 16 for large) and 60 %
-of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns, so
-that drift hits all alike.
+of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns of `--steps` steps each, so
+that drift hits all alike; with `--steps 1` every batch is timed on one system after the other. `over_dense` is the ratio
+to the fast dense step, batch by batch.
 """
 
 from __future__ import annotations
@@ -195,10 +196,10 @@ def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, comp
         if device == "cuda":
             torch.cuda.synchronize()
         notes[name] = {"warm_up_seconds": round(time.perf_counter() - began, 2)}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, (step, batch) in contenders.items():
             clock = Clock(step.device)
-            prepared = [step.prepare([batch(seed % 3)]) for seed in range(steps)]
+            prepared = [step.prepare([batch((turn * steps + each) % 3)]) for each in range(steps)]
             for data in prepared:
                 with clock:
                     step(data)
@@ -208,6 +209,7 @@ def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, comp
         notes[name]["flops"] = sum(flops) / 3
         if name.startswith("fast"):
             notes[name]["kernels_ms"] = where_time_goes(step, step.prepare([batch(0)]))
+            notes[name]["over_dense"] = _ratio(times[name], times["fast dense"])
     rows = [_row(size, shape, name, sorted(times[name]), notes[name]) for name in contenders]
     contenders.clear()
     return rows
@@ -223,6 +225,16 @@ def _row(size: str, shape: str, name: str, times: list[float], notes: dict[str, 
         "p90_ms": 1e3 * times[-len(times) // 10],
         "steps": len(times),
         **notes,
+    }
+
+
+def _ratio(times: list[float], others: list[float]) -> dict[str, float]:
+    """Of two systems' times, step by step: the same batches, taken in turns."""
+    ratios = sorted(mine / other for mine, other in zip(times, others, strict=True))
+    return {
+        "median": statistics.median(ratios),
+        "p10": ratios[len(ratios) // 10],
+        "p90": ratios[-len(ratios) // 10],
     }
 
 

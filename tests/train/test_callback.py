@@ -176,6 +176,9 @@ def test_a_checkpoint_from_after_the_cut_is_gone_on_with(weights: Any, tmp_path:
     again.train(resume_from_checkpoint=str(checkpoint))
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again.model.state_dict()[name], value, msg=name)
+    full = trainer(tiny_model(**STILL), tmp_path / "c", [EarlyBirdCallback(steps=SEARCHED, weights=weights, **CUT)])
+    with pytest.raises(Refused, match=r"of a cut model .*earlybert\.load"):
+        full.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_the_stop_rule_ends_the_search_early(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import ParallelMode
 
@@ -56,7 +58,8 @@ class EarlyBirdCallback(TrainerCallback):
 
     Raises:
         Refused: A setting is out of range; and, when training begins, an unsupported or cut model, a set-up that is
-            not supported, a budget that cannot be met, or a search as long as the whole training.
+            not supported, a budget that cannot be met, a search as long as the whole training, or a checkpoint of a
+            cut model resumed with the full one.
     """
 
     def __init__(
@@ -96,12 +99,22 @@ class EarlyBirdCallback(TrainerCallback):
             "align": align,
         }
         self._searching: _Searching | None = None
+        self._fitting: RemovableHandle | None = None
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Have a checkpoint that does not fit the full model refused with a sentence."""
+        if isinstance(model := objects.get("model"), nn.Module):
+            self._fitting = model.register_load_state_dict_pre_hook(_refuse_cut)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         """Put coefficients on the model."""
         self.close()  # of a training that was broken off
+        if self._fitting is not None:  # a checkpoint has been loaded by now
+            self._fitting.remove()
         _refuse_setup(args, objects["optimizer"])
         model, scheduler = objects["model"], objects["lr_scheduler"]
         if getattr(model.config, "earlybert", None):
@@ -263,6 +276,16 @@ def _compress(scheduler: LambdaLR, steps: int, searched: int, done: int) -> None
     ]
     for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
         group["lr"] = rate
+
+
+def _refuse_cut(model: nn.Module, weights: Mapping[str, torch.Tensor], *_: Any) -> None:
+    """Before weights are loaded: those of a cut model have no place in the full one."""
+    for name, value in model.state_dict().items():
+        if name in weights and weights[name].numel() < value.numel():
+            raise Refused(
+                f"this checkpoint is of a cut model ({name} is {list(weights[name].shape)}, here {list(value.shape)}); "
+                "load it by earlybert.load(checkpoint), and resume with a Trainer on that model."
+            )
 
 
 def _put_off(control: TrainerControl) -> None:
