@@ -4,9 +4,9 @@
     python benchmarks/step_time.py --device cpu --models minilm --shapes sst2 --out step_time_cpu.json
 
 Weights are random: time does not depend on them. The ticket keeps 2/3 of the heads (10 of 16 for large) and 60 %
-of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns of `--steps` steps each, so
-that drift hits all alike; with `--steps 1` every batch is timed on one system after the other. `over_dense` is the ratio
-to the fast dense step, batch by batch.
+of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns of `--steps` steps
+each, so that drift hits all alike; with `--steps 1` every batch is timed on one system after the other. `over_dense`
+is the ratio to the fast dense step, batch by batch.
 """
 
 from __future__ import annotations
