@@ -106,7 +106,7 @@ class EarlyBirdCallback(TrainerCallback):
     ) -> None:
         """Have a checkpoint that does not fit the full model refused with a sentence."""
         if isinstance(model := objects.get("model"), nn.Module):
-            self._fitting = model.register_load_state_dict_pre_hook(_refuse_cut)
+            self._fitting = model.register_load_state_dict_pre_hook(_refuse_smaller)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
@@ -278,13 +278,14 @@ def _compress(scheduler: LambdaLR, steps: int, searched: int, done: int) -> None
         group["lr"] = rate
 
 
-def _refuse_cut(model: nn.Module, weights: Mapping[str, torch.Tensor], *_: Any) -> None:
-    """Before weights are loaded: those of a cut model have no place in the full one."""
+def _refuse_smaller(model: nn.Module, weights: Mapping[str, torch.Tensor], *_: Any) -> None:
+    """Before weights are loaded: those of a cut model do not fit the full one."""
     for name, value in model.state_dict().items():
         if name in weights and weights[name].numel() < value.numel():
             raise Refused(
-                f"this checkpoint is of a cut model ({name} is {list(weights[name].shape)}, here {list(value.shape)}); "
-                "load it by earlybert.load(checkpoint), and resume with a Trainer on that model."
+                f"this checkpoint is of a smaller model ({name} is {list(weights[name].shape)}, not "
+                f"{list(value.shape)}), as a cut one is; load it by earlybert.load(checkpoint), and resume with a "
+                "Trainer on that model."
             )
 
 
