@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_time import lengths_of, model_of
+from step_time import lengths_of, model_of, spread
 
 from earlybert import export
 from earlybert.cost import count
@@ -99,12 +99,6 @@ def measure(pair: dict[str, Run], shape: str, rows: int, seconds: float) -> dict
         "ratio": {key: round(value, 3) for key, value in spread(ratios).items()},
         "faster": ratio <= NOT_FASTER,
     }
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, and the 10th and 90th percentile."""
-    low, middle, high = np.percentile(values, [10, 50, 90])
-    return {"median": round(float(middle), 3), "p10": round(float(low), 3), "p90": round(float(high), 3)}
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median, quantiles
 
 import torch
+from step_time import spread
 
 from earlybert.recipes.run import environment
 
@@ -46,9 +46,7 @@ def main() -> None:
     taken = [{name: seconds(command) for name, command in COMMANDS.items()} for _ in range(1 + arguments.rounds)]
     rows = []
     for name in COMMANDS:
-        warm = [each[name] for each in taken[1:]]
-        tenths = quantiles(warm, n=10)
-        row = {"command": name, "first": taken[0][name], "median": median(warm), "p10": tenths[0], "p90": tenths[-1]}
+        row = {"command": name, "first": round(taken[0][name], 3), **spread([each[name] for each in taken[1:]])}
         rows.append(row)
         print(f"{name:32} {row['median']:.3f} s [{row['p10']:.3f}, {row['p90']:.3f}], first {row['first']:.3f}")
     arguments.out.write_text(

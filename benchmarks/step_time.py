@@ -209,7 +209,8 @@ def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, comp
         notes[name]["flops"] = sum(flops) / 3
         if name.startswith("fast"):
             notes[name]["kernels_ms"] = where_time_goes(step, step.prepare([batch(0)]))
-            notes[name]["over_dense"] = _ratio(times[name], times["fast dense"])
+            ratios = [mine / dense for mine, dense in zip(times[name], times["fast dense"], strict=True)]
+            notes[name]["over_dense"] = spread(ratios)
     rows = [_row(size, shape, name, sorted(times[name]), notes[name]) for name in contenders]
     contenders.clear()
     return rows
@@ -228,14 +229,10 @@ def _row(size: str, shape: str, name: str, times: list[float], notes: dict[str, 
     }
 
 
-def _ratio(times: list[float], others: list[float]) -> dict[str, float]:
-    """Of two systems' times, step by step: the same batches, taken in turns."""
-    ratios = sorted(mine / other for mine, other in zip(times, others, strict=True))
-    return {
-        "median": statistics.median(ratios),
-        "p10": ratios[len(ratios) // 10],
-        "p90": ratios[-len(ratios) // 10],
-    }
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the 10th and 90th percentile."""
+    low, middle, high = np.percentile(values, [10, 50, 90])
+    return {"median": round(float(middle), 3), "p10": round(float(low), 3), "p90": round(float(high), 3)}
 
 
 def where_time_goes(step: EagerStep, data: Any, repeats: int = 5) -> dict[str, float]:
