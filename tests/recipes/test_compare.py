@@ -422,7 +422,7 @@ def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_pa
     plain = {**yaml.safe_load(given.read_text()), "dense_epochs": 30, "epochs": 30, "jobs": 2, "seeds": [1]}
     plain["methods"] = ["dense", "ticket", "random", "magnitude"]
     given.write_text(yaml.safe_dump(plain))
-    command = [sys.executable, "-m", "earlybert.cli", "compare", "--config", str(given), "--output", str(out)]
+    command = [sys.executable, "-m", "earlybert", "compare", "--config", str(given), "--output", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     ends = time.monotonic() + 120
     while len(list(out.rglob("steps.jsonl"))) < 2 and time.monotonic() < ends:

@@ -218,7 +218,7 @@ def test_no_room_for_a_profile_costs_the_profile_alone(
 
 def test_a_run_outlives_who_reads_its_output(flags: list[str], tmp_path: Path) -> None:
     """As in `earlybert finetune ... | head -1`."""
-    words = [sys.executable, "-m", "earlybert.cli", "finetune", *flags, "--method", "dense", "--dense-epochs", "1"]
+    words = [sys.executable, "-m", "earlybert", "finetune", *flags, "--method", "dense", "--dense-epochs", "1"]
     out = tmp_path / "run"
     with subprocess.Popen(
         [*words, "--log", "json", "--output", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -187,7 +187,7 @@ def accelerated(words: list[Any], where: Path, *options: str) -> subprocess.Comp
     """As a person launches it who has never run `accelerate config`."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *options]
     defaults = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command = [*launcher, *defaults, "--main_process_port", "0", "-m", "earlybert.cli", "pretrain", *words]
+    command = [*launcher, *defaults, "--main_process_port", "0", "-m", "earlybert", "pretrain", *words]
     job = environment(HF_HOME=where)
     return subprocess.run([str(word) for word in command], cwd=where, env=job, capture_output=True, text=True)
 

@@ -78,7 +78,7 @@ def test_weights_and_biases_offline(flags: list[str], tmp_path: Path) -> None:
     # In a process of its own: wandb keeps one service and one setup for all runs of a process.
     words = ["finetune", *flags, *SHORT, "--tracker", "wandb", "--log", "quiet", "--output", str(out)]
     done = subprocess.run(
-        [sys.executable, "-m", "earlybert.cli", *words],
+        [sys.executable, "-m", "earlybert", *words],
         env={**os.environ, "WANDB_MODE": "offline"},
         capture_output=True,
         text=True,

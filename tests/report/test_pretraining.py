@@ -233,7 +233,7 @@ def test_the_command_makes_the_same_run(pretrained: Path, both: Path) -> None:
         assert parsed(words[2:]) == Pretrain(**yaml.safe_load((pretrained / name / "config.yaml").read_text()))
     change(both / "ticket" / "metrics.json", lambda tree: tree.update(processes=8))
     told = command(read(both / "ticket"))
-    assert told.startswith("torchrun --nproc-per-node 8 -m earlybert.cli pretrain --eval-every 4 ")
+    assert told.startswith("torchrun --nproc-per-node 8 -m earlybert pretrain --eval-every 4 ")
 
 
 def test_one_phase_has_no_second(both: Path) -> None:

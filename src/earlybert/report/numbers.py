@@ -266,7 +266,7 @@ def command(run: RunFolder, *, public: bool = False) -> str:
     words = ["earlybert", "search" if run.only_searched else "finetune"]
     if run.pretraining:
         processes = (run.metrics or {}).get("processes", 1)
-        launched = ["torchrun", "--nproc-per-node", str(processes), "-m", "earlybert.cli"]
+        launched = ["torchrun", "--nproc-per-node", str(processes), "-m", "earlybert"]
         words = [*(launched if processes > 1 else ["earlybert"]), "pretrain"]
     for item in fields(run.settings):
         value = run.config.get(item.name)
