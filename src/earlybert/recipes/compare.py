@@ -170,7 +170,8 @@ def _plot(comparison: Comparison, folder: Path, verdicts: Verdicts) -> None:
     if len(panels) > 1:
         panels = {"mean of the tasks": _mean_panel(comparison, verdicts), **panels}
     title = f"{len(comparison.seeds)} seed{'s' if len(comparison.seeds) > 1 else ''}, standard errors"
-    write_atomically(folder / PLOT, frontier({name: points for name, points in panels.items() if points}, title=title))
+    drawn = {name: points for name, points in panels.items() if points}
+    write_atomically(folder / PLOT, frontier(drawn, reference=reference_row(comparison), title=title))
 
 
 def _mean_panel(comparison: Comparison, verdicts: Verdicts) -> dict[str, Any]:

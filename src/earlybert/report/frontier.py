@@ -18,7 +18,7 @@ class Point:
     """One method on one task."""
 
     cost: float
-    """FLOPs of search and training, of the dense run's."""
+    """FLOPs of search and training, of those of the method that costs are relative to."""
     score: float
     """Mean over seeds, in points."""
     error: float
@@ -30,11 +30,12 @@ class Point:
 MARKERS = "osD^vPX*<>hpd"
 
 
-def frontier(panels: Mapping[str, Mapping[str, Point]], *, title: str = "") -> bytes:
+def frontier(panels: Mapping[str, Mapping[str, Point]], *, reference: str, title: str = "") -> bytes:
     """An SVG with a panel a task: methods as marks, the dense runs joined by a line.
 
     Args:
         panels: By task, points by the name of their method.
+        reference: Name of the method that costs are relative to.
         title: Above all panels.
     """
     names = list(dict.fromkeys(name for points in panels.values() for name in points))
@@ -46,6 +47,7 @@ def frontier(panels: Mapping[str, Mapping[str, Point]], *, title: str = "") -> b
             axis.set_visible(False)
         for axis, (task, points) in zip(axes.flat, panels.items(), strict=False):
             _panel(axis, task, points, names)
+            axis.set_xlabel(f"training FLOPs, of {reference}")
         handles = {
             label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
@@ -77,6 +79,5 @@ def _panel(axis: Axes, task: str, points: Mapping[str, Point], names: list[str])
             label=name,
         )
     axis.set_title(task)
-    axis.set_xlabel("training FLOPs, of the dense run")
     axis.set_ylabel("score, points")
     axis.grid(alpha=0.3)
