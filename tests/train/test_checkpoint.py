@@ -14,7 +14,6 @@ from earlybert.ticket import Gates
 from earlybert.train import checkpoint, linear
 from earlybert.train.clock import Clock
 from earlybert.train.optimizer import adamw
-from earlybert.train.precision import resolve
 from earlybert.train.step import EagerStep
 from tests.conftest import tiny_batch, tiny_model
 
@@ -115,11 +114,3 @@ def test_clock_counts_only_what_is_inside() -> None:
     assert len(seconds) == 2
     assert all(0.01 <= s < 0.02 for s in seconds)
     assert clock.read() == []
-
-
-def test_precision_names() -> None:
-    cpu = torch.device("cpu")
-    assert resolve("no", cpu) == "no"
-    assert resolve("auto", cpu) in ("bf16", "no")
-    with pytest.raises(Refused):
-        resolve("fp16", cpu)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -11,18 +12,29 @@ from ..anatomy import Refused
 
 Precision = Literal["auto", "bf16", "no"]
 
+log = logging.getLogger("earlybert")
+
 
 def resolve(precision: Precision, device: torch.device) -> Literal["bf16", "no"]:
-    """What `auto` means on this device.
+    """What `auto` means on this device; a line is logged where bf16 is asked for and torch has to emulate it.
 
     Raises:
         Refused: The name is not one of auto, bf16, no.
     """
     if precision not in ("auto", "bf16", "no"):
         raise Refused(f"precision must be auto, bf16 or no (fp32), got {precision!r}.")
+    if precision == "no":
+        return "no"
+    if _computes_bf16(device):
+        return "bf16"
     if precision == "auto":
-        return "bf16" if _computes_bf16(device) else "no"
-    return precision
+        return "no"
+    log.warning(
+        "this %s has no bf16 instructions, and torch emulates them (on a CPU with AVX2 a hundred times slower than "
+        "fp32); auto would take fp32.",
+        "CPU" if device.type == "cpu" else "GPU",
+    )
+    return "bf16"
 
 
 def autocast(precision: Literal["bf16", "no"], device: torch.device) -> AbstractContextManager[Any]:

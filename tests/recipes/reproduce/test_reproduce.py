@@ -161,7 +161,9 @@ def test_every_file_is_one_that_runs(name: str, scale: Scale) -> None:
 
 def test_every_table_and_figure_of_the_paper_is_there() -> None:
     wanted = {f"table{number}" for number in range(1, 10)} | {"figure2", "figure3", "figure4"}
-    assert wanted | {"figure1_pretraining", "figure1_finetuning", "table2_large", "imp"} == set(files.names())
+    assert wanted | {"figure1_pretraining", "figure1_finetuning", "table2_large", "imp", "equal_time"} == set(
+        files.names()
+    )
 
 
 @pytest.mark.slow

@@ -128,18 +128,31 @@ def test_a_scale_is_merged_over_what_is_common(tmp_path: Path) -> None:
         read_scaled(tmp_path / "none.yaml", "small")
 
 
-def test_a_search_alone_costs_its_steps_and_a_budget_of_time_is_refused() -> None:
+def test_a_search_alone_costs_its_steps() -> None:
     config = Pretrain(**{**PRETRAIN, "method": "ticket"})
-    whole, parameters = estimate.flops(config, 200)
-    search, same = estimate.flops(config, 200, search_only=True)
-    assert 0 < search < whole
-    assert parameters == same
-    assert (
-        search
-        == config.search_steps * estimate.flops(Pretrain(**{**PRETRAIN, "method": "dense"}), 200)[0] / config.steps
-    )
-    with pytest.raises(Refused, match="costs those"):
-        estimate.flops(Pretrain(**{**PRETRAIN, "minutes": 1.0}), 200)
+    whole = estimate.cost(config, 200)
+    search = estimate.cost(config, 200, search_only=True)
+    assert 0 < search.flops < whole.flops
+    assert whole.parameters == search.parameters
+    dense = estimate.cost(Pretrain(**{**PRETRAIN, "method": "dense"}), 200)
+    assert search.flops == config.search_steps * dense.flops / config.steps
+    by_the_clock = estimate.cost(Pretrain(**{**PRETRAIN, "method": "ticket", "minutes": 2.0}), 200)
+    assert by_the_clock == estimate.Cost(search.flops, search.parameters, 2.0)
+
+
+def test_a_study_by_the_clock() -> None:
+    runs = {"dense": {"method": "dense"}, "80 %": {"method": "dense", "share": 0.8}, "ticket": {"share": 0.5}}
+    study = Study.of({"runs": runs, "pretrain": {**PRETRAIN, "minutes": 10}, "tasks": ["sst2"]})
+    assert [Pretrain(**study.settings_of(row, 1)).minutes for row in runs] == [10.0, 8.0, 10.0]
+    assert {Pretrain(**study.settings_of(row, 1)).steps for row in runs} == {20}
+    assert {study.dense_row(row) for row in runs} == {"dense"}
+    said = estimate.estimate(study)
+    assert said.startswith("3 runs of pre-training by the clock, 28 minutes, the longest 10; at least")
+    assert said.endswith("3 runs of fine-tuning, not counted.")
+    mixed = Study.of({"runs": {**runs, "steps": {"method": "dense", "minutes": None}}, "pretrain": study.pretrain})
+    said = estimate.estimate(mixed)
+    assert said.startswith("1 run of pre-training, ")
+    assert "; 3 runs of pre-training by the clock, 28 minutes" in said
 
 
 def test_long_runs_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,8 +163,14 @@ def test_long_runs_are_refused_without_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(Refused, match=r"needs a GPU.*H100-hours"):
         estimate.refuse_without_device(study)
     estimate.refuse_without_device(study, force=True)
+    by_the_clock = Study.of({"runs": {"ticket": {}}, "pretrain": {**PRETRAIN, "minutes": 1}})
+    estimate.refuse_without_device(by_the_clock)
+    monkeypatch.setattr(estimate, "CPU_RATE", 1e3)
+    with pytest.raises(Refused, match=r"the search alone would take about .* of a run's 1 minutes"):
+        estimate.refuse_without_device(by_the_clock)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     estimate.refuse_without_device(study)
+    estimate.refuse_without_device(by_the_clock)
 
 
 def test_a_study_without_text_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -213,6 +232,26 @@ def test_every_number_has_a_run_behind_it_and_is_run_once(given: dict[str, Any],
     changed = {str(path.relative_to(tmp_path / "runs").parent) for path, date in dates.items() if path.stat().st_mtime_ns != date}  # fmt: skip
     assert changed == {ticket.folders[f"{what}, seed 2"] for what in ("pretrain", "sst2")}
     assert second.rows[0].by_seed == rows["dense"].by_seed
+
+
+@pytest.mark.slow
+def test_rows_by_the_clock_take_the_same_time(given: dict[str, Any], tmp_path: Path) -> None:
+    timed = {"minutes": 0.05, "search_steps": 4, "steps": 8601}
+    runs = {name: RUNS[name] for name in ("dense", "ticket")}
+    result = run_study(
+        Study.of({**given, "runs": runs, "pretrain": {**given["pretrain"], **timed}, "seeds": [1], "tasks": []}),
+        tmp_path / "out",
+    )
+    for row in result.rows:
+        folder = tmp_path / "out" / "runs" / row.folders["pretrain, seed 1"]
+        metrics = json.loads((folder / "metrics.json").read_text())
+        assert metrics["elapsed"] == pytest.approx(
+            3.0, abs=0.6
+        )  # seconds; the step that the time ran out in is finished
+        assert row.curve[-1]["seconds"] == metrics["elapsed"]
+        assert row.pretrained is not None
+        assert row.pretrained.search_steps == (4 if row.name == "ticket" else 0)
+        assert row.pretrained.train_steps > 4
 
 
 @pytest.mark.slow

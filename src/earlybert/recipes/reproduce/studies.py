@@ -168,14 +168,17 @@ def _figures(each: Pretraining, output: Path) -> list[str]:
 def _differs(each: Pretraining) -> str:
     study = each.study
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
-    if each.scale == "paper":
-        return f"{seeds}; the paper's settings on other hardware, widths in multiples of 64."
     seed = next(iter(study.seeds))
     size = study.settings_of(next(iter(study.runs)), seed)
+    minutes = size.get("minutes")
+    if each.scale == "paper":
+        long = "" if minutes is None else f", {minutes:g} minutes by the clock instead of steps"
+        return f"{seeds}{long}; the paper's settings on other hardware, widths in multiples of 64."
+    long = f"{size['steps']:,} steps" if minutes is None else f"{minutes:g} minutes in steps"
     rows = "" if study.finetuning is None else f", fine-tuned on {study.finetuning.settings['train_rows']:,} rows"
     shared = "" if study.jobs == 1 else " Runs shared the machine, so their times are rough."
     return (
-        f"Not as in the paper: a BERT of {size['layers']} layers of {size['hidden']}, {size['steps']:,} steps of "
+        f"Not as in the paper: a BERT of {size['layers']} layers of {size['hidden']}, {long} of "
         f"{size['batch']} rows of {size['length']} tokens{rows}, {seeds}. Such a model has only begun to learn: its "
         f"fine-tuned scores are near those of no pre-training.{shared}"
     )

@@ -32,7 +32,8 @@ KEYS = ("runs", "pretrain", "methods", "tasks", "finetune", "seeds", "jobs", "te
 class Study:
     """Pre-training runs, and the fine-tuning of each.
 
-    A dense row with a `share` takes that share of the steps; a ticket's is the setting of that name.
+    A dense row with a `share` takes that share of the steps, or of its budget of time; a ticket's is the setting of
+    that name.
     """
 
     runs: Mapping[str, Mapping[str, Any]]
@@ -117,7 +118,7 @@ class Study:
         return {**{name: value for name, value in merged.items() if name not in useless}, "seed": seed}
 
     def dense_row(self, row: str) -> str | None:
-        """The dense row of the same model with the most steps, which costs are set beside; None without one."""
+        """The longest dense row of the same model, which costs are set beside; None without one."""
         if "model" in self.runs[row]:
             return None
         sizes = [f.name for f in fields(Architecture)]
@@ -132,7 +133,7 @@ class Study:
             if "model" not in own and self.method_of(other) == "dense"
         }
         same = [name for name, its in found.items() if all(getattr(its, s) == getattr(mine, s) for s in sizes)]
-        return max(same, key=lambda name: found[name].steps, default=None)
+        return max(same, key=lambda name: (found[name].minutes or 0.0, found[name].steps), default=None)
 
     def pretraining(self, row: str, seed: int) -> Cell | None:
         """The run of pre-training behind a row; None when its weights are there already."""
@@ -193,11 +194,13 @@ class Study:
 
 
 def _stopped(settings: dict[str, Any], share: Any) -> dict[str, Any]:
-    """A dense run of a share of the steps, in both phases."""
+    """A dense run of a share of the steps in both phases, or of the time."""
     if not isinstance(share, int | float):
         raise BadSetting(f"share must be a number, got {share!r}.")
     above_zero("share", share)
     between("share", share, 0, 1)
+    if (minutes := settings.get("minutes")) is not None:
+        return {**settings, "minutes": share * minutes}
     second = settings.get("second", Pretrain.second)
     steps = {"steps": round(share * settings.get("steps", Pretrain.steps))}
     return {**settings, **steps, **({"second": round(share * second)} if type(second) is int else {})}

@@ -20,8 +20,8 @@ def _pretraining(result: StudyResult) -> Sheet:
         lines.setdefault(row.run, [row.run, *_pretrained(row)])
     columns = ("run", "steps", "loss", "found", "FLOPs", "time", "TFLOP", "size")
     notes = [
-        "Steps: search + training. FLOPs and time are those of search and training, of the dense run of the same model "
-        "with the most steps. Loss, and share of masked tokens found: held-out documents, at the first phase's length."
+        "Steps: search + training. FLOPs and time are those of search and training, of the longest dense run of the "
+        "same model. Loss, and share of masked tokens found: held-out documents, at the first phase's length."
     ]
     return Sheet("Pre-training", columns, list(lines.values()), notes)
 
