@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,6 +78,21 @@ def test_every_token_has_one_place_and_padding_the_rest(lengths: list[int], head
         if block.mask is not None:
             masked = block.mask.flatten().isinf()
         assert masked.nonzero().flatten().tolist() == absent.tolist()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "dtype", "worth"),
+    [
+        ([48] * 8, torch.float32, True),
+        ([49] * 8, torch.float32, False),
+        (range(100, 104), torch.float32, False),
+        (range(100, 105), torch.float32, True),  # five lengths would be five calls
+        (range(124, 130), torch.float32, False),
+        ([512], torch.bfloat16, True),
+    ],
+)
+def test_where_blocks_are_worth_it(lengths: Sequence[int], dtype: torch.dtype, worth: bool) -> None:
+    assert blocks.worth(lengths, max(lengths), dtype) == worth
 
 
 def test_little_is_padded() -> None:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 SHORT = 24
 """Blocks of rows up to this length are computed in fp32, whatever comes in: small products are faster so."""
-FP32_LONGEST = 64
-"""In fp32, longer rows are SDPA's."""
+FP32_SHORT, FP32_LONGEST = 48, 128
+"""In fp32, batches of longer rows than the first are SDPA's where they have few lengths; than the second, always."""
+FP32_FEW = 4
+"""Lengths in a batch that SDPA may be called for one by one."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,19 @@ def padded(length: int) -> int:
     """What the rows of a length are padded to: few blocks, little padding, shapes that oneDNN likes."""
     step = 8 if length <= SHORT else 16 if length <= 128 else 32 if length <= 256 else 64
     return -(-length // step) * step
+
+
+def worth(lengths: Sequence[int], longest: int, dtype: torch.dtype) -> bool:
+    """Whether blocks are faster than SDPA on rows of equal length (fp32: measured with AVX2, bf16 with AVX-512).
+
+    Args:
+        lengths: Tokens of each row.
+        longest: No row is longer.
+        dtype: That attention comes in.
+    """
+    if dtype == torch.bfloat16 or longest <= FP32_SHORT:
+        return True
+    return longest <= FP32_LONGEST and len(set(lengths)) > FP32_FEW
 
 
 def lay_out(lengths: Sequence[int], heads: int) -> Blocks:

@@ -93,7 +93,7 @@ def attention(
         out = _varlen(q, k, v, scaling)
     elif _layout.kernel == "padded":
         out = _in_fp32(_padded, q, k, v, scaling, dropout)
-    elif q.device.type == "cpu" and (q.dtype == torch.bfloat16 or _layout.longest <= blocks.FP32_LONGEST):
+    elif q.device.type == "cpu" and blocks.worth(_layout.lengths, _layout.longest, q.dtype):
         out = _blocks(q, k, v, scaling)
     else:
         out = _in_fp32(_groups, q, k, v, scaling)
