@@ -192,12 +192,13 @@ def ours(task: Task, times: Times, *, ticket: bool = False, search: bool = False
 
 
 def systems(device: str) -> dict[str, Callable[[Task, Times], None]]:
-    """Each contender, by name. On a GPU nobody trains in fp32."""
+    """Each contender, by name; where there is bf16, and on a GPU, stock runs take it as those of the package do."""
+    half = resolve("auto", torch.device(device)) == "bf16"
     precise = {"stock Trainer fp32, padded to 128": lambda *to: trainer(*to, bf16=False, width=128)}
     stock: dict[str, Callable[[Task, Times], None]] = {
         **(precise if device == "cpu" else {}),
-        "stock Trainer, padded to 128": lambda *to: trainer(*to, bf16=True, width=128),
-        "stock Trainer, padded to longest": lambda *to: trainer(*to, bf16=True, width=None),
+        **({"stock Trainer, padded to 128": lambda *to: trainer(*to, bf16=True, width=128)} if half else {}),
+        "stock Trainer, padded to longest": lambda *to: trainer(*to, bf16=half, width=None),
     }
     return {
         **stock,

@@ -30,20 +30,21 @@ Commands = dict[str, list[str]]
 def commands(device: str, out: Path, quick: bool) -> Commands:
     """What each part runs, the most telling first."""
 
-    def script(name: str, full: str, short: str) -> list[str]:
+    def script(name: str, full: str, short: str, result: str | None = None) -> list[str]:
         words = (short if quick else full).split()
-        return [str(HERE / f"{name}.py"), *words, "--device", device, "--out", str(out / f"{name}_{label}.json")]
+        file = out / f"{result or name}_{label}.json"
+        return [str(HERE / f"{name}.py"), *words, "--device", device, "--out", str(file)]
 
     label = "gpu" if device == "cuda" else device
     tiny = "--models minilm --shapes sst2 --rounds 1 --steps 2"
     pretraining = "--models tiny --shapes 8x64x2 --rounds 1 --steps 2"
     return {
-        "tests": ["-m", "pytest", str(HERE.parent / "tests" / "train")],
+        "tests": ["-m", "pytest", str(HERE.parent / "tests" / "train" / "cuda")],
         "step": script("step_time", "--models base large", tiny),
         "pretrain": script("pretrain_time", "--models base large", pretraining),
         "whole": script("end_to_end", "", "--model minilm --shape sst2 --steps 3 --rounds 1"),
         "inference": script("inference", "--models base large", "--models minilm --seconds 5 --batches 1 8"),
-        "compiled": script("step_time", "--compile base:32x128 --shapes 32x128", tiny),
+        "compiled": script("step_time", "--compile base:32x128 --shapes 32x128", tiny, "step_time_compiled"),
     }
 
 

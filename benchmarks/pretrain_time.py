@@ -13,7 +13,6 @@ project masked places alone. Systems take turns, so that drift hits all alike.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import statistics
 import time
@@ -45,6 +44,9 @@ SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
     **{name: step_time.SIZES[name] for name in ("base", "large")},
 }
+SHAPES = ("64x128x8", "256x128x4", "16x512x8")
+MASK, MASKED = 103, 0.8
+"""BERT's [MASK], and the share of predicted places that show it."""
 REMOVED_HEADS = {"tiny": 1, **step_time.REMOVED_HEADS}
 Shape = tuple[int, int, int]
 """Rows of a micro-batch, their length, micro-batches of a step."""
@@ -58,6 +60,7 @@ def micro_batch(rows: int, length: int, seed: int) -> Batch:
     ids = torch.randint(1000, 30_000, (rows, length), generator=random)
     ranks = torch.rand(rows, length - 2, generator=random).argsort(1)[:, : most(length)]
     places = (ranks.sort(1).values + 1 + length * torch.arange(rows)[:, None]).flatten()
+    ids.view(-1)[places[torch.rand(len(places), generator=random) < MASKED]] = MASK
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
@@ -199,23 +202,19 @@ def _row(
     }
 
 
-def peak_memory(size: str, shape: Shape) -> dict[str, float]:
-    """Peak GiB of the fast step alone: weights, optimizer, totals, activations and graphs."""
+def peak_memory(size: str, shape: Shape) -> dict[str, dict[str, float]]:
+    """Peak memory of the fast step alone: weights, optimizer, totals, activations and graphs."""
     rows, length, _ = shape
-    peaks: dict[str, float] = {}
-    for ticket in (False, True):
-        gc.collect()  # what is still referenced in a cycle would count as there, and then go
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    batches = [[micro_batch(rows, length, 0)] * 2]
+
+    def make(ticket: bool) -> EagerStep:
         model = model_of(size, "cuda", ticket=ticket)
-        step = build("fast", model, lamb(model, lr=1e-4), masked=True, precision="bf16")
-        for _ in range(3):
-            step(step.prepare([micro_batch(rows, length, 0)] * 2))
-        torch.cuda.synchronize()
-        peaks["ticket" if ticket else "dense"] = (torch.cuda.max_memory_allocated() - before) / 2**30
-        del model, step
-    return peaks
+        return build("fast", model, lamb(model, lr=1e-4), masked=True, precision="bf16")
+
+    return {
+        name: step_time.peak_of(lambda: make(ticket), batches)  # noqa: B023
+        for name, ticket in (("dense", False), ("ticket", True))
+    }
 
 
 def shape_of(text: str) -> Shape:
@@ -229,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--models", nargs="+", default=["base"], choices=list(SIZES))
-    parser.add_argument("--shapes", nargs="+", default=["64x128x8", "256x128x4", "16x512x8"], type=shape_of)
+    parser.add_argument("--shapes", nargs="+", default=[*map(shape_of, SHAPES)], type=shape_of)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--out", type=Path, required=True)
@@ -242,11 +241,16 @@ def main() -> None:
         "matmul_flops_per_second": rate,
         "rows": [],
         "peak_gib": {},
+        "left_out": {},
     }
     peak = PEAK.get(result["environment"]["device"])
     for size in args.models:
         for shape in args.shapes:
-            for row in measure(size, shape, args.device, rounds=args.rounds, steps=args.steps):
+            how = {"rounds": args.rounds, "steps": args.steps}
+            name = "x".join(map(str, (size, *shape)))
+            left_out = result["left_out"]
+            rows = step_time.unless_full(lambda: measure(size, shape, args.device, **how), left_out, name)  # noqa: B023
+            for row in rows or []:
                 row["floor_ms"] = 1e3 * row["flops"] / rate
                 row["over_floor"] = row["median_ms"] / row["floor_ms"]
                 row["mfu"] = row["flops"] / (row["median_ms"] / 1e3) / peak if peak else None
@@ -258,8 +262,8 @@ def main() -> None:
                     flush=True,
                 )
             if args.device == "cuda":
-                torch.cuda.empty_cache()
-                result["peak_gib"]["x".join(map(str, (size, *shape)))] = peak_memory(size, shape)
+                found = step_time.unless_full(lambda: peak_memory(size, shape), left_out, f"{name}, peak")  # noqa: B023
+                result["peak_gib"] |= {name: found} if found else {}
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -16,9 +16,9 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from earlybert.train.optimizer import adamw
 from earlybert.train.precision import resolve
 from earlybert.train.step import EagerStep
 
+T = TypeVar("T")
 SIZES: dict[str, dict[str, int]] = {
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "base": {},
@@ -133,9 +134,10 @@ def model_of(size: str, device: str, *, ticket: bool, qa: bool) -> Any:
 
 
 def matmul_rate(device: str) -> float:
-    """bf16 FLOP/s of a large matrix product here: the ceiling that the floor below is counted with."""
+    """FLOP/s of a large matrix product here, in the precision of the fast step: what the floor below is counted with."""
     size = 8192 if device == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    half = resolve("auto", torch.device(device)) == "bf16"
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
     clock = Clock(torch.device(device))
     for _ in range(3):
         torch.mm(a, a)
@@ -171,7 +173,8 @@ def systems(size: str, shape: str, device: str, compiled: bool) -> dict[str, tup
     found: dict[str, tuple[EagerStep, Callable[[int], Batch]]] = {}
     if device == "cpu":
         found["stock eager fp32, padded to 128"] = make("eager", False, "no"), padded
-        found["stock eager, padded to 128"] = make("eager", False), padded
+        if found["stock eager fp32, padded to 128"][0].precision != resolve("auto", torch.device(device)):
+            found["stock eager, padded to 128"] = make("eager", False), padded
     found["stock eager, padded to longest"] = make("eager", False), longest
     found["stock eager ticket, padded to longest"] = make("eager", True), longest
     found["fast dense"] = make("fast", False), longest
@@ -254,24 +257,47 @@ def where_time_goes(step: EagerStep, data: Any, repeats: int = 5) -> dict[str, f
     return dict(sorted(kinds.items(), key=lambda entry: -entry[1]))
 
 
-def peak_memory(size: str, shape: str) -> dict[str, float]:
-    """Peak GiB of each system alone: weights, optimizer, activations and graphs."""
-    peaks: dict[str, float] = {}
-    for engine in ("eager", "fast"):
-        for ticket in (False, True):
-            gc.collect()  # what is still referenced in a cycle would count as there, and then go
-            torch.cuda.empty_cache()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            model = model_of(size, "cuda", ticket=ticket, qa=shape.endswith("384"))
-            step = build(engine, model, adamw(model, lr=2e-5), precision="bf16")  # pyright: ignore
-            for _ in range(3):
-                lengths, width = lengths_of(shape, 0)
-                step(step.prepare([batch_of(lengths, width, 0, shape.endswith("384"))]))
-            torch.cuda.synchronize()
-            peaks[f"{engine} {'ticket' if ticket else 'dense'}"] = (torch.cuda.max_memory_allocated() - before) / 2**30
-            del model, step
-    return peaks
+def peak_memory(size: str, shape: str) -> dict[str, dict[str, float]]:
+    """Peak memory of each system alone: weights, optimizer, activations and graphs."""
+    qa = shape.endswith("384")
+    batches = [[batch_of(*lengths_of(shape, seed), seed, qa)] for seed in range(3)]
+
+    def make(engine: Any, ticket: bool) -> EagerStep:
+        model = model_of(size, "cuda", ticket=ticket, qa=qa)
+        return build(engine, model, adamw(model, lr=2e-5), precision="bf16")
+
+    return {
+        f"{engine} {'ticket' if ticket else 'dense'}": peak_of(lambda: make(engine, ticket), batches)  # noqa: B023
+        for engine in ("eager", "fast")
+        for ticket in (False, True)
+    }
+
+
+def peak_of(make: Callable[[], EagerStep], batches: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """Most GiB that tensors held, and that were taken from the GPU: what graphs keep counts in the second alone."""
+    gc.collect()  # what is still referenced in a cycle would count as there, and then go
+    torch.cuda.empty_cache()
+    held, taken = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    step = make()
+    for _ in range(3):  # the second and third time capture graphs
+        for micro_batches in batches:
+            step(step.prepare(micro_batches))
+    torch.cuda.synchronize()
+    most = torch.cuda.max_memory_allocated() - held, torch.cuda.max_memory_reserved() - taken
+    return dict(zip(("allocated", "reserved"), (size / 2**30 for size in most), strict=True))
+
+
+def unless_full(measured: Callable[[], T], left_out: dict[str, str], name: str) -> T | None:
+    """What is measured; None where the GPU has too little memory, which is noted under a name."""
+    try:
+        return measured()
+    except torch.OutOfMemoryError as error:
+        left_out[name] = str(error).splitlines()[0]
+    print(f"{name}: left out, out of memory", flush=True)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
 
 
 def main() -> None:
@@ -293,12 +319,15 @@ def main() -> None:
         "matmul_flops_per_second": rate,
         "rows": [],
         "peak_gib": {},
+        "left_out": {},
     }
     peak = PEAK.get(result["environment"]["device"])
     for size in args.models:
         for shape in args.shapes:
-            compiled = f"{size}:{shape}" in args.compile
-            for row in measure(size, shape, args.device, rounds=args.rounds, steps=args.steps, compiled=compiled):
+            how = {"rounds": args.rounds, "steps": args.steps, "compiled": f"{size}:{shape}" in args.compile}
+            name = f"{size} {shape}"
+            rows = unless_full(lambda: measure(size, shape, args.device, **how), result["left_out"], name)  # noqa: B023
+            for row in rows or []:
                 row["floor_ms"] = 1e3 * row["flops"] / rate
                 row["over_floor"] = row["median_ms"] / row["floor_ms"]
                 row["mfu"] = row["flops"] / (row["median_ms"] / 1e3) / peak if peak else None
@@ -309,8 +338,8 @@ def main() -> None:
                     flush=True,
                 )
             if args.device == "cuda":
-                result["peak_gib"][f"{size} {shape}"] = peak_memory(size, shape)
-                torch.cuda.empty_cache()
+                found = unless_full(lambda: peak_memory(size, shape), result["left_out"], f"{name}, peak")  # noqa: B023
+                result["peak_gib"] |= {name: found} if found else {}
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result["peak_gib"]))

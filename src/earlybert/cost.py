@@ -137,8 +137,8 @@ def sized(model: nn.Module) -> Size:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes that tensors held on a CUDA device since its statistics were reset; None elsewhere."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    """Most bytes taken from a CUDA device since its statistics were reset, pools of graphs included; None elsewhere."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def _calls(model: nn.Module, anatomy: Anatomy, rows: int) -> list[_Call]:

@@ -23,7 +23,7 @@ def trained(steps: int) -> EagerStep:
     gates = Gates(model).attach()
     step = EagerStep(model, adamw(model, lr=1e-3, weight_decay=0.1, gates=gates), gates=gates, l1=(1e-3, 1e-3))
     for seed in range(steps):
-        step([tiny_batch(seed=seed)])
+        step(step.prepare([tiny_batch(seed=seed)]))
     return step
 
 
@@ -35,7 +35,7 @@ def test_going_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     torch.manual_seed(0)
     step = trained(3)
     save(tmp_path / "c.safetensors", step)
-    loss = step([tiny_batch(seed=9)])
+    loss = step(step.prepare([tiny_batch(seed=9)]))
     other = trained(1)
     state = checkpoint.load(tmp_path / "c.safetensors", model=other.model, optimizer=other.optimizer, gates=other.gates)
     assert state == {"step": 3} == checkpoint.peek(tmp_path / "c.safetensors")

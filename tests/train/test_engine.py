@@ -47,7 +47,7 @@ def test_the_last_micro_batch_that_counts_is_the_last() -> None:
     model = tiny_model("bert")
     step = Watched(model, torch.optim.SGD(model.parameters(), lr=0.0))
     batch = {"input_ids": torch.full((2, 3), 7), "labels": torch.tensor([0, 1])}
-    step([batch, batch, {**batch, "labels": torch.full((2,), -100)}])
+    step(step.prepare([batch, batch, {**batch, "labels": torch.full((2,), -100)}]))
     assert seen == [False, True]
 
 

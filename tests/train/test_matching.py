@@ -69,7 +69,7 @@ def test_gradient_against_finite_differences() -> None:
     batch = batch_of(LENGTHS, "classification", seed=2)
     step = EagerStep(student, torch.optim.SGD(student.parameters(), lr=0.0), max_grad_norm=None)
     with matching(step, teacher, 5.0):
-        step([batch])
+        step(step.prepare([batch]))
     weight = student.bert.encoder.layer[0].output.dense.weight
     gradient = weight.grad.clone()
     direction = torch.randn_like(weight)

@@ -122,7 +122,7 @@ def test_gradients_are_clipped_without_the_coefficients() -> None:
     with Gates(model) as gates:
         optimizer = adamw(model, lr=0.0, gates=gates)
         step = EagerStep(model, optimizer, max_grad_norm=1e-3, gates=gates, l1=(1.0, 1.0))
-        step([BATCHES[0]])
+        step(step.prepare([BATCHES[0]]))
     norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
     assert norm == pytest.approx(1e-3, rel=1e-3)
     assert gates.neurons.grad.norm() > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -131,9 +132,11 @@ def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str
         return "the model runs its layers more than once, which they were not made for."
     try:
         import triton  # noqa: F401 # pyright: ignore[reportMissingImports]
-        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+        from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
-        return f"{error.name} is not installed; torch 2.10 or newer with CUDA has both."
+        return f"{error.name} is not installed; torch 2.11 or newer with CUDA has both."
+    if "scale" not in inspect.signature(varlen_attn).parameters:
+        return "this torch's varlen_attn takes no scale; torch 2.11 or newer has one that does."
     if (size := of(model).head_size) % 8 or size > 256:
         return f"torch's varlen_attn takes heads of 8, 16, 24, ... 256 features, and these have {size}."
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):

@@ -15,7 +15,7 @@ from .losses import SPAN, loss_of, span_loss
 from .pack import Packed, pack, shapes
 from .precision import autocast
 from .ragged import Kernel, RaggedModel, set_layout
-from .step import EagerStep, by_labels, labels_of, present, to_device
+from .step import EagerStep, labels_of, present, to_device
 from .table import Table
 
 SIZES = 32
@@ -80,10 +80,6 @@ class RaggedStep(EagerStep):
     def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
         """Every row with its own length."""
         return shapes(micro_batches)
-
-    def shares(self, prepared: Sequence[tuple[Packed, int]]) -> list[float]:
-        """How much of the step's mean loss each micro-batch is."""
-        return by_labels([labels for _, labels in prepared])
 
     def follow(self, device: torch.device) -> None:
         """Compute on this device, with the parameters that the model has now."""

@@ -75,13 +75,13 @@ class CommonStep(EagerStep):
 class MaskedStep(CommonStep):
     """`EagerStep` for batches of `data.stream`; arguments and refusals are those of `CommonStep`."""
 
-    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
+    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[tuple[Any, int]]:
         """Bring a step's data to the device."""
         return super().prepare(with_shares(micro_batches, self.ranks))
 
     def loss(self, batch: Any) -> Tensor:
         """What one micro-batch adds to the step's loss, scalar."""
-        inputs = dict(batch)
+        inputs = dict(batch[0])
         shares = inputs.pop(SHARES)
         with autocast(self.precision, self.device):
             return weighed(self.objective(inputs), shares)

@@ -68,14 +68,14 @@ class EagerStep:
 
     def tokens(self, states: Tensor, batch: Any) -> Tensor:
         """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
-        return states[batch["attention_mask"].bool()]
+        return states[batch[0]["attention_mask"].bool()]
 
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
 
-    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[Any]:
-        """Bring a step's data to the device; not part of the step's time."""
-        return [to_device(batch, self.device) for batch in micro_batches]
+    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[tuple[Any, int]]:
+        """Bring a step's data to the device, each with the number of its labels; not part of the step's time."""
+        return [(to_device(batch, self.device), labels_of(batch)) for batch in micro_batches]
 
     def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
         """Rows and length of everything this step computes on, for counting FLOPs."""
@@ -87,18 +87,18 @@ class EagerStep:
         Raises:
             Refused: The model gives no loss.
         """
-        inputs = dict(batch)
+        inputs = dict(batch[0])
         positions = {name: inputs.pop(name) for name in SPAN if name in inputs}
         with autocast(self.precision, self.device):
             output: Any = self.model(**inputs)
             return span_loss(output, positions, present(inputs).bool()) if positions else loss_of(output)
 
-    def shares(self, prepared: Sequence[Any]) -> list[float]:
+    def shares(self, prepared: Sequence[tuple[Any, int]]) -> list[float]:
         """How much of the step's mean loss each micro-batch is."""
-        return by_labels([labels_of(batch) for batch in prepared])
+        return by_labels([labels for _, labels in prepared])
 
-    def __call__(self, micro_batches: Sequence[Any]) -> Tensor:
-        """Update once from all micro-batches together.
+    def __call__(self, prepared: Sequence[tuple[Any, int]]) -> Tensor:
+        """Update once from all prepared micro-batches together.
 
         Each counts by its number of labels, so that the gradient is that of one large batch. The L1
         term is added once a step, not once a micro-batch.
@@ -108,7 +108,7 @@ class EagerStep:
         """
         self.mark("optimizer")
         self.clear()
-        shares = zip(micro_batches, self.shares(micro_batches), strict=True)
+        shares = zip(prepared, self.shares(prepared), strict=True)
         counted = [(batch, share) for batch, share in shares if share]  # without a label a mean loss is not a number
         total: Tensor | None = None
         for number, (batch, share) in enumerate(counted, start=1):

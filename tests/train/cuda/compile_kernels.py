@@ -32,7 +32,7 @@ HALF = {
     "third",
 }
 WHOLE = {"width", "rows", "each", "size", "which", "threshold", "head_size", "head_count"}
-REAL = {"scale", "eps", "beta1", "beta2", "rest1", "rest2", "limit"}
+REAL = {"scale", "eps", "beta1", "beta2", "rest1", "rest2", "log1", "log2", "limit"}
 LONG = {"table", "grads", "seeds", "ids", "kinds", "places", "starts"}
 SHORT = {"order", "counts"}
 SIXTEEN = {"width", "size", "head_size"}

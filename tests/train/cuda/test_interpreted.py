@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_step_made_of_them_within_bf16() -> None:
     ("error", "said"),
     [
         (RuntimeError("operation not permitted when stream is capturing\nmore"), "operation not permitted when .+ing$"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "no memory for another one"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "no memory for them"),
     ],
 )
 def test_a_capture_that_fails_goes_on_without_graphs_and_says_so(
@@ -120,7 +121,8 @@ def test_what_is_captured_and_replayed_is_the_same_step(parts: int, stand_ins: l
     ("missing", "changes", "said"),
     [
         ("triton", {}, "triton is not installed"),
-        ("torch.nn.attention.varlen", {}, "torch.nn.attention.varlen is not installed; torch 2.10 or newer"),
+        ("torch.nn.attention.varlen", {}, "torch.nn.attention.varlen is not installed; torch 2.11 or newer"),
+        ("scale", {}, "this torch's varlen_attn takes no scale; torch 2.11"),
         (None, {"hidden_size": 48}, "heads of 8, 16, 24, ... 256 features, and these have 12"),
     ],
 )
@@ -133,7 +135,11 @@ def test_a_gpu_that_cannot_take_the_graphed_step_takes_the_packed_one(
 ) -> None:
     model = build("bert", "classification", False, **changes)
     monkeypatch.setattr(engine, "_device", lambda _: torch.device("cuda"))
-    if missing is not None:
+    if missing == "scale":  # as in torch 2.10
+        older = ModuleType("torch.nn.attention.varlen")
+        older.varlen_attn = lambda query, key, value, is_causal=False, return_aux=None: query  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, older.__name__, older)
+    elif missing is not None:
         monkeypatch.setitem(sys.modules, missing, None)
     step = engine.build("fast", model, adamw(model, lr=1e-3), precision="bf16")
     assert type(step) is RaggedStep

@@ -154,8 +154,7 @@ def test_clip_and_adamw_against_torch() -> None:
         fused.fill_addresses(where)
         fused.step(where)
     for mine, theirs in zip(masters, copies, strict=True):
-        # the kernel's exponential and logarithm are good to 2**-22, bias correction divides by 0.001
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-6)  # bias correction divides by 0.001
         moments = (ours.state[mine]["exp_avg_sq"], reference.state[theirs]["exp_avg_sq"])
         torch.testing.assert_close(*moments, rtol=1e-5, atol=1e-8)
         assert ours.state[mine]["step"] == reference.state[theirs]["step"] == 5

@@ -71,9 +71,9 @@ class Accumulation:
         key = (*(tensor.shape for tensor in packed.inputs.values()), packed.bounds.shape, packed.longest)
         replay = self.step.graphs.find(key, lambda: self._capture(packed))
         if replay is None:
-            self._backward(packed, share, self.step.mark)
+            self.step.graphs.around(lambda: self._backward(packed, share, self.step.mark))
             if self.totals.reach():
-                self.step.graphs.drop()
+                self.step.graphs.clear()
                 self._addresses = self._blank()
             self._fill(self._addresses)
             self._sum(self._addresses)
@@ -114,6 +114,7 @@ class Accumulation:
 
     def _capture(self, packed: Packed) -> Replay:
         mine, addresses = duplicate(packed), self._blank()
+        self.step.copies.clear()  # of a step that was broken off: the graph would do it at every replay
         share = torch.ones((), device=self.step.device)
 
         def work() -> None:

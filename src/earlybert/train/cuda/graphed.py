@@ -148,7 +148,7 @@ class GraphedStep(RaggedStep):
 
     def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
         assert self._fused is not None
-        total = self._gradients(prepared[0])
+        total = self.graphs.around(lambda: self._gradients(prepared[0]))
         self._fill_addresses(self._fused, self._addresses)
         self._update(self._fused, self._addresses)
         self._drop_gradients()
@@ -189,6 +189,7 @@ class GraphedStep(RaggedStep):
         fused = self._fused
         assert fused is not None
         mine, addresses = duplicate(packed), self._blank_addresses(fused)
+        self.copies.clear()  # of a step that was broken off: the graph would do it at every replay
 
         def work() -> Tensor:
             loss = self._gradients((mine, 1))

@@ -79,26 +79,36 @@ class Graphs:
             found = work()
         return graph, found
 
+    def around(self, work: Callable[[], T]) -> T:
+        """Work that no graph does; where it finds no memory beside what graphs hold, they go and it is done again.
+
+        Args:
+            work: May be begun twice.
+        """
+        try:
+            return work()
+        except RuntimeError as error:
+            if not (self._held and out_of_memory(error)):
+                raise
+            self._give_up(error)
+        return work()
+
     def _give_up(self, error: RuntimeError) -> None:
         """Go on without, and say why; what graphs held is free again."""
         self.limit = 0
         self.clear()
-        self._pool = None
         why = str(error).splitlines()[0]
         if out_of_memory(error):
-            why = "there is no memory for another one. Fewer tokens a batch would leave some."
+            why = "there is no memory for them. Fewer tokens a batch would leave some."
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
         log.warning("CUDA graphs are off, steps will be slower: %s", why)
 
-    def drop(self) -> None:
-        """Let go of all that was captured."""
-        self._held.clear()
-
     def clear(self) -> None:
         """Let go of all; keys count as new again."""
-        self.drop()
+        self._held.clear()
         self.seen.clear()
+        self._pool = None  # one whose graphs are gone may not be captured into
 
 
 @contextmanager
