@@ -134,7 +134,7 @@ def model_of(size: str, device: str, *, ticket: bool, qa: bool) -> Any:
 
 
 def matmul_rate(device: str) -> float:
-    """FLOP/s of a large matrix product here, in the precision of the fast step: what the floor below is counted with."""
+    """FLOP/s of a large matrix product here, in the fast step's precision: what the floor below is counted with."""
     size = 8192 if device == "cuda" else 1024
     half = resolve("auto", torch.device(device)) == "bf16"
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if half else torch.float32)
