@@ -39,7 +39,7 @@ def test_going_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     other = trained(1)
     state = checkpoint.load(tmp_path / "c.safetensors", model=other.model, optimizer=other.optimizer, gates=other.gates)
     assert state == {"step": 3} == checkpoint.peek(tmp_path / "c.safetensors")
-    assert torch.equal(other([tiny_batch(seed=9)]), loss)
+    assert torch.equal(other(other.prepare([tiny_batch(seed=9)])), loss)
     for a, b in zip(step.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(step.gates.neurons, other.gates.neurons)

@@ -73,7 +73,8 @@ class Accumulation:
         if replay is None:
             self.step.graphs.around(lambda: self._backward(packed, share, self.step.mark))
             if self.totals.reach():
-                self.step.graphs.clear()
+                if len(self.step.graphs):  # they add to fewer totals
+                    self.step.graphs.clear()
                 self._addresses = self._blank()
             self._fill(self._addresses)
             self._sum(self._addresses)
