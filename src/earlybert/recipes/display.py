@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from rich.progress import Progress, ProgressColumn
 
 from ..config import LogMode
 
+WIDE = 120
+"""Columns of what is printed where there is no terminal."""
+
 
 class Display:
     """One for the process; a command sets its mode when it begins.
@@ -24,7 +28,8 @@ class Display:
     """
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        told = sys.stdout.isatty() or "COLUMNS" in os.environ  # else rich would break tables at 80
+        self.console = Console(highlight=False, width=None if told else WIDE)
         self._mode: LogMode = "auto"
         self._muted = False
         self._progress: Progress | None = None
