@@ -196,7 +196,7 @@ def systems(device: str) -> dict[str, Callable[[Task, Times], None]]:
     half = resolve("auto", torch.device(device)) == "bf16"
     precise = {"stock Trainer fp32, padded to 128": lambda *to: trainer(*to, bf16=False, width=128)}
     stock: dict[str, Callable[[Task, Times], None]] = {
-        **(precise if device == "cpu" else {}),
+        **(precise if device == "cpu" or not half else {}),
         **({"stock Trainer, padded to 128": lambda *to: trainer(*to, bf16=True, width=128)} if half else {}),
         "stock Trainer, padded to longest": lambda *to: trainer(*to, bf16=half, width=None),
     }

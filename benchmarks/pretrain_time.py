@@ -151,7 +151,8 @@ def measure(size: str, shape: Shape, device: str, *, rounds: int, steps: int) ->
             wall[name] += time.perf_counter() - began
             rounded[name].append(clock.read())
     for name, (step, batches) in contenders.items():
-        notes[name] |= {"engine": type(step).__name__, "flops": _flops(name, step, batches(0), shape)}
+        flops = _flops(name, step, batches(0), shape)
+        notes[name] |= {"engine": type(step).__name__, "graphs": step_time.on_graphs(step), "flops": flops}
         if device == "cuda" and name.startswith("fast"):
             notes[name]["kernels_ms"] = step_time.where_time_goes(step, step.prepare(batches(0)), repeats=2)
     found = [

@@ -209,7 +209,7 @@ def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, comp
             times[name] += clock.read()
     for name, (step, batch) in contenders.items():
         flops = [count(step.model).step(step.shapes([batch(seed)])) for seed in range(3)]
-        notes[name]["flops"] = sum(flops) / 3
+        notes[name] |= {"flops": sum(flops) / 3, "graphs": on_graphs(step)}
         if name.startswith("fast"):
             notes[name]["kernels_ms"] = where_time_goes(step, step.prepare([batch(0)]))
             ratios = [mine / dense for mine, dense in zip(times[name], times["fast dense"], strict=True)]
@@ -286,6 +286,12 @@ def peak_of(make: Callable[[], EagerStep], batches: Sequence[Sequence[Batch]]) -
     torch.cuda.synchronize()
     most = torch.cuda.max_memory_allocated() - held, torch.cuda.max_memory_reserved() - taken
     return dict(zip(("allocated", "reserved"), (size / 2**30 for size in most), strict=True))
+
+
+def on_graphs(step: EagerStep) -> bool | None:
+    """Whether a step still takes CUDA graphs, which it gives up where memory is short; None where it has none."""
+    graphs = getattr(step, "graphs", None)
+    return None if graphs is None else graphs.limit > 0
 
 
 def unless_full(measured: Callable[[], T], left_out: dict[str, str], name: str) -> T | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,8 +137,16 @@ def sized(model: nn.Module) -> Size:
     return Size(count(model), memory(model))
 
 
+def watch_memory(device: torch.device) -> None:
+    """Begin anew what `peak_memory` tells; what an earlier run has left in the allocator's hands is given back."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes taken from a CUDA device since its statistics were reset, pools of graphs included; None elsewhere."""
+    """Most bytes taken from a CUDA device since `watch_memory`, pools of graphs included; None elsewhere."""
     return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 

@@ -231,3 +231,11 @@ def test_a_run_outlives_who_reads_its_output(flags: list[str], tmp_path: Path) -
     assert "Traceback" not in said
     assert "Broken" not in said
     assert (out / "metrics.json").exists()
+
+
+def test_without_a_terminal_tables_are_wider_than_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert Display().console.width == 120
+    monkeypatch.setenv("COLUMNS", "90")
+    assert Display().console.width == 90

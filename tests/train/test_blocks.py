@@ -87,6 +87,7 @@ def test_every_token_has_one_place_and_padding_the_rest(lengths: list[int], head
         ([49] * 8, torch.float32, False),
         (range(100, 104), torch.float32, False),
         (range(100, 105), torch.float32, True),  # five lengths would be five calls
+        ([100, 101] * 4, torch.float32, True),  # a call for each, since they alternate
         (range(124, 130), torch.float32, False),
         ([512], torch.bfloat16, True),
     ],

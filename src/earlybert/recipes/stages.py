@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..anatomy import Refused
-from ..cost import count, peak_memory, sized
+from ..cost import count, peak_memory, sized, watch_memory
 from ..tasks.batches import shape_of
 from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
 from ..ticket.refit import flops as refit_flops
@@ -175,8 +175,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         The trained model and the metrics.
     """
     config, lengths = bench.config, plan(bench)
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(bench.device)
+    watch_memory(bench.device)
     theta_0 = bench.theta_0()
     before = sized(theta_0)
     began = time.perf_counter()

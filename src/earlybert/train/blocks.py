@@ -16,9 +16,9 @@ from torch import Tensor
 SHORT = 24
 """Blocks of rows up to this length are computed in fp32, whatever comes in: small products are faster so."""
 FP32_SHORT, FP32_LONGEST = 48, 128
-"""In fp32, batches of longer rows than the first are SDPA's where they have few lengths; than the second, always."""
+"""In fp32, batches of longer rows than the first are SDPA's where few calls do; than the second, always."""
 FP32_FEW = 4
-"""Lengths in a batch that SDPA may be called for one by one."""
+"""Runs of rows of one length in a batch that SDPA may be called for one by one."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def worth(lengths: Sequence[int], longest: int, dtype: torch.dtype) -> bool:
     """
     if dtype == torch.bfloat16 or longest <= FP32_SHORT:
         return True
-    return longest <= FP32_LONGEST and len(set(lengths)) > FP32_FEW
+    return longest <= FP32_LONGEST and sum(1 for _ in groupby(lengths)) > FP32_FEW
 
 
 def lay_out(lengths: Sequence[int], heads: int) -> Blocks:

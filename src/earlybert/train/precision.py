@@ -30,8 +30,8 @@ def resolve(precision: Precision, device: torch.device) -> Literal["bf16", "no"]
     if precision == "auto":
         return "no"
     log.warning(
-        "this %s has no bf16 instructions, and torch emulates them (on a CPU with AVX2 a hundred times slower than "
-        "fp32); auto would take fp32.",
+        "this %s has no bf16 instructions, and torch emulates them: on a CPU with AVX2 matrix products are a "
+        "hundred times slower than in fp32, which auto would take.",
         "CPU" if device.type == "cpu" else "GPU",
     )
     return "bf16"

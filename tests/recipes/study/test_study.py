@@ -150,6 +150,7 @@ def test_a_study_by_the_clock() -> None:
     assert said.startswith("3 runs of pre-training by the clock, 28 minutes, the longest 10; at least")
     assert said.endswith("3 runs of fine-tuning, not counted.")
     mixed = Study.of({"runs": {**runs, "steps": {"method": "dense", "minutes": None}}, "pretrain": study.pretrain})
+    assert [mixed.dense_row(row) for row in mixed.runs] == ["dense", "dense", "dense", "steps"]
     said = estimate.estimate(mixed)
     assert said.startswith("1 run of pre-training, ")
     assert "; 3 runs of pre-training by the clock, 28 minutes" in said

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from earlybert import Gates
 from earlybert.train import engine
+from earlybert.train.cuda.graphs import Graphs
 from earlybert.train.fast import RaggedStep
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
@@ -115,6 +116,66 @@ def test_what_is_captured_and_replayed_is_the_same_step(parts: int, stand_ins: l
     assert stand_ins[1] >= 3 * parts - 1
     assert ends[1][0] == pytest.approx(ends[0][0], abs=1e-6)
     torch.testing.assert_close(ends[1][1], ends[0][1], rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_pass_without_memory_beside_graphs_is_taken_again(
+    parts: int, stand_ins: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Behind its backward pass, when gradients are there already: nothing of it may stay."""
+    model = build("bert", "classification", False, num_hidden_layers=1)
+    ends = []
+    for graphs in (0, 3):
+        mine = copy.deepcopy(model)
+        step = graphed(mine, adamw(mine, lr=1e-3), graphs=graphs, precision="no")
+        for number, sizes in enumerate([[1, 5], [1, 5], [3, 9], [3, 9]]):
+            if graphs and number == 2:
+                assert len(step.graphs) > 0
+                fail_once(step.copies, torch.OutOfMemoryError("CUDA out of memory."))
+            step(step.prepare([batch_of(sizes, "classification", 2 * number + part) for part in range(parts)]))
+        ends.append(torch.cat([p.detach().flatten() for p in mine.parameters()]))
+    assert torch.equal(*ends)
+    assert step.graphs.limit == 0
+    assert [message[:40] for message in caplog.messages] == ["CUDA graphs are off, steps will be slowe"]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_that_was_broken_off_is_no_part_of_a_graph(
+    parts: int, stand_ins: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("bert", "classification", False, num_hidden_layers=1)
+    step = graphed(model, adamw(model, lr=1e-3), graphs=3, precision="no")
+    touched: list[int] = []
+    capture = Graphs.capture
+
+    def watched(graphs: Graphs, work: Any) -> Any:
+        touched.append(len(step.copies.embeddings._touched))
+        return capture(graphs, work)
+
+    monkeypatch.setattr(Graphs, "capture", watched)
+    one, other = ([batch_of(sizes, "classification", part) for part in range(parts)] for sizes in ([1, 5], [3, 9]))
+    if parts == 1:
+        step(step.prepare(one))
+    fail_once(step.copies, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        step(step.prepare(other))
+    assert len(step.copies.embeddings._touched) == 1
+    step(step.prepare(one))  # of two parts, the second is captured
+    assert touched
+    assert not any(touched)
+
+
+def fail_once(copies: Any, error: BaseException) -> None:
+    """The next use of the gradients, behind a backward pass, breaks off."""
+    finish = copies.finish
+
+    def fails() -> None:
+        copies.finish = finish
+        raise error
+
+    copies.finish = fails
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 
 from ...anatomy import Refused, of
 from ...baselines import random_ticket
-from ...cost import Size, masked, peak_memory, sized
+from ...cost import Size, masked, peak_memory, sized, watch_memory
 from ...data.ahead import ahead
 from ...ticket import HistoryWriter, Scores, Ticket, apply, save
 from ...train import checkpoint
@@ -131,8 +131,7 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
         The metrics; nothing in a process that is not the first.
     """
     ranks, legs = bench.ranks, bench.plan.train
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(bench.device)
+    watch_memory(bench.device)
     watch = Stopwatch(bench.device, _searched(run))
     model, before, cutting = _beginning(bench, run, ticket)
     costs = [masked(model, bench.predictions(leg)) for leg in legs]

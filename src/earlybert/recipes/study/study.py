@@ -33,7 +33,7 @@ class Study:
     """Pre-training runs, and the fine-tuning of each.
 
     A dense row with a `share` takes that share of the steps, or of its budget of time; a ticket's is the setting of
-    that name.
+    that name, which leaves a budget of time whole.
     """
 
     runs: Mapping[str, Mapping[str, Any]]
@@ -118,7 +118,10 @@ class Study:
         return {**{name: value for name, value in merged.items() if name not in useless}, "seed": seed}
 
     def dense_row(self, row: str) -> str | None:
-        """The longest dense row of the same model, which costs are set beside; None without one."""
+        """The longest dense row of the same model, which costs are set beside; None without one.
+
+        Rows by steps stand beside one by steps, rows by the clock beside one by the clock, where there is one.
+        """
         if "model" in self.runs[row]:
             return None
         sizes = [f.name for f in fields(Architecture)]
@@ -133,7 +136,8 @@ class Study:
             if "model" not in own and self.method_of(other) == "dense"
         }
         same = [name for name, its in found.items() if all(getattr(its, s) == getattr(mine, s) for s in sizes)]
-        return max(same, key=lambda name: (found[name].minutes or 0.0, found[name].steps), default=None)
+        alike = [name for name in same if (found[name].minutes is None) == (mine.minutes is None)]
+        return max(alike or same, key=lambda name: (found[name].minutes or 0.0, found[name].steps), default=None)
 
     def pretraining(self, row: str, seed: int) -> Cell | None:
         """The run of pre-training behind a row; None when its weights are there already."""

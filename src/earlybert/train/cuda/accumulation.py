@@ -58,7 +58,7 @@ class Accumulation:
         step.mark("optimizer")
         with totals.as_gradients():
             step.combine(self._loss)  # in place
-        totals.set_rates()
+        step.graphs.around(totals.set_rates)  # the first time it makes the moments
         update = step.graphs.find("update", lambda: Replay(step.graphs.capture(totals.update)[0]))
         if update is None:
             totals.update()

@@ -391,7 +391,8 @@ class FusedAdamW(Fused):
         super().__init__(*args)
         self.count = self.count_of(self.slots)
         # Worked out here: 1 - beta in fp32 would be off by 1e-5 of itself, and log(beta) by 1e-4.
-        self._betas = (math.log(self.beta1), 1 - self.beta1, math.log(self.beta2), self.beta2, 1 - self.beta2)
+        log1, log2 = (math.log(beta) if beta else -math.inf for beta in (self.beta1, self.beta2))
+        self._betas = (log1, 1 - self.beta1, log2, self.beta2, 1 - self.beta2)
 
     def step(self, addresses: Sequence[Tensor]) -> None:
         """One update from the gradients at `addresses`."""
