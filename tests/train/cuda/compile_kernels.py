@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from earlybert.train.cuda import coefficients, embed, fused, fused_lamb, kernels, linears, sums
+from earlybert.train.cuda import coefficients, embed, fused, fused_adamw, fused_lamb, kernels, linears, sums
 
 TARGET = GPUTarget("cuda", 90, 32)
 HALF = {
@@ -90,7 +90,7 @@ def main() -> None:
             name = f"HALF={half} FULL={full}"
             found[f"_squares {name}"] = compiled(fused._squares, 8, **reading)
             found[f"_accumulate {name}"] = compiled(fused._accumulate, 8, **reading)
-            found[f"_adamw {name}"] = compiled(fused._adamw, 8, **reading, **writing)
+            found[f"_adamw {name}"] = compiled(fused_adamw._adamw, 8, **reading, **writing)
             found[f"_moments {name}"] = compiled(fused_lamb._moments, 8, **reading)
             found[f"_apply {name}"] = compiled(fused_lamb._apply, 8, BLOCK=fused.BLOCK, FULL=full, **writing)
     found["_trust"] = compiled(fused_lamb._trust, 4, SUMS=fused_lamb.SUMS)

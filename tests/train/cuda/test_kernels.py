@@ -126,7 +126,8 @@ def test_every_tiling_of_the_gelu_gives_the_same(monkeypatch: pytest.MonkeyPatch
 
 def test_clip_and_adamw_against_torch() -> None:
     """The optimizer alone, on the same gradients: fp32 and bf16, decay, clipping, coefficients left out."""
-    from earlybert.train.cuda.fused import FusedAdamW, Slot
+    from earlybert.train.cuda.fused import Slot
+    from earlybert.train.cuda.fused_adamw import FusedAdamW
 
     torch.manual_seed(0)
     sizes = ((300, 70), (5000,), (3,))

@@ -1,4 +1,4 @@
-"""Clip and LAMB in three passes over memory, on a GPU, as `fused` has clip and AdamW in two.
+"""Clip and LAMB in three passes over memory, on a GPU, as `fused_adamw` has clip and AdamW in two.
 
 One pass reads the gradients for their norm. One updates the moments and sums the squares of weights and of updates,
 block by block; sums of a parameter's blocks give its trust ratio. One takes the step, the update worked out anew from

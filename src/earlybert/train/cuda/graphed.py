@@ -19,7 +19,8 @@ from ..lamb import Lamb
 from ..pack import Packed, duplicate, pack, together
 from .accumulation import Accumulation
 from .copies import Copies
-from .fused import FusedAdamW, Slot
+from .fused import Slot
+from .fused_adamw import FusedAdamW
 from .graphs import Graphs
 
 TOKENS = 128

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..lamb import Lamb
-from .fused import Addition, Fused, FusedAdamW, Slot
+from .fused import Addition, Fused, Slot
+from .fused_adamw import FusedAdamW
 from .fused_lamb import FusedLamb
 
 APART = 64
