@@ -58,7 +58,7 @@ def main() -> int:
     lines = [
         "# Licences of what earlybert needs",
         "",
-        "What `pip install earlybert` brings and what its metadata say (`python supply/licences.py` writes this page",
+        "What installing earlybert brings and what its metadata say (`python supply/licences.py` writes this page",
         "from an environment and fails on a licence that is not permissive). The wheels of torch for CUDA also bring",
         "NVIDIA's libraries, which have a licence of their own.",
         "",

@@ -108,20 +108,23 @@ def test_the_rival_takes_what_the_ticket_took(ticket: Path, flags: list[str], tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "fatal"),
+    ("which", "fatal"),
     [
-        *(("imp", step) for step in (4, 30, 71)),  # of 6 trainings of 24 steps
-        *(("layerdrop_trained", step) for step in (4, 14)),  # of 24
-        *(("taylor_searched", step) for step in (4, 15, 30)),  # of 6 + 24
+        *(("method imp", step) for step in (4, 30, 71)),  # of 6 trainings of 24 steps
+        *(("method layerdrop_trained", step) for step in (4, 14)),  # of 24
+        *(("method taylor_searched", step) for step in (4, 15, 30)),  # of 6 + 24
+        *(("recipe best", step) for step in (4, 9, 20)),
     ],
 )
 def test_killed_and_resumed_is_bit_equal(
-    method: str, fatal: int, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str, fatal: int, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run("finetune", *flags, *SHORT, "--method", method, "--output", tmp_path / "whole") == 0
+    kind, name = which.split()
+    given = (*flags, *SHORT, f"--{kind}", name)
+    assert run("finetune", *given, "--output", tmp_path / "whole") == 0
     revive = dying_at(monkeypatch, fatal)
     with pytest.raises(Killed):
-        run("finetune", *flags, *SHORT, "--method", method, "--output", tmp_path / "killed")
+        run("finetune", *given, "--output", tmp_path / "killed")
     revive()
     assert run("finetune", "--output", tmp_path / "killed", "--resume") == 0
     assert equal(tmp_path / "whole", tmp_path / "killed")

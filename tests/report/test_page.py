@@ -87,7 +87,7 @@ def test_every_number_equals_the_run_folder(compared: Path) -> None:
         if "profile." in key:
             assert text == f"{1e3 * float(value):.3g} ms"
         if key.startswith("memory."):
-            assert text == f"{float(value) / 2**20:.1f} MB"
+            assert text == f"{float(value) / 1e6:.1f} MB"
     assert page.figures["run-1"] == FIGURES
     scores = eb.Scores.load(compared / "scores.safetensors")
     tips = {found["data-tip"] for _, found in page.tags if "data-tip" in found}

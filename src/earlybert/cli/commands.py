@@ -186,7 +186,7 @@ def _reproduce(given: Given) -> Given | None:
 
         say(f"written: {write_page(Path(given.get('output', '.')), Path(given['results']))}")
         return None
-    options = ("names", "scale", "output", "check", "list")
+    options = ("names", "scale", "output", "check", "list", "force")
     wanted = list(given.get("names") or [])
     if not wanted:
         raise BadSetting("say which: earlybert reproduce NAME..., all for every one; --list names them.")
@@ -196,6 +196,7 @@ def _reproduce(given: Given) -> Given | None:
         Path(given.get("output", "runs/reproduce")),
         _settings(given, *options),
         only_check=given.get("check", False),
+        force=given.get("force", False),
     )
     return {"tables": [asdict(record) for record in records]}
 
@@ -346,6 +347,7 @@ COMMANDS = {
             Option("offline", "load names from the hub's cache only", flag=True),
             Option("results", "folder of results: write reproduction.md of them into --output, and end"),
             Option("check", "say what it would take, and run nothing", flag=True),
+            Option("force", "begin without a GPU what needs one, too", flag=True),
             Option("list", "list the tables and figures and end", flag=True),
         ),
         yaml=False,

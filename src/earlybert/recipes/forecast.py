@@ -24,7 +24,7 @@ from .tuning import trials_of
 from .verdict import reference_row
 
 STEP_ON_H100 = 3.4e-3
-"""Seconds of a fast step of BERT-base on few tokens: what the host and small kernels take (benchmarks/README.md)."""
+"""Seconds of a fast step of BERT-base without tokens: where a line through its times in benchmarks/README.md begins."""
 TUNED_ON = 0.9
 """Share of train that a trial is trained on; the rest is validated on."""
 
@@ -86,9 +86,9 @@ def forecast(comparison: Comparison) -> Sheet:
     notes = [
         "Training alone: evaluation, scoring, refits and a teacher's passes come on top. A search that may stop sooner "
         "counts in full.",
-        f"With {STEP_ON_H100 * 1e3:.1f} ms a step, the least that a fast step of BERT-base takes on an H100 "
-        f"(benchmarks/README.md), {duration(total.steps * STEP_ON_H100)} of one, one run after another; a "
-        "smaller model was not measured there.",
+        f"With {STEP_ON_H100 * 1e3:.1f} ms a step, what a fast step of BERT-base would take on an H100 on hardly any "
+        f"tokens (from its times in benchmarks/README.md), {duration(total.steps * STEP_ON_H100)} of one, one run "
+        "after another; a smaller model was not measured there.",
     ]
     return Sheet("What it would take", ("method", "runs", "steps", "TFLOP", f"FLOPs of {reference}"), rows, notes)
 

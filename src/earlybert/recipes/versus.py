@@ -126,7 +126,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Table:
         "training time": lambda m: f"{m['seconds']:.1f} s  ({m['seconds'] / first['seconds']:.2f})",
         "training TFLOP": lambda m: f"{m['flops'] / 1e12:.2f}  ({m['flops'] / first['flops']:.2f})",
         "parameters": lambda m: f"{m['parameters']['after'] / 1e6:.1f} M",
-        "size on disk": lambda m: f"{m['disk_bytes'] / 2**20:.0f} MB",
+        "size on disk": lambda m: f"{m['disk_bytes'] / 1e6:.0f} MB",
         "inference a row": lambda m: f"{m['inference_ms_per_row']:.2f} ms",
     }
     shown = Table(title=f"{first['task']} with {first['model']} (in brackets: of the dense run)", title_justify="left")

@@ -320,7 +320,7 @@ def millions(count: float) -> str:
 
 def megabytes(size: float) -> str:
     """Bytes."""
-    return f"{size / 2**20:.1f} MB"
+    return f"{size / 1e6:.1f} MB"
 
 
 def whole(count: float) -> str:

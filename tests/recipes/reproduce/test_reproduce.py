@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from earlybert.anatomy import Refused
 from earlybert.config_checks import BadSetting
 from earlybert.recipes.reproduce import experiment as files
 from earlybert.recipes.reproduce.claims import CHECKS
 from earlybert.recipes.reproduce.estimate import estimate
-from earlybert.recipes.reproduce.experiment import SCALES, Scale, experiment
+from earlybert.recipes.reproduce.experiment import SCALES, Scale, experiment, pretrains
 from earlybert.recipes.reproduce.page import load, page
 from earlybert.recipes.reproduce.record import Record
 from earlybert.recipes.reproduce.run import reproduce
@@ -217,6 +219,28 @@ def test_pre_training_beside_the_paper_s_numbers(
     assert str(tmp_path) not in (out / "p.md").read_text() + (out / "p.json").read_text()
     with pytest.raises(BadSetting, match="say --corpus FOLDER"):
         reproduce(["p"], "small", out, {})
+
+
+def test_no_text_is_prepared_before_the_cost_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    corpus, text, out = tmp_path / "corpus", tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("One sentence. Another one.\n\n")
+    words = ("reproduce", "table4", "--scale", "paper", "--corpus", str(corpus), "--text", f"[{text}]")
+    assert run(*words, "--check") == 0
+    assert run(*words, "--output", str(out)) == 2  # it needs a GPU
+    assert not corpus.exists()
+    assert not out.exists()
+    with pytest.raises(Refused, match="holds no corpus; give text files"):
+        reproduce(["table4"], "small", out, {"corpus": str(corpus)})
+
+
+def test_force_begins_what_needs_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name, given in (("table7", {}), ("table4", {"corpus": str(tmp_path), "text": ["a.txt"]})):
+        table = (pretraining if pretrains(name) else experiment)(name, "paper", given)
+        with pytest.raises(Refused, match="--force"):
+            table.check()
+        table.check(force=True)
 
 
 def test_hours_grow_with_what_is_asked() -> None:

@@ -101,15 +101,19 @@ class Experiment(Table):
         runs = len(self.comparison.cells())
         return f"{estimate(self.comparison) if self.scale == 'paper' else f'{runs} runs'}."
 
-    def check(self) -> None:
+    def check(self, *, force: bool = False) -> None:
         """Before anything runs.
+
+        Args:
+            force: Long runs without a GPU are all right.
 
         Raises:
             Refused: The paper's scale without a GPU, or a data folder that is not there.
         """
-        if self.scale == "paper" and not torch.cuda.is_available():
+        if self.scale == "paper" and not force and not torch.cuda.is_available():
             raise Refused(
-                "the paper's scale needs a GPU, and there is none; --scale small runs here, --check only counts."
+                "the paper's scale needs a GPU, and there is none; --scale small runs here, --check only counts, "
+                "--force begins it all the same."
             )
         where = self.comparison.settings.get("data_dir")
         if where is not None and not Path(str(where)).is_dir():

@@ -30,7 +30,13 @@ RUNS = "runs"
 
 
 def reproduce(
-    wanted: list[str], scale: Scale, output: Path, given: Mapping[str, Any], *, only_check: bool = False
+    wanted: list[str],
+    scale: Scale,
+    output: Path,
+    given: Mapping[str, Any],
+    *,
+    only_check: bool = False,
+    force: bool = False,
 ) -> list[Record]:
     """Run tables and figures one after the other; what is done already is not run again.
 
@@ -40,6 +46,7 @@ def reproduce(
         output: A folder a table below it, the runs they share, `NAME.json`, `NAME.md` and `reproduction.md`.
         given: Settings that win over the files': seeds, jobs, data_dir, offline; corpus and text for pre-training.
         only_check: Say what each would take, and run nothing.
+        force: Begin what needs a GPU without one, too.
 
     Returns:
         A record a table; none when only checked.
@@ -58,7 +65,7 @@ def reproduce(
     if only_check:
         return []
     for each in tables:
-        each.check()
+        each.check(force=force)
     records = [_run(each, output, _command(each.name, scale, given)) for each in tables]
     write_page(output)
     return records

@@ -10,7 +10,7 @@ from typing import Any
 from ...config_checks import BadSetting
 from ..study.estimate import estimate, refuse_without_device
 from ..study.result import StudyResult, StudyRow
-from ..study.run import run_study, with_corpus
+from ..study.run import refuse_without_text, run_study, with_corpus
 from ..study.scale import merged, read_scaled
 from ..study.study import SEARCH, Study
 from . import experiment
@@ -29,18 +29,31 @@ class Pretraining(Table):
     study: Study
     changes: Mapping[str, float]
     """The paper's change in percent to a row's own 100 % of the steps."""
+    corpus: Path | None
+    """Of its text; prepared from `text` when the table is run, where it is not there."""
+    text: tuple[str, ...]
 
     def size(self) -> str:
         """What it will take, in words."""
         return estimate(self.study)
 
-    def check(self) -> None:
+    def check(self, *, force: bool = False) -> None:
         """Before anything runs.
 
+        Args:
+            force: Long runs without a GPU are all right.
+
         Raises:
-            Refused: It is too long for this machine.
+            BadSetting: It wants a corpus, and none is named.
+            Refused: It is too long for this machine, or there is neither a corpus nor text.
         """
-        refuse_without_device(self.study)
+        if self.corpus is not None:
+            refuse_without_text(self.corpus, self.text)
+        elif any(cell.kind != "finetune" for cell in self.study.cells()):
+            raise BadSetting(
+                f"{self.title} is pre-trained: say --corpus FOLDER, and --text FILES where it is still empty."
+            )
+        refuse_without_device(self.study, force=force)
 
 
 def pretraining(name: str, scale: Scale, given: Mapping[str, Any]) -> Pretraining:
@@ -61,24 +74,24 @@ def pretraining(name: str, scale: Scale, given: Mapping[str, Any]) -> Pretrainin
     own = merged(own, {key: given[key] for key in ("seeds", "jobs") if key in given})
     places = {key: given[key] for key in ("data_dir", "offline") if key in given}
     study = Study.of(merged(own, {"finetune": places}))
-    if given.get("corpus"):
-        study = with_corpus(study, Path(given["corpus"]), given.get("text") or ())
     rows = [*study.runs] if study.finetuning is None or len(study.runs) > 1 else [*study.finetuning.methods]
-    return Pretraining.said(name, scale, said, rows, study=study, changes=said.get("changes", {}))
+    corpus = Path(given["corpus"]) if given.get("corpus") else None
+    text = tuple(given.get("text") or ())
+    return Pretraining.said(
+        name, scale, said, rows, study=study, changes=said.get("changes", {}), corpus=corpus, text=text
+    )
 
 
 def run_pretraining(each: Pretraining, output: Path, command: str) -> Record:
-    """Run it, and write down what it came to.
+    """Run what was checked, and write down what it came to; its corpus is prepared first, where it is not there.
 
     Raises:
-        BadSetting: There is no corpus.
-        Refused: As `run_study`.
+        Refused: As `with_corpus` and `run_study`.
     """
-    if each.study.pretrain.get("corpus") is None and any(cell.kind != "finetune" for cell in each.study.cells()):
-        raise BadSetting(f"{each.title} is pre-trained: say --corpus FOLDER, and --text FILES where it is still empty.")
     runs = output / RUNS
-    result = run_study(each.study, output / each.name, runs=runs)
-    found = _runs(each.study, result, runs)
+    study = each.study if each.corpus is None else with_corpus(each.study, each.corpus, each.text)
+    result = run_study(study, output / each.name, runs=runs, force=True)
+    found = _runs(study, result, runs)
     rows = {row.name: _row(each, row, found) for row in result.rows}
     record = Record(
         each.name,
@@ -174,11 +187,16 @@ def _differs(each: Pretraining) -> str:
     if each.scale == "paper":
         long = "" if minutes is None else f", {minutes:g} minutes by the clock instead of steps"
         return f"{seeds}{long}; the paper's settings on other hardware, widths in multiples of 64."
-    long = f"{size['steps']:,} steps" if minutes is None else f"{minutes:g} minutes in steps"
-    rows = "" if study.finetuning is None else f", fine-tuned on {study.finetuning.settings['train_rows']:,} rows"
+    if all(study.method_of(row) == SEARCH for row in study.runs):
+        long = f"a search of {size['search_steps']:,} steps"
+    else:
+        long = f"{size['steps']:,} steps" if minutes is None else f"{minutes:g} minutes in steps"
+    rows, begun = "", ""
+    if study.finetuning is not None:
+        rows = f", fine-tuned on {study.finetuning.settings['train_rows']:,} rows"
+        begun = " Such a model has only begun to learn: its fine-tuned scores are near those of no pre-training."
     shared = "" if study.jobs == 1 else " Runs shared the machine, so their times are rough."
     return (
         f"Not as in the paper: a BERT of {size['layers']} layers of {size['hidden']}, {long} of "
-        f"{size['batch']} rows of {size['length']} tokens{rows}, {seeds}. Such a model has only begun to learn: its "
-        f"fine-tuned scores are near those of no pre-training.{shared}"
+        f"{size['batch']} rows of {size['length']} tokens{rows}, {seeds}.{begun}{shared}"
     )

@@ -64,11 +64,24 @@ def with_corpus(study: Study, corpus: Path, files: Sequence[str] = ()) -> Study:
     Raises:
         Refused: As `prepare`; or there is neither a corpus nor text.
     """
-    if not (corpus / shards.MANIFEST).exists():
-        if not files:
-            raise Refused(f"{corpus} holds no corpus; give text files to prepare it from, or another corpus.")
+    if not _is_there(corpus):
+        refuse_without_text(corpus, files)
         prepare(Preparation(**study.text), files=files, output=str(corpus), resume=corpus.exists())
     return replace(study, pretrain={**study.pretrain, "corpus": str(corpus)})
+
+
+def refuse_without_text(corpus: Path, files: Sequence[str]) -> None:
+    """Before a study is put on a corpus.
+
+    Raises:
+        Refused: There is neither a corpus nor text to prepare it from.
+    """
+    if not _is_there(corpus) and not files:
+        raise Refused(f"{corpus} holds no corpus; give text files to prepare it from, or another corpus.")
+
+
+def _is_there(corpus: Path) -> bool:
+    return (corpus / shards.MANIFEST).exists()
 
 
 def _write(result: StudyResult, folder: Path, runs: Path) -> None:
