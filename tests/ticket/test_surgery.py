@@ -70,6 +70,29 @@ def test_inplace_and_copy_agree_and_modes_stay() -> None:
     assert all(module.training for module in small.modules())
 
 
+@pytest.mark.parametrize("who", ["nobody", "older", "newer"])
+def test_whoever_set_the_precision_of_products_finds_it_so(who: str) -> None:
+    part: Any = torch.backends.mkldnn.matmul
+    if who == "newer" and not hasattr(part, "fp32_precision"):
+        pytest.skip("torch has one interface")
+    before = getattr(part, "fp32_precision", None)
+    try:
+        if who == "older":
+            torch.set_float32_matmul_precision("high")
+        elif who == "newer":
+            part.fp32_precision = "bf16"
+        apply(tiny_model(), uneven("bert"))
+        if who == "newer":
+            assert part.fp32_precision == "bf16"
+        else:
+            assert torch.get_float32_matmul_precision() == ("high" if who == "older" else "highest")
+    finally:
+        if before is not None:
+            part.fp32_precision = before
+        if who == "older":
+            torch.set_float32_matmul_precision("highest")
+
+
 def test_a_naive_cut_is_caught_and_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A family whose cut is wrong must raise: here the rows kept are not those the ticket names."""
     from earlybert.ticket import surgery

@@ -163,13 +163,17 @@ def test_it_does_what_a_loop_of_ones_own_does(weights: Any, tmp_path: Path) -> N
         torch.testing.assert_close(value, small.state_dict()[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
+@pytest.mark.parametrize("saved", [SEARCHED, 5])
 @pytest.mark.parametrize("weights", ["keep", "reset"])
-def test_a_checkpoint_from_after_the_cut_is_gone_on_with(weights: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_from_after_the_cut_is_gone_on_with(weights: Any, saved: int, tmp_path: Path) -> None:
     model = tiny_model(**STILL)
-    settings = {"save_strategy": "steps", "save_steps": 5}  # transformers 4.57 does not resume alike in a later epoch
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": saved,
+    }  # transformers 4.57 does not resume alike in a later epoch
     run = trainer(model, tmp_path / "a", [EarlyBirdCallback(steps=SEARCHED, weights=weights, **CUT)], **settings)
     run.train()
-    checkpoint = tmp_path / "a" / "checkpoint-5"
+    checkpoint = tmp_path / "a" / f"checkpoint-{saved}"
     again = trainer(
         earlybert.load(checkpoint), tmp_path / "b", [EarlyBirdCallback(steps=SEARCHED, weights=weights, **CUT)]
     )
@@ -179,6 +183,20 @@ def test_a_checkpoint_from_after_the_cut_is_gone_on_with(weights: Any, tmp_path:
     full = trainer(tiny_model(**STILL), tmp_path / "c", [EarlyBirdCallback(steps=SEARCHED, weights=weights, **CUT)])
     with pytest.raises(Refused, match=r"of a smaller model .*earlybert\.load"):
         full.train(resume_from_checkpoint=str(checkpoint))
+
+
+def test_coefficients_follow_the_fastest_parameters(tmp_path: Path) -> None:
+    """And not those that are first, which may be frozen."""
+    model = tiny_model()
+    first = list(model.bert.embeddings.parameters())
+    rest = [parameter for parameter in model.parameters() if all(parameter is not each for each in first)]
+    optimizer = torch.optim.AdamW([{"params": first, "lr": 0.0}, {"params": rest, "lr": 1e-3}])
+    callback = EarlyBirdCallback(steps=SEARCHED, gate_lr=1e-3, **CUT)
+    plain = trainer(model, tmp_path, [callback])
+    plain.optimizer, plain.lr_scheduler = optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    plain.train()
+    assert callback.scores is not None
+    assert all(float((row - 1).abs().max()) > 1e-4 for row in callback.scores.heads)
 
 
 def test_the_stop_rule_ends_the_search_early(tmp_path: Path) -> None:

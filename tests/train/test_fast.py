@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoModelForQuestionAnswering, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+)
 
 from earlybert import Gates, Refused, apply
 from earlybert.train.fast import RaggedStep
@@ -160,6 +165,47 @@ def test_accumulated_micro_batches_count_by_their_labels() -> None:
         step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.1))
         losses.append([float(step(step.prepare(parts))) for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [EagerStep, RaggedStep])
+def test_questions_without_a_place_count_for_nothing(make: type[EagerStep]) -> None:
+    """Neither in the loss nor among the labels that micro-batches weigh by."""
+    model = build("bert", "qa", False)
+    whole = batch_of([9, 9, 9, 9, 9], "qa", 0)
+    whole["start_positions"] = torch.tensor([1, 2, -100, -100, 3])
+    whole["end_positions"] = torch.tensor([4, 2, -100, -100, 3])
+    parts = [{name: value[rows] for name, value in whole.items()} for rows in (slice(0, 4), slice(4, 5))]
+    outside = {**whole, "start_positions": torch.tensor([1, 2, 9, 40, 3])}
+    outside["end_positions"] = torch.tensor([4, 2, 9, 40, 3])  # behind the row, as a cut answer may be
+    found = []
+    for micro_batches in ([whole], parts, [outside]):
+        mine = copy.deepcopy(model)
+        step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.0), max_grad_norm=None)
+        step(step.prepare(micro_batches))
+        found.append(torch.cat([p.grad.flatten() for p in mine.parameters() if p.grad is not None]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_next_tokens_are_counted_without_the_first_label(family: str) -> None:
+    torch.manual_seed(0)
+    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **dropout)).train()
+    ids = torch.randint(5, VOCABULARY, (6, 12))
+    labels = ids.clone()
+    labels[:4, 3:] = -100  # few labels, and in the last of these rows only the first, which nobody predicts
+    labels[3, 1:] = -100
+    whole = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    found = []
+    for cuts in ((6,), (3, 1, 2)):
+        mine = copy.deepcopy(model)
+        step = EagerStep(mine, torch.optim.SGD(mine.parameters(), lr=0.0), max_grad_norm=None)
+        parts = zip(*(value.split(list(cuts)) for value in whole.values()), strict=True)
+        loss = step(step.prepare([dict(zip(whole, part, strict=True)) for part in parts]))
+        found.append((float(loss), torch.cat([p.grad.flatten() for p in mine.parameters() if p.grad is not None])))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -123,6 +123,22 @@ def test_micro_batches_weigh_by_their_labels_and_evaluation_between_steps_does_n
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
+def test_hidden_states_of_micro_batches_weigh_by_their_tokens() -> None:
+    student, teacher = pair()
+    whole = batch_of([3, 4, 30, 31], "classification", 1)
+    parts = [{name: value[rows] for name, value in whole.items()} for rows in (slice(0, 2), slice(2, 4))]
+    for make in (EagerStep, RaggedStep):
+        gradients = []
+        for micro_batches in ([whole], parts):
+            mine = copy.deepcopy(student)
+            step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.0), max_grad_norm=None)
+            with matching(step, teacher, 2.0):
+                step(step.prepare(micro_batches))
+            gradients.append(torch.cat([p.grad.flatten() for p in mine.parameters() if p.grad is not None]))
+        # not to the bit: each is relative to the mean square of its own teacher's states
+        assert (gradients[0] - gradients[1]).norm() < 0.01 * gradients[0].norm()
+
+
 def test_everything_is_put_back() -> None:
     student, teacher = pair()
     step = EagerStep(student, torch.optim.SGD(student.parameters(), lr=0.0))

@@ -278,10 +278,21 @@ def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """fp32 products as fp32, not TF32 or bf16."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """fp32 products as fp32, not TF32 or bf16; whoever has set it otherwise finds it so behind."""
+    parts: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    parts = [part for part in parts if hasattr(part, "fp32_precision")]
+    # Where torch has both, the older interface raises once somebody has used this one.
+    before = [part.fp32_precision for part in parts] if parts else torch.get_float32_matmul_precision()
+    _set_precision(parts, ["ieee"] * len(parts) if parts else "highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        _set_precision(parts, before)
+
+
+def _set_precision(parts: list[Any], precision: list[str] | str) -> None:
+    if isinstance(precision, str):
+        torch.set_float32_matmul_precision(precision)
+    else:
+        for part, each in zip(parts, precision, strict=True):
+            part.fp32_precision = each

@@ -120,8 +120,8 @@ class EarlyBirdCallback(TrainerCallback):
         if getattr(model.config, "earlybert", None):
             if state.global_step == 0 and self.ticket is None:
                 raise Refused("this model has already been cut; train it without this callback.")
-            if isinstance(scheduler, LambdaLR) and 0 < scheduler.last_epoch < state.global_step:
-                behind = scheduler.last_epoch  # gone on after a reset
+            if isinstance(scheduler, LambdaLR) and scheduler.last_epoch < state.global_step:
+                behind = scheduler.last_epoch  # gone on after a reset; 0 where the checkpoint was written at the cut
                 _compress(scheduler, state.max_steps, state.global_step - behind, behind)
             return
         if state.global_step > 0:
@@ -225,8 +225,8 @@ class _Searching:
         """theta_0, where the weights are to be reset."""
 
     def update(self, theirs: Any, highest: float | None, l1: tuple[float, float]) -> None:
-        """One step of the coefficients, at the rate the Trainer's schedule has reached."""
-        group = theirs.param_groups[0]
+        """One step of the coefficients, at the rate the Trainer's schedule has reached for its fastest parameters."""
+        group = max(theirs.param_groups, key=lambda each: float(each.get("initial_lr", each["lr"])))
         rate = float(group["lr"])
         if highest is not None:
             peak = float(group.get("initial_lr", rate))

@@ -15,7 +15,7 @@ from .losses import SPAN, loss_of, span_loss
 from .pack import Packed, pack, shapes
 from .precision import autocast
 from .ragged import Kernel, RaggedModel, set_layout
-from .step import EagerStep, labels_of, present, to_device
+from .step import EagerStep, present, to_device
 from .table import Table
 
 SIZES = 32
@@ -51,12 +51,16 @@ class RaggedStep(EagerStep):
 
     def tokens(self, states: Tensor, batch: tuple[Packed, int]) -> Tensor:
         """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
-        return states.squeeze(0)[: sum(batch[0].lengths)]  # behind them, free places
+        return states.squeeze(0)[: self.count_tokens(batch)]  # behind them, free places
+
+    def count_tokens(self, batch: tuple[Packed, int]) -> int:
+        """How many tokens a packed micro-batch has."""
+        return sum(batch[0].lengths)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
         """Pack a step's data and bring it to the device, with the number of its labels."""
         batches = [{**batch, "attention_mask": present(batch)} for batch in micro_batches]
-        return [(self.pack(batch), labels_of(batch)) for batch in batches]
+        return [(self.pack(batch), self.count_labels(batch)) for batch in batches]
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch without padding, on the device."""

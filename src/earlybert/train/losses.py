@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..anatomy import Refused
-from ..tasks.batches import Batch
+from ..tasks.batches import IGNORED, Batch
 
 SPAN = ("start_positions", "end_positions")
 
@@ -32,11 +32,18 @@ def span_loss(output: Any, batch: Batch, present: Tensor) -> Tensor:
 
     Args:
         output: With `start_logits` and `end_logits`, `[rows, length]`.
-        batch: With `start_positions` and `end_positions`, int64 `[rows]`; -100 is left out.
+        batch: With `start_positions` and `end_positions`, int64 `[rows]`; -100 and places without a token are left out.
         present: Which places hold a token, bool `[rows, length]`.
     """
     losses = [
-        F.cross_entropy(logits.float().masked_fill(~present, -1e9), batch[name])
+        F.cross_entropy(logits.float().masked_fill(~present, -1e9), _inside(batch[name], present))
         for logits, name in zip((output.start_logits, output.end_logits), SPAN, strict=True)
     ]
     return (losses[0] + losses[1]) / 2
+
+
+def _inside(positions: Tensor, present: Tensor) -> Tensor:
+    """Positions where they are those of a token, -100 elsewhere."""
+    places = positions.clamp(0, present.shape[1] - 1)
+    there = (positions == places) & present.gather(1, places[:, None]).squeeze(1)
+    return positions.where(there, IGNORED)

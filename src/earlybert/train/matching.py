@@ -33,7 +33,7 @@ class MatchedCost:
 def matching(step: EagerStep, teacher: nn.Module, weight: float) -> Iterator[None]:
     """Inside, every step adds `weight` times the distance of hidden states to its task loss.
 
-    The distance is the squared error over the teacher's mean square, over all tokens, averaged over
+    The distance is the squared error over the teacher's mean square, over all tokens of a micro-batch, averaged over
     what each layer but the first is given and what the last one puts out (as TinyBERT's hidden-state
     loss, Jiao et al. 2020, Eq. 8, without its projection: a ticket keeps the hidden size). The teacher
     runs in eval mode and learns nothing. The loss that a step returns stays the task's.

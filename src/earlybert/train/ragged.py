@@ -189,12 +189,25 @@ class RaggedModel:
         parameters = inspect.signature(model.forward).parameters
         if self.head is None or "position_ids" not in parameters:
             raise Refused(f"{kind} cannot run without padding; it takes the eager step.")
+        self._refuse_own_head()
         self.token_types = "token_type_ids" in parameters
         self.position_offset = family.first_position(model.config)
         self.stack = model.get_submodule(self.anatomy.stack)
         base = getattr(model, str(model.base_model_prefix))
         self.pooler: nn.Module | None = getattr(base, "pooler", None)
         self._probe()
+
+    def _refuse_own_head(self) -> None:
+        """What a head reads is known of those of `transformers` alone; a person's own may pool over a row's tokens."""
+        base = {id(module) for module in getattr(self.model, str(self.model.base_model_prefix)).modules()}
+        parts = [module for module in self.model.modules() if id(module) not in base and module is not self.model]
+        forward: Any = type(self.model).forward
+        places = [forward.__module__, *(type(module).__module__ for module in parts)]
+        if not all(place.split(".")[0] in ("torch", "transformers") for place in places):
+            raise Refused(
+                f"{type(self.model).__name__} cannot run without padding: its head is not one of transformers; "
+                "it takes the eager step."
+            )
 
     def _probe(self) -> None:
         """Two rows of two tokens, to see that every layer asks for the attention that keeps rows apart."""

@@ -15,6 +15,9 @@ from ..ticket import Gates
 from .losses import SPAN, loss_of, span_loss
 from .precision import autocast
 
+SHIFTED = ("ForCausalLM", "LMHeadModel")
+"""Ends of the names of models that predict the next token."""
+
 
 class EagerStep:
     """Forward, backward, L1, clip, update.
@@ -48,7 +51,8 @@ class EagerStep:
         self.mark: Callable[[str], None] = unmarked
         """Told which part of a step begins; `train.profile` listens."""
         self.aim: Callable[[Any], Tensor] | None = None
-        """Given a prepared micro-batch, behind its task loss: what is added to that (`train.matching`)."""
+        """Given a prepared micro-batch, behind its task loss: a mean over its tokens to be added to that
+        (`train.matching`)."""
         self.follow(next(model.parameters()).device)
 
     def follow(self, device: torch.device) -> None:
@@ -70,12 +74,20 @@ class EagerStep:
         """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
         return states[batch[0]["attention_mask"].bool()]
 
+    def count_tokens(self, batch: Any) -> int:
+        """How many tokens a prepared micro-batch has."""
+        return int(batch[0]["attention_mask"].sum())
+
+    def count_labels(self, batch: Batch) -> int:
+        """How many labels the model's loss on a micro-batch is a mean of."""
+        return labels_of(batch, shifted=type(self.model).__name__.endswith(SHIFTED))
+
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
 
     def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[tuple[Any, int]]:
         """Bring a step's data to the device, each with the number of its labels; not part of the step's time."""
-        return [(to_device(batch, self.device), labels_of(batch)) for batch in micro_batches]
+        return [(to_device(batch, self.device), self.count_labels(batch)) for batch in micro_batches]
 
     def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
         """Rows and length of everything this step computes on, for counting FLOPs."""
@@ -100,8 +112,8 @@ class EagerStep:
     def __call__(self, prepared: Sequence[tuple[Any, int]]) -> Tensor:
         """Update once from all prepared micro-batches together.
 
-        Each counts by its number of labels, so that the gradient is that of one large batch. The L1
-        term is added once a step, not once a micro-batch.
+        Each counts by its number of labels, and what is aimed at besides by its tokens, so that the gradient is that
+        of one large batch. The L1 term is added once a step, not once a micro-batch.
 
         Returns:
             The task loss L_0 of Eq. 4, fp32 scalar, detached, still on the device.
@@ -110,14 +122,17 @@ class EagerStep:
         self.clear()
         shares = zip(prepared, self.shares(prepared), strict=True)
         counted = [(batch, share) for batch, share in shares if share]  # without a label a mean loss is not a number
+        tokens = [1.0]
+        if self.aim is not None and len(counted) > 1:
+            tokens = by_labels([self.count_tokens(batch) for batch, _ in counted])
         total: Tensor | None = None
         for number, (batch, share) in enumerate(counted, start=1):
             self.begin(last=number == len(counted))
             self.mark("forward")
             loss = self.loss(batch)
-            whole = loss if self.aim is None else loss + self.aim(batch)
             if share != 1.0:
-                loss, whole = loss * share, whole * share
+                loss = loss * share
+            whole = loss if self.aim is None else loss + self.aim(batch) * tokens[number - 1]
             self.mark("backward")
             whole.backward()
             total = loss.detach() if total is None else total + loss.detach()
@@ -163,11 +178,19 @@ def by_labels(counts: Sequence[int]) -> list[float]:
     return [count / total for count in counts]
 
 
-def labels_of(batch: Batch) -> int:
-    """Labels that count in a batch."""
+def labels_of(batch: Batch, *, shifted: bool = False) -> int:
+    """Labels that count in a batch.
+
+    Args:
+        batch: With `labels`, or the positions of answers, or neither: then its rows count.
+        shifted: Whether each place is to say the label of the next one, so that the first label of a row is nobody's.
+    """
     labels = batch.get("labels")
     if labels is None:
-        return len(next(iter(batch.values())))
+        positions = [batch[name] for name in SPAN if name in batch]
+        rows = len(next(iter(batch.values())))
+        return sum(int((each != IGNORED).sum()) for each in positions) if positions else rows
+    labels = labels[:, 1:] if shifted and labels.dim() == 2 else labels
     return labels.numel() if labels.is_floating_point() else int((labels != IGNORED).sum())
 
 
