@@ -58,3 +58,10 @@ METHODS = {
 """In the order in which tables list them."""
 RIVALS = ("dense_same_flops", "dense_same_time")
 """The dense model stopped at a ticket's cost."""
+
+
+def untimed(method: str, cuts: int) -> str | None:
+    """What a ticket's run has that `dense_same_time` cannot time behind it; None where there is nothing."""
+    if method == "mlm_search":
+        return "a search on masked words"
+    return "several cuts" if cuts > 1 else None

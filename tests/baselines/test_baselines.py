@@ -13,6 +13,7 @@ from torch import nn
 
 from earlybert import Gates, Scores, apply, draw
 from earlybert.anatomy import Refused, of
+from earlybert.anatomy.linear import linear_at
 from earlybert.baselines import dense, imp, inverted, layerdrop, magnitude, random_ticket
 from earlybert.baselines.sensitivity import Sensitivity
 from earlybert.baselines.surgeon import Surgeon
@@ -242,9 +243,11 @@ def test_the_dense_rival_stops_at_the_flops() -> None:
 
 
 def test_the_dense_rival_stops_at_the_time() -> None:
-    seconds = {"ticket": 0.6, "search": 1.1, "dense": 1.0}
-    assert dense.steps_in_time(100, 10, 4.5, seconds=seconds) == 75  # 60 + 11 + 4.5 seconds of a second each
-    assert dense.steps_in_time(1, 0, 0.0, seconds=seconds) == 1
+    seconds = {"ticket": 0.6, "search": 1.1, "matched": 0.9, "dense": 1.0}
+    taken = {"ticket": 100, "search": 10}
+    assert dense.steps_in_time(taken, 4.5, seconds=seconds) == 75  # 60 + 11 + 4.5 seconds of a second each
+    assert dense.steps_in_time({**taken, "matched": 10}, 4.5, seconds=seconds) == 84
+    assert dense.steps_in_time({"ticket": 1, "matched": 0}, 0.0, seconds={"ticket": 0.6, "dense": 1.0}) == 1
 
 
 def test_all_linears_of_layers_can_be_pruned_and_nothing_else() -> None:
@@ -323,6 +326,8 @@ def test_the_surgeon_says_what_a_refit_would_be_left_with() -> None:
         grab.remove()
     assert model.training
     scores = surgeon.scores()
+    widths = [linear_at(model, name).weight.shape for layer in of(model).layers for name in (layer.output, layer.down)]
+    assert surgeon.scores_flops() == sum(2 * inputs**3 + 2 * outputs * inputs**2 for outputs, inputs in widths)
     present = torch.cat([batch["attention_mask"].bool().flatten() for batch in batches])
     for name, found, size in ((layer.output, scores.heads[1], SIZE), (layer.down, scores.neurons[1], 1)):
         x = torch.cat([each.reshape(-1, each.shape[-1]) for each in seen[name]])[present].detach().double().numpy()

@@ -239,6 +239,9 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
     assert parts["smaller_network"] == pytest.approx(40 * (0.4 - 0.2) / 100)
     assert parts["search"] == pytest.approx(-0.02)
     assert parts["time"] == pytest.approx(0.9)
+    beside = saved(metrics(8.0, 40, search=2.0), metrics(8.0, 40))  # beside a ticket that has searched
+    assert beside["search"] == pytest.approx(0.2)
+    assert sum(beside[part] for part in ("fewer_epochs", "engine", "smaller_network", "search")) == beside["time"]
 
 
 @pytest.mark.parametrize(
@@ -268,6 +271,14 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"seeds": [1, -5]}, "seed must be"),
         ({"search_epochs": float("inf")}, "search_epochs must be"),
         ({"margin": -1}, "margin must be at least 0"),
+        (
+            {"methods": {"dense_same_time": {"like": "best"}, "best": {"recipe": "best", "cuts": 2}}},
+            "dense_same_time cannot take the time of best: it has several cuts; use dense_same_flops",
+        ),
+        (
+            {"methods": {"dense_same_time": {"like": "mlm_search"}, "mlm_search": {}}},
+            "it has a search on masked words",
+        ),
         ({"jobs": -1}, "jobs must be at least 0"),
         ({"epochz": 2}, "unknown setting 'epochz'; did you mean epochs"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,13 @@ from earlybert.anatomy import of
 from earlybert.baselines import imp
 from earlybert.config import Finetune
 from earlybert.config_methods import METHODS, RIVALS
+from earlybert.recipes.bench import Bench
 from earlybert.recipes.methods import WAYS
 from earlybert.recipes.places import same_places
 from earlybert.recipes.plan import stand_in
+from earlybert.recipes.run import Run
+from earlybert.recipes.timing import contenders
+from earlybert.ticket import Ticket
 from earlybert.train.steplog import totals
 
 from ..conftest import tiny_model
@@ -95,6 +100,27 @@ def test_layers_dropped_in_training_cost_what_is_left(flags: list[str], tmp_path
     assert run("finetune", *flags, *long, "--method", "dense", "--output", tmp_path / "dense") == 0
     share = metrics(tmp_path / "drop")["flops"] / metrics(tmp_path / "dense")["flops"]
     assert share == pytest.approx((2 + 1 / 27) / 3, abs=0.08)
+
+
+def test_the_rival_in_time_is_given_the_time_of_matching(ticket: Path, flags: list[str], tmp_path: Path) -> None:
+    """Steps that also run a teacher are timed as such; a search on masked words is not timed at all."""
+    matched, masked = tmp_path / "matched", tmp_path / "masked"
+    assert run("finetune", *flags, *SHORT, "--match", "1", "--match-share", "1", "--output", matched) == 0
+    bench = Bench.set_up(replace(Run.open(matched).config, match=0.0))
+    with contenders(bench, {"ticket": Ticket.load(ticket / "ticket.json")}, match=1.0) as steps:
+        assert (steps["matched"].aim is None, steps["ticket"].aim is None) == (False, True)
+        assert type(steps["matched"]) is type(steps["ticket"])
+    assert run("finetune", *flags, "--method", "dense_same_time", "--like", matched, "--output", tmp_path / "one") == 0
+    shutil.copytree(ticket, masked)
+    config = (masked / "config.yaml").read_text()
+    (masked / "config.yaml").write_text(config.replace("method: ticket", "method: mlm_search"))
+    assert run("finetune", *flags, "--method", "dense_same_time", "--like", masked, "--output", tmp_path / "two") == 2
+
+
+def test_a_joint_budget_does_not_look_at_how_many_heads_go(flags: list[str], tmp_path: Path) -> None:
+    """Not even for the mask that is shown while it searches."""
+    given = ["--recipe", "best", "--joint", "0.3", "--heads", "9", "--search-epochs", "0.5", "--epochs", "1"]
+    assert run("finetune", *flags, "--dense-epochs", "1", *given, "--output", tmp_path / "joint") == 0
 
 
 def test_the_rival_takes_what_the_ticket_took(ticket: Path, flags: list[str], tmp_path: Path) -> None:

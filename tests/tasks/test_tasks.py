@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,14 @@ def test_batches_hold_little_padding_and_the_right_content() -> None:
     assert batch["input_ids"].shape[1] % PAD_TO == 0
     assert torch.equal(batch["attention_mask"], (batch["input_ids"] == 7).long())
     assert [lengths[label] for label in batch["labels"]] == batch["attention_mask"].sum(1).tolist()
+
+
+def test_no_row_is_padded_beyond_the_length_that_was_asked_for() -> None:
+    """A model may have no positions behind it."""
+    rows = replace(rows_of([5, 30, 29, 12]), max_length=30)
+    assert [rows.batch(numbers)["input_ids"].shape[1] for numbers in ([0], [0, 3], [1, 2])] == [8, 16, 30]
+    stream = Stream(rows, batch_size=4)
+    assert stream.shapes(0) == [(4, 30)]
 
 
 def test_in_order_covers_all_rows() -> None:

@@ -224,6 +224,21 @@ def test_with_dropout_the_mean_loss_agrees(family: str) -> None:
     assert abs(eager - fast) < 4 * (error**2 + other**2) ** 0.5
 
 
+@pytest.mark.parametrize("labels", [6, 12])
+def test_several_labels_a_row_are_not_those_of_tokens(labels: int) -> None:
+    """Even where a row has as many tokens."""
+    several = {"num_labels": labels, "problem_type": "multi_label_classification"}
+    model = build("bert", "classification", False, **several)
+    batch = batch_of([12, 7], "classification", 0)
+    batch["labels"] = torch.randint(0, 2, (2, labels)).float()
+    losses = []
+    for make in (EagerStep, RaggedStep):
+        mine = copy.deepcopy(model)
+        step = make(mine, torch.optim.SGD(mine.parameters(), lr=0.1))
+        losses.append([float(step(step.prepare([batch]))) for _ in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 def test_packing() -> None:
     batch = batch_of([2, 5, 1], "mlm", 0)
     packed = pack(batch, position_offset=2, multiple=8, rows=4)

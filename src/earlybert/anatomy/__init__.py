@@ -101,6 +101,13 @@ class Anatomy:
     """Whether a forward pass runs a stored layer more than once (ALBERT)."""
 
     @property
+    def head_price(self) -> float:
+        """What a head costs, in neurons: its features in all linears, attention scores left out, over a neuron's."""
+        layer = self.layers[0]
+        head = sum(width for _, width in layer.from_heads) + self.head_size  # W_O
+        return head / (sum(width for _, width in layer.from_neurons) + 1)
+
+    @property
     def whole(self) -> bool:
         """Whether nothing was cut."""
         return self.left.known and self.left.all

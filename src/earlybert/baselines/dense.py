@@ -23,14 +23,13 @@ def steps_within(flops: int, cost: Cost, stream: Stream, *, padded: bool) -> int
     return max(1, steps)
 
 
-def steps_in_time(ticket_steps: int, search_steps: int, other: float, *, seconds: Mapping[str, float]) -> int:
+def steps_in_time(taken: Mapping[str, int], other: float, *, seconds: Mapping[str, float]) -> int:
     """Optimizer steps that the dense model can take in the time of a ticket, at least one.
 
     Args:
-        ticket_steps: Steps of the ticket's training.
-        search_steps: Steps of its search.
+        taken: Steps of the ticket's run, by kind: `search`, `ticket` and more.
         other: Seconds of scoring, drawing and cutting.
-        seconds: Of a `ticket`, a `search` and a `dense` step, measured in turns.
+        seconds: Of a step of each kind taken, and of a `dense` step, measured in turns.
     """
-    spent = ticket_steps * seconds["ticket"] + search_steps * seconds["search"] + other
+    spent = sum(steps * seconds[kind] for kind, steps in taken.items() if steps) + other
     return max(1, int(spent / seconds["dense"]))

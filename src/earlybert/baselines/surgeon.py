@@ -84,6 +84,11 @@ class Surgeon:
         """Of one batch: the forward pass and the products of the inputs."""
         return cost.forward([shape]) + sum(2 * tokens * len(moments) ** 2 for moments in self._moments.values())
 
+    def scores_flops(self) -> int:
+        """Of `scores`: an inverse and the energy of the output for each linear, the small solves left out."""
+        outs = {name: matrix(linear_at(self.model, name)).shape[0] for name in self._names}
+        return sum(2 * len(m) ** 3 + 2 * outs[name] * len(m) ** 2 for name, m in self._moments.items())
+
     def scores(self, seed: int = 0) -> Scores:
         """Relative loss of output, by unit.
 

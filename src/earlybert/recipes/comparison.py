@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import Drawing, Finetune, Searching, Ticketing, typed
 from ..config_checks import BadSetting, named
-from ..config_methods import METHODS, RIVALS
+from ..config_methods import METHODS, RIVALS, untimed
 from ..config_recipe import RECIPES, with_recipe
 from ..tasks import NAMES
 from .grid import Cell
@@ -112,10 +112,20 @@ class Comparison:
                 )
         for task in self.tasks:
             for row in self.methods:
+                self._refuse_untimed(task, row)
                 like = {"like": "the ticket's run"} if self.needs(row) else {}
                 for seed in self.seeds:
                     for trial in ({}, *self.trials(row)):
                         Finetune(**with_recipe({**self.settings_of(task, row, seed, trial), **like}))
+
+    def _refuse_untimed(self, task: str, row: str) -> None:
+        """A rival in the time of steps that are not timed behind them."""
+        like = self.needs(row)
+        if self.method_of(row) != "dense_same_time" or like is None:
+            return
+        its = self.settings_of(task, like, self.seeds[0])
+        if what := untimed(self.method_of(like), its.get("cuts", 1)):
+            raise BadSetting(f"{row} cannot take the time of {like}: it has {what}; use dense_same_flops.")
 
     def method_of(self, row: str) -> str:
         """The method that a row is of."""

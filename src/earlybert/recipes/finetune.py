@@ -24,7 +24,7 @@ from .display import say
 from .lock import locked
 from .methods import of_method, settled
 from .places import same_places
-from .plan import advice, check_drawing, draw_ticket, head_size_of, plan
+from .plan import advice, check_drawing, draw_ticket, head_price_of, plan
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output
 from .stages import close, draw_stage, search_stage, train_stage
@@ -188,7 +188,7 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     _refuse_drawing(run, again=into is not None)
     scores = Scores.load(run.drawn_from)
     config = replace(run.config, **_one_budget(settings))
-    draw_ticket(config, scores, head_size=head_size_of(config))  # a refusal changes nothing
+    draw_ticket(config, scores, head_price=head_price_of(config))  # a refusal changes nothing
     if into is not None:
         run = _copy_search(run, Path(into), config)
     elif run.model.exists() or run.training:

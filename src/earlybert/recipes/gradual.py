@@ -14,7 +14,7 @@ from ..train import checkpoint
 from ..train.steplog import SCORING, add_line, forget
 from .bench import SHARED_ORDER, Bench
 from .display import say
-from .plan import after_cut, draw_ticket, head_size_of, later_cuts, plan
+from .plan import after_cut, draw_ticket, head_price_of, later_cuts, plan
 from .run import Run
 from .scoring import Scored, sensitivity
 from .stages import Begin, Begun, begin_ticket, refit_next
@@ -62,7 +62,7 @@ def _cut_again(
     config = bench.config
     scores, lines = sensitivity(bench, model, kind, step, SHARED_ORDER)
     began, flops = time.perf_counter(), 0
-    ticket = draw_ticket(after_cut(config, number), scores, head_size=head_size_of(config))
+    ticket = draw_ticket(after_cut(config, number), scores, head_price=head_price_of(config))
     small = apply(model, ticket)
     if config.refit:
         flops = refit_next(bench, small, model, SHARED_ORDER, step)

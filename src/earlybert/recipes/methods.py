@@ -14,7 +14,7 @@ from ..anatomy import Refused, of
 from ..baselines import dense as dense_rival
 from ..baselines import inverted, layerdrop, magnitude, random_ticket
 from ..config import Data, Scope
-from ..config_methods import METHODS, RIVALS
+from ..config_methods import METHODS, RIVALS, untimed
 from ..cost import count
 from ..ticket import Scores, Ticket
 from ..train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
@@ -74,13 +74,25 @@ def settled(bench: Bench) -> Bench:
 
 
 def _steps_in_its_time(bench: Bench, run: Run) -> int:
-    """Both steps are timed now, in turns: clocks of runs at different times, or side by side, do not compare."""
+    """Its steps are timed now, in turns: clocks of runs at different times, or side by side, do not compare.
+
+    Raises:
+        Refused: It took steps that are not timed here.
+    """
+    its = run.config
+    if what := untimed(its.method, its.cuts):
+        raise Refused(f"--like {run.path} has {what}, whose steps are not timed; use dense_same_flops.")
     stages = totals(run.steps)
-    with contenders(bench, {"ticket": Ticket.load(run.ticket)}) as steps:
+    with contenders(bench, {"ticket": Ticket.load(run.ticket)}, match=its.match) as steps:
         found = {name: statistics.median(times) for name, times in in_turns(steps, some_batches(bench)).items()}
-    searching = stages["search"].steps if "search" in stages else 0
+    trained = stages["train"].steps
+    taken = {
+        "search": stages["search"].steps if "search" in stages else 0,
+        "matched": round(its.match_share * trained) if its.match else 0,
+    }
+    taken["ticket"] = trained - taken["matched"]
     other = sum(stages[name].seconds for name in NO_STEPS if name in stages)
-    return dense_rival.steps_in_time(stages["train"].steps, searching, other, seconds=found)
+    return dense_rival.steps_in_time(taken, other, seconds=found)
 
 
 def _like(bench: Bench) -> Run:

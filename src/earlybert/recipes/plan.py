@@ -153,7 +153,8 @@ def glimpse(config: Any, cap: int) -> Watch:
         config: Says how much will be drawn.
         cap: Of the search, in optimizer steps.
     """
-    amount = {name: getattr(config, name) for name in ("heads", "neurons", "heads_scope", "neurons_scope")}
+    said = Drawing if getattr(config, "joint", None) is not None else config  # which a joint ranking does not look at
+    amount = {name: getattr(said, name) for name in ("heads", "neurons", "heads_scope", "neurons_scope")}
     return Settled(**amount, every=math.ceil(cap / CHECKS), min_steps=0).watch(cap)
 
 
@@ -186,10 +187,10 @@ def stand_in(config: Finetune, anatomy: Anatomy, *, within: Ticket | None = None
     scores = random_ticket.scores(anatomy, config.seed)
     heads, neurons = (
         tuple(price * (layer.argsort().argsort() + 0.5) / len(layer) for layer in part)
-        for part, price in ((scores.heads, 2 * anatomy.head_size), (scores.neurons, 1))
+        for part, price in ((scores.heads, anatomy.head_price), (scores.neurons, 1))
     )
     scores = replace(scores, heads=heads, neurons=neurons, within=within)
-    return draw_ticket(config, scores, head_size=anatomy.head_size)
+    return draw_ticket(config, scores, head_price=anatomy.head_price)
 
 
 def _anatomy(config: Finetune) -> Anatomy:
@@ -198,21 +199,21 @@ def _anatomy(config: Finetune) -> Anatomy:
         return of(AutoModel.from_config(load_config(config.model, offline=config.offline)))
 
 
-def head_size_of(config: Drawing) -> int:
-    """Features of a head of a run's model, which a joint ranking needs; 0 where there is none. Reads no weight."""
-    return _anatomy(config).head_size if isinstance(config, Finetune) and config.joint is not None else 0
+def head_price_of(config: Drawing) -> float:
+    """What a head of a run's model costs, which a joint ranking needs; 0 where there is none. Reads no weight."""
+    return _anatomy(config).head_price if isinstance(config, Finetune) and config.joint is not None else 0.0
 
 
-def draw_ticket(config: Drawing, scores: Scores, *, head_size: int) -> Ticket:
+def draw_ticket(config: Drawing, scores: Scores, *, head_price: float) -> Ticket:
     """`draw`, or `draw_jointly`, with a configuration's settings.
 
     Args:
         config: Says how much goes.
         scores: To draw from.
-        head_size: See `head_size_of`.
+        head_price: See `head_price_of`.
     """
     if config.joint is not None:
-        return draw_jointly(scores, remove=config.joint, head_size=head_size, align=config.align)
+        return draw_jointly(scores, remove=config.joint, head_price=head_price, align=config.align)
     return draw(
         scores,
         heads=config.heads,

@@ -34,7 +34,7 @@ from ..train.steplog import LAST, SCORING, Counts, add_line, truncate
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
 from .display import say
 from .drive import Batches, drive, profiled, resume
-from .plan import Plan, after_cut, draw_ticket, glimpse, head_size_of, plan
+from .plan import Plan, after_cut, draw_ticket, glimpse, head_price_of, plan
 from .report import write_card
 from .result import Evaluations, summary
 from .run import Run, RunFolder
@@ -154,9 +154,9 @@ def draw_stage(run: RunFolder[Any], scores: Scores) -> Ticket:
         run: The folder.
         scores: To draw from.
     """
-    head_size = head_size_of(run.config)
+    head_price = head_price_of(run.config)
     began = time.perf_counter()
-    ticket = draw_ticket(after_cut(run.config, 1), scores, head_size=head_size)
+    ticket = draw_ticket(after_cut(run.config, 1), scores, head_price=head_price)
     truncate(run.steps, SCORING, LAST)
     add_line(run.steps, "draw", 1, time.perf_counter() - began)
     ticket.save(run.ticket)  # last: its presence says that the stage is done

@@ -16,6 +16,7 @@ from ..tasks.batches import Batch, in_order
 from ..ticket import Ticket, apply
 from ..train.clock import Clock
 from ..train.engine import build
+from ..train.matching import matching
 from ..train.optimizer import adamw
 from ..train.precision import autocast
 from ..train.search import searching
@@ -61,13 +62,22 @@ def in_turns(
 
 
 @contextmanager
-def contenders(bench: Bench, tickets: Mapping[str, Ticket]) -> Iterator[dict[str, EagerStep]]:
-    """Steps of the dense model (`dense`), of its search (`search`), and of each ticket, on throw-away models."""
+def contenders(bench: Bench, tickets: Mapping[str, Ticket], *, match: float = 0.0) -> Iterator[dict[str, EagerStep]]:
+    """Steps of the dense model (`dense`), of its search (`search`), and of each ticket, on throw-away models.
+
+    Args:
+        bench: With the data and the settings.
+        tickets: By name.
+        match: Where it is not 0, also `matched`: a step of the first ticket that matches hidden states of the dense
+            model, with this weight.
+    """
     config = bench.config
+    matched = {"matched": next(iter(tickets.values()))} if match else {}
     with ExitStack() as stack:
         steps: dict[str, EagerStep] = {}
         dense = bench.theta_0()
-        models = {"dense": dense, **{name: apply(dense, ticket, check=False) for name, ticket in tickets.items()}}
+        cut = {name: apply(dense, ticket, check=False) for name, ticket in {**tickets, **matched}.items()}
+        models = {"dense": dense, **cut}
         for name, model in models.items():
             model.train()
             options = {"exact": config.exact, "compile": config.compile}
@@ -77,8 +87,11 @@ def contenders(bench: Bench, tickets: Mapping[str, Ticket]) -> Iterator[dict[str
                 adamw(model, lr=config.lr),
                 precision=bench.precision,
                 max_grad_norm=config.max_grad_norm,
+                static=name != "matched",
                 **options,
             )
+        if match:
+            stack.enter_context(matching(steps["matched"], bench.theta_0(), match))
         searched = bench.theta_0().train()
         steps["search"] = stack.enter_context(
             searching(

@@ -217,7 +217,10 @@ def _apart(
         return None
     ours, theirs = ([_predictions(folder, task, name, seed) for seed in seeds] for name in (row, other))
     labels = ours[0].labels
-    if any(len(each) != len(labels) or not np.array_equal(each.labels, labels) for each in (*ours, *theirs)):
+    if any(
+        len(each) != len(labels) or not np.array_equal(each.labels, labels) or each.ids != ours[0].ids
+        for each in (*ours, *theirs)
+    ):
         raise Refused(f"{task}: runs of {row} and {other} were not scored on the same rows; they cannot be compared.")
     return paired(ours, theirs, margin=comparison.margin / 100)
 

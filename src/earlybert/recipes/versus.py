@@ -80,13 +80,13 @@ def saved(
     total = dense["seconds"]
     t, u = full["mean_step_seconds"], small["mean_step_seconds"]
     v = t if same_engine is None else same_engine["stages"]["train"]["mean_step_seconds"]
-    searching = ticket["seconds"] - small["seconds"]
+    searching = (ticket["seconds"] - small["seconds"]) - (total - full["seconds"])  # what it is held against may, too
     return {
         "time": (total - ticket["seconds"]) / total,
         "fewer_epochs": (full["steps"] - small["steps"]) * t / total,
         "engine": small["steps"] * (t - v) / total,
         "smaller_network": small["steps"] * (v - u) / total,
-        "search": -searching / total,
+        "search": (0.0 - searching) / total,
         "flops": 1 - ticket["flops"] / dense["flops"],
         "step_time_ratio": u / v,
     }

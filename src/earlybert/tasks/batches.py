@@ -41,6 +41,8 @@ class Rows:
     regression), or `start_positions` and `end_positions`."""
     pad_id: int = 0
     """Token id of padding."""
+    max_length: int | None = None
+    """No row is padded beyond this; a model may have no more positions."""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -49,6 +51,11 @@ class Rows:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row, `[rows]`."""
         return np.array([len(ids) for ids in self.input_ids], dtype=np.int64)
+
+    def padded(self, length: int) -> int:
+        """What a batch is padded to whose longest row has so many tokens."""
+        wanted = -(-length // PAD_TO) * PAD_TO
+        return wanted if self.max_length is None else max(length, min(wanted, self.max_length))
 
     def digest(self) -> str:
         """SHA-256 over the tokens and targets of all rows, to know them again."""
@@ -61,7 +68,7 @@ class Rows:
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
         """These rows, padded to the longest of them: int64 `[rows, length]`, targets `[rows]`."""
-        length = _padded(max(len(self.input_ids[row]) for row in rows))
+        length = self.padded(max(len(self.input_ids[row]) for row in rows))
         ids = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         types = np.zeros_like(ids)
         attention = np.zeros_like(ids)
@@ -123,7 +130,7 @@ class Stream:
         """Rows and length of each micro-batch of a step, without building it; each row's own when not padded."""
         if not padded:
             return [(1, int(length)) for rows in self._rows_of(step) for length in self._lengths[rows]]
-        return [(len(rows), _padded(int(self._lengths[rows].max()))) for rows in self._rows_of(step)]
+        return [(len(rows), self.rows.padded(int(self._lengths[rows].max()))) for rows in self._rows_of(step)]
 
     def _rows_of(self, step: int) -> list[NDArray[np.int64]]:
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -153,7 +160,3 @@ def in_order(rows: Rows, batch_size: int) -> Iterator[tuple[NDArray[np.int64], B
     for begin in range(0, len(order), batch_size):
         numbers = order[begin : begin + batch_size]
         yield numbers, rows.batch(numbers)
-
-
-def _padded(length: int) -> int:
-    return -(-length // PAD_TO) * PAD_TO

@@ -38,7 +38,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, i
         types += encoded.get("token_type_ids", [])
         cut += _overlong(encoded, examples, part, tokenizer, max_length)
     refuse_unknown(ids, tokenizer)
-    return Rows(ids, types or None, {"labels": examples.labels}, tokenizer.pad_token_id), cut
+    return Rows(ids, types or None, {"labels": examples.labels}, tokenizer.pad_token_id, max_length), cut
 
 
 def refuse_unpadded(tokenizer: Any) -> None:

@@ -141,6 +141,7 @@ def windows(
         types or None,  # pyright: ignore[reportArgumentType]
         {"start_positions": starts, "end_positions": ends},
         tokenizer.pad_token_id,
+        max_length,
         question=np.array(question, dtype=np.int64),
         first=np.array(first, dtype=np.int64),
         offsets=offsets,

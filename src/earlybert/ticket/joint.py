@@ -15,10 +15,10 @@ from .ticket import Ticket
 HEAD, NEURON = 0, 1
 
 
-def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 64) -> Ticket:
+def draw_jointly(scores: Scores, *, remove: float, head_price: float, align: int = 64) -> Ticket:
     """Keep what is worth most for its FLOPs, heads and neurons in one ranking.
 
-    A head has four matrices of `head_size x hidden` (q, k, v, W_O), a neuron two vectors of `hidden`: a
+    In BERT a head has four matrices of `head_size x hidden` (q, k, v, W_O), a neuron two vectors of `hidden`: a
     head costs as much as `2 * head_size` neurons (attention scores, which depend on the length, are left
     out). Scores of heads and neurons have to be in one unit, as Taylor and Fisher scores are, which speak of
     the loss. Coefficients of a search, norms of weights and a surgeon's shares of a layer's own output are not.
@@ -27,7 +27,7 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
         scores: Importance of every head and neuron.
         remove: Share of the FLOPs of all heads and neurons to remove, in [0, 1); of a cut model's, too, it counts from
             the whole one.
-        head_size: Features of a head.
+        head_price: What a head costs, in neurons: `Anatomy.head_price`.
         align: Every layer keeps a multiple of this many neurons, best first.
 
     Returns:
@@ -43,8 +43,8 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
     layers, units = neurons.shape
     if not 1 <= align <= units:
         raise Refused(f"align must be between 1 and the {units} neurons of a layer, got {align!r}.")
-    price = {HEAD: 2 * head_size, NEURON: align}
-    budget = (1 - remove) * (heads.size * price[HEAD] + layers * (units // align) * align)
+    price: dict[int, float] = {HEAD: head_price, NEURON: align}
+    budget = (1 - remove) * (heads.size * price[HEAD] + neurons.size)
     head_order, neuron_order = layer_order(heads, scores.seed), layer_order(neurons, scores.seed)
     ranked = _ranked(scores.seed, {HEAD: (heads, head_order), NEURON: (neurons, neuron_order)}, price)
     kept = {HEAD: np.ones(layers, dtype=int), NEURON: np.ones(layers, dtype=int)}
@@ -88,7 +88,7 @@ def draw_jointly(scores: Scores, *, remove: float, head_size: int, align: int = 
 
 
 def _ranked(
-    seed: int, kinds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.intp]]], price: Mapping[int, int]
+    seed: int, kinds: Mapping[int, tuple[NDArray[np.float64], NDArray[np.intp]]], price: Mapping[int, float]
 ) -> list[tuple[float, int, int, int]]:
     """(-worth per FLOP, tie, kind, layer) of everything beyond each layer's least, best first.
 
@@ -96,7 +96,7 @@ def _ranked(
     """
     found: list[tuple[float, int, int, int]] = []
     for kind, (importance, order) in kinds.items():
-        size = 1 if kind == HEAD else price[NEURON]
+        size = 1 if kind == HEAD else int(price[NEURON])
         blocks = importance.shape[1] // size
         ties = tie_hash(seed + kind, *importance.shape)
         for layer in range(len(importance)):

@@ -85,7 +85,8 @@ def pack(
     for name, value in batch.items():
         if name == "attention_mask" or (name == "token_type_ids" and not token_types):
             continue
-        if value.shape == keep.shape and name in TOKENS_ALONG:
+        along = name in TOKENS_ALONG and not value.is_floating_point()  # several labels a row are fp32
+        if value.shape == keep.shape and along:
             fill = IGNORED if name == "labels" else 0
             inputs[name] = torch.nn.functional.pad(value[keep], (0, free), value=fill)[None]
         else:

@@ -146,4 +146,4 @@ def check_drawing(config: Pretrain, model: BertConfig) -> Ticket:
     layers = len(anatomy.layers)
     shapes = (layers, anatomy.num_heads), (layers, anatomy.num_neurons)
     heads, neurons = (tuple(torch.ones(shape)) for shape in shapes)
-    return draw_ticket(config, Scores(heads, neurons, anatomy.model_type), head_size=anatomy.head_size)
+    return draw_ticket(config, Scores(heads, neurons, anatomy.model_type), head_price=anatomy.head_price)
