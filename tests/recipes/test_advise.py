@@ -69,6 +69,10 @@ def test_the_command_prints_a_table_and_advice_and_writes_nothing(
     said = capsys.readouterr().out
     for expected in ("dense, same time", "training time", "A ticket's step takes", "Advice: ", "of its FLOPs"):
         assert expected in said
+    assert "comes on top" not in said
+    more = ["--recipe", "best", "--device", "cpu", "--seconds", "0.1"]
+    assert run("advise", *words, *more) == 0
+    assert "What match and refit and joint cost comes on top" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 

@@ -164,6 +164,8 @@ def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -
     said.append(
         f"The dense model can have the same saving by stopping after {rival:.2f} epochs ({found.rival_steps:,} steps)."
     )
+    if uncounted := [name for name in ("match", "refit", "joint") if getattr(bench.config, name)]:
+        said.append(f"What {' and '.join(uncounted)} cost comes on top: it was not timed.")
     said += [f"note: {note}" for note in advice(bench)]
     return [*said, f"Advice: {_advice(found, rival)}"]
 
