@@ -68,3 +68,23 @@ def test_of_two_texts_both_have_to_be_known(tmp_path: Path) -> None:
 def test_too_few_rows_to_hold_some_out(tmp_path: Path) -> None:
     with pytest.raises(eb.Refused, match=r"too few rows to hold some out \(2\); give --validation-file"):
         load(tmp_path, ROWS[:2])
+
+
+def labelled(*labels: Any) -> list[dict[str, Any]]:
+    return [{"text": f"a film, number {n}", "label": labels[n % len(labels)]} for n in range(4 * len(labels))]
+
+
+def test_labels_that_look_like_numbers_stay_as_written(tmp_path: Path) -> None:
+    codes = ["007", "7", "12E4", "120000", "1_000", "-0", "+1", "12345678901234567890", "12345678901234567891"]
+    assert set(load(tmp_path, labelled(*codes)).labels) == set(codes)
+
+
+def test_a_number_is_one_class_however_its_fraction_is_written(tmp_path: Path) -> None:
+    task = load(tmp_path, labelled(1, 1.0, "1", "1.0", " 1.00", -2.0, "-2", 10, "9"), labelled("1.0", 9.0))
+    assert task.labels == ("-2", "1", "9", "10")
+    assert task.validation.labels[:2] == [1, 2]
+
+
+def test_exponents_with_fractions_are_values(tmp_path: Path) -> None:
+    task = load(tmp_path, labelled("1.5e-3", "2", "3E1"))
+    assert (task.problem, max(task.train.labels)) == ("regression", 30.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,8 @@ from .task import Problem, Task, hold_out
 
 MANY_CLASSES = 50
 """More labels than this look like values, or like the wrong column: ask."""
+WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
+"""A whole number that is written with a fraction of zeros."""
 
 
 def load(
@@ -182,9 +185,12 @@ def _number(label: Any) -> float | None:
 
 
 def _name(label: Any) -> str:
-    """A label as text; 1, 1.0 and "1.0" are one class."""
-    number = _number(label)
-    return str(int(number)) if number is not None and number == int(number) else str(label).strip()
+    """A label as text; 1, 1.0 and "1.0" are one class. Other text stays as written: 007, 1e3 and 1_000 are codes."""
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    written = str(label).strip()
+    whole = WHOLE.fullmatch(written)
+    return whole[1] if whole else written
 
 
 def _class_names(labels: Sequence[Any]) -> tuple[str, ...]:
