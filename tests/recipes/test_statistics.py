@@ -7,12 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from earlybert.recipes.report import intervals
 from earlybert.recipes.statistics import METRICS, difference, holm, interval, over_tasks
+from earlybert.tasks import Predictions
 from earlybert.tasks.metrics import compute
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "pearson", "spearman"])
-@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        *(
+            (name, classes)
+            for name in ("accuracy", "macro_f1", "matthews", "pearson", "spearman")
+            for classes in (2, 3)
+        ),
+        ("f1", 2),
+    ],
+)
 def test_a_resample_by_counts_is_the_metric_of_the_repeated_rows(name: str, classes: int) -> None:
     random = np.random.default_rng(classes)
     labels = random.integers(classes, size=80)
@@ -138,6 +149,23 @@ def test_an_interval_is_the_binomial_one_and_that_of_repeated_rows() -> None:
     ]
     assert interval(values, labels, "f1") == pytest.approx(tuple(np.quantile(found, (0.025, 0.975))), abs=0.006)
     assert interval(labels, labels, "accuracy") == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "present"), [(2, [0]), (2, [1]), (2, [0, 1]), (3, [0, 1]), (4, [0, 2, 3]), (9, [5])]
+)
+@pytest.mark.parametrize("name", ["f1", "macro_f1"])
+def test_the_interval_of_an_f1_is_of_the_score_that_is_shown(name: str, classes: int, present: list[int]) -> None:
+    """Whether or not every class of the task is among these rows."""
+    random = np.random.default_rng(classes)
+    labels = random.choice(present, 40)
+    values = np.where(random.random(40) < 0.8, labels, random.choice(present, 40))
+    predictions = Predictions(values, labels, (name,), classes)
+    found = [predictions.take(rows).score()[name] for rows in random.integers(40, size=(500, 40))]
+    assert intervals(predictions)[name] == pytest.approx(tuple(np.quantile(found, (0.025, 0.975))), abs=0.05)
+    whole = difference([labels], [values], labels, name, margin=0.0, classes=classes, resamples=2)
+    perfect = Predictions(labels, labels, (name,), classes).score()[name]
+    assert whole.mean == pytest.approx(perfect - predictions.score()[name])
 
 
 def test_unpaired_seeds_are_an_error() -> None:

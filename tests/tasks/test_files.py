@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import earlybert as eb
-from earlybert.tasks import Task, files
+from earlybert.tasks import Predictions, Task, files
 
 
 def load(
@@ -68,6 +69,15 @@ def test_of_two_texts_both_have_to_be_known(tmp_path: Path) -> None:
 def test_too_few_rows_to_hold_some_out(tmp_path: Path) -> None:
     with pytest.raises(eb.Refused, match=r"too few rows to hold some out \(2\); give --validation-file"):
         load(tmp_path, ROWS[:2])
+
+
+def test_f1_of_two_classes_names_neither_the_positive_one(tmp_path: Path) -> None:
+    """The label that sorts last may be that of nearly all rows: always saying it must not score well."""
+    held = [{"text": f"text {n}", "label": "fraud" if n < 8 else "ok"} for n in range(100)]
+    task = load(tmp_path, ROWS, [{**row, "label": "ab"[row["label"] == "ok"]} for row in held])
+    always = Predictions(np.ones(100, dtype=int), np.array(task.validation.labels), task.metrics, 2)
+    assert always.score()["macro_f1"] == pytest.approx((2 * 92 / 192 + 0) / 2)
+    assert "f1" not in task.metrics
 
 
 def labelled(*labels: Any) -> list[dict[str, Any]]:

@@ -113,11 +113,45 @@ def test_metrics_against_scikit_learn_and_scipy() -> None:
     assert got["accuracy"] == pytest.approx(metrics.accuracy_score(labels, predicted))
     assert got["f1"] == pytest.approx(metrics.f1_score(labels, predicted))
     assert got["matthews"] == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
+    for classes in (2, 3):
+        labels, predicted = random.integers(0, classes, 200), random.integers(0, classes, 200)
+        expected = metrics.f1_score(labels, predicted, average="macro")
+        assert compute(["macro_f1"], predicted, labels, classes=classes)["macro_f1"] == pytest.approx(expected)
+    assert compute(["f1"], predicted, labels, classes=3)["f1"] == pytest.approx(expected)
     a, b = random.random(50), random.integers(0, 5, 50).astype(float)
     got = compute(["pearson", "spearman"], a, b)
     assert got["pearson"] == pytest.approx(stats.pearsonr(a, b)[0])
     assert got["spearman"] == pytest.approx(stats.spearmanr(a, b)[0])
     assert compute(["pearson"], np.ones(50), b) == {"pearson": 0.0}
+
+
+def test_a_class_that_occurs_nowhere_does_not_lower_f1() -> None:
+    """Two of three classes in the validation rows, and all of them right."""
+    labels = np.array([0, 1, 1, 0])
+    assert compute(["f1", "macro_f1"], labels, labels, classes=3) == {"f1": 1.0, "macro_f1": 1.0}
+    assert compute(["f1"], np.array([0, 1, 1, 2]), labels, classes=3)["f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    zeros = np.zeros(4, dtype=int)
+    assert compute(["f1", "macro_f1"], zeros, zeros, classes=2) == {"f1": 0.0, "macro_f1": 1.0}
+
+
+def test_a_class_without_a_validation_row_is_pointed_out() -> None:
+    rows = [f"row {i}" for i in range(60)]
+    train = Examples(rows, None, [i % 3 for i in range(60)])
+    task = Task("t", "classification", ("a", "b", "c"), train, Examples(rows[:4], None, [0, 2, 0, 2]))
+    assert task.notes == ("no validation row is of class 'b'; the scores say nothing of such rows.",)
+    assert task.limited(30, None, seed=1).notes == task.notes
+    assert Task("t", "classification", ("a", "b", "c"), train, train).notes == ()
+
+
+def test_the_score_that_a_note_recommends_is_one_of_the_task() -> None:
+    rows = Examples([f"row {i}" for i in range(50)], None, [int(i % 10 == 0) for i in range(50)])
+
+    def note(*metrics: str) -> str:
+        return Task("t", "classification", ("fraud", "ok"), rows, rows, metrics).notes[0]
+
+    assert note("accuracy").endswith("always says so scores as much.")
+    assert note("accuracy", "f1").endswith("; look at f1 (that of 'ok') as well.")
+    assert note("accuracy", "macro_f1", "matthews").endswith("; look at macro_f1 or matthews as well.")
 
 
 def test_packaged_corpus() -> None:

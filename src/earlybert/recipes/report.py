@@ -70,7 +70,9 @@ def judge(run: RunFolder) -> Judged:
     metric = _headline(mine)
     against = None
     if rival is not None and metric is not None and np.array_equal(mine.labels, rival.labels):
-        against = difference([mine.values], [rival.values], mine.labels, metric, margin=0.0).to_dict()
+        against = difference(
+            [mine.values], [rival.values], mine.labels, metric, margin=0.0, classes=mine.classes
+        ).to_dict()
     return Judged(intervals(mine), against)
 
 
@@ -81,7 +83,8 @@ def intervals(predictions: Predictions) -> dict[str, tuple[float, float]]:
         found = {name: interval(values, predictions.labels, "mean") for name, values in columns.items()}
     else:
         known = [name for name in predictions.metrics if name in METRICS]
-        found = {name: interval(predictions.values, predictions.labels, name) for name in known}
+        values, labels, classes = predictions.values, predictions.labels, predictions.classes
+        found = {name: interval(values, labels, name, classes=classes) for name in known}
     for part, other in predictions.also.items():
         found |= {f"{name}_{part}": around for name, around in intervals(other).items()}
     return found

@@ -62,6 +62,7 @@ def difference(
     metric: str,
     *,
     margin: float,
+    classes: int = 2,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
@@ -78,6 +79,7 @@ def difference(
         labels: What is right, `[rows]`.
         metric: A key of `METRICS`.
         margin: Worse by less than this counts as not inferior. Named before the runs.
+        classes: How many the task has.
         resamples: How many.
         seed: Of the resampling.
 
@@ -86,7 +88,7 @@ def difference(
     """
     if len(ours) != len(theirs) or not ours:
         raise ValueError(f"seeds are not paired: {len(ours)} and {len(theirs)} runs.")
-    compute, seeds, rows = METRICS[metric], len(ours), len(labels)
+    compute, seeds, rows = _metric(metric, classes), len(ours), len(labels)
     whole = np.ones((1, rows))
     observed = _differences(compute, ours, theirs, labels, whole)[:, 0]  # [seeds]
     random = np.random.default_rng(seed)
@@ -148,7 +150,7 @@ def over_tasks(found: Sequence[Difference], *, margin: float) -> Difference:
 
 
 def interval(
-    values: Floats, labels: Floats, metric: str, *, resamples: int = RESAMPLES, seed: int = 0
+    values: Floats, labels: Floats, metric: str, *, classes: int = 2, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
     """95 % interval of one model's score over the examples: percentiles of the bootstrap (Efron and Tibshirani 1993).
 
@@ -156,6 +158,7 @@ def interval(
         values: Predictions, `[rows]`.
         labels: What is right, `[rows]`.
         metric: A key of `METRICS`.
+        classes: How many the task has.
         resamples: How many.
         seed: Of the resampling.
     """
@@ -167,7 +170,7 @@ def interval(
         counts = np.stack(
             [np.bincount(random.integers(rows, size=rows), minlength=rows).astype(np.float64) for _ in range(size)]
         )
-        found.append(METRICS[metric](values, labels, counts))
+        found.append(_metric(metric, classes)(values, labels, counts))
     low, high = np.quantile(np.concatenate(found), (LEVEL / 2, 1 - LEVEL / 2))
     return float(low), float(high)
 
@@ -200,16 +203,21 @@ def _accuracy(values: Floats, labels: Floats, counts: Floats) -> Floats:
 
 
 def _f1(values: Floats, labels: Floats, counts: Floats) -> Floats:
-    """Of class 1 for two classes, the mean over classes for more, as `tasks.metrics`."""
-    classes = np.unique(labels)
-    wanted = classes[-1:] if len(classes) <= 2 else classes
-    return np.mean([_f1_of(values == c, labels == c, counts) for c in wanted], axis=0)
+    """Of class 1."""
+    return _f1_of(1.0, values, labels, counts)[0]
 
 
-def _f1_of(predicted: NDArray[np.bool_], true: NDArray[np.bool_], counts: Floats) -> Floats:
-    hits = counts @ (predicted & true)
-    both = counts @ predicted + counts @ true
-    return _ratio(2 * hits, both)
+def _macro_f1(values: Floats, labels: Floats, counts: Floats) -> Floats:
+    """Over the classes that occur in a resample, among its predictions or its labels."""
+    each = [_f1_of(number, values, labels, counts) for number in np.union1d(values, labels)]
+    return _ratio(sum(score for score, _ in each), sum((there > 0).astype(np.float64) for _, there in each))
+
+
+def _f1_of(number: float, values: Floats, labels: Floats, counts: Floats) -> tuple[Floats, Floats]:
+    """F1 of a class in each resample, and how often it occurs there among predictions and labels."""
+    predicted, true = values == number, labels == number
+    there = counts @ predicted + counts @ true
+    return _ratio(2 * (counts @ (predicted & true)), there), there
 
 
 def _matthews(values: Floats, labels: Floats, counts: Floats) -> Floats:
@@ -250,6 +258,11 @@ def _correlation(x: Floats, y: Floats, counts: Floats) -> Floats:
     return _ratio(above, np.sqrt((counts * dx * dx).sum(axis=1) * (counts * dy * dy).sum(axis=1)))
 
 
+def _metric(name: str, classes: int) -> Metric:
+    """What `tasks.metrics` computes under this name for a task of so many classes."""
+    return METRICS["macro_f1" if name == "f1" and classes > 2 else name]
+
+
 def _ratio(above: Floats, below: Floats) -> Floats:
     return np.divide(above, below, out=np.zeros_like(above, dtype=np.float64), where=below > 0)
 
@@ -258,8 +271,10 @@ METRICS: dict[str, Metric] = {
     "mean": _mean,
     "accuracy": _accuracy,
     "f1": _f1,
+    "macro_f1": _macro_f1,
     "matthews": _matthews,
     "pearson": _pearson,
     "spearman": _spearman,
 }
-"""By the names of `tasks.metrics`; `mean` is for values that are a score a row (questions)."""
+"""By the names of `tasks.metrics`, where `f1` is that of class 1 of two; `mean` is for values that are a score a row
+(questions)."""

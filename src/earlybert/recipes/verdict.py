@@ -239,6 +239,7 @@ def paired(ours: Sequence[Predictions], theirs: Sequence[Predictions], *, margin
         ours[0].labels.astype(np.float64),
         "mean" if ours[0].classes == 0 else ours[0].metrics[0],
         margin=margin,
+        classes=ours[0].classes,
     )
 
 

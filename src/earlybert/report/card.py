@@ -21,6 +21,8 @@ SQUAD_TASKS = ("squad",)
 GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 BASES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 """Models with a name of their own here, by their name on the hub."""
+HUB = {"macro_f1": "f1"}
+"""Metrics that the hub knows by another name."""
 
 
 def card(run: RunFolder, judged: Judged) -> str:
@@ -49,7 +51,9 @@ def _metadata(run: RunFolder, architecture: str) -> dict[str, Any]:
     data = names.get(run.task)
     if data is not None:
         found["datasets"] = [data]
-    found["metrics"] = [name for name in run.metrics["score"] if name in ("accuracy", "f1")] or None
+    found["metrics"] = [
+        HUB.get(name, name) for name in run.metrics["score"] if name in ("accuracy", "f1", *HUB)
+    ] or None
     found["eval_results"] = [
         EvalResult(
             task_type="question-answering" if run.task in SQUAD_TASKS else "text-classification",
@@ -57,7 +61,7 @@ def _metadata(run: RunFolder, architecture: str) -> dict[str, Any]:
             dataset_name=run.task,
             dataset_config=run.task if data == GLUE else None,
             dataset_split="validation",
-            metric_type=name,
+            metric_type=HUB.get(name, name),
             metric_value=value,
             metric_name=f"{name} ({run.metrics['validation_rows']} rows)",
         )

@@ -71,7 +71,7 @@ def load(
             f"{known} of {len(validation)} validation rows are in the training data, too, word for word: on new text "
             "expect a lower score.",
         )
-    metrics = ("pearson", "spearman") if kind == "regression" else ("accuracy", "f1", "matthews")
+    metrics = ("pearson", "spearman") if kind == "regression" else ("accuracy", "macro_f1", "matthews")
     return Task(Path(train_file).name.split(".")[0], kind, names, train, validation, metrics, notes)
 
 

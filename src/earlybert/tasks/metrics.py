@@ -17,11 +17,19 @@ def accuracy(predicted: Array, labels: Array, classes: int = 2) -> float:
 
 
 def f1(predicted: Array, labels: Array, classes: int = 2) -> float:
-    """F1 of class 1 for two classes, the mean over classes for more."""
+    """F1 of class 1 for two classes, as GLUE takes it; `macro_f1` for more."""
     from sklearn.metrics import f1_score
 
-    scores = f1_score(labels, predicted, labels=range(classes), average=None, zero_division=0.0)  # pyright: ignore
-    return float(np.mean(scores) if classes > 2 else np.asarray(scores)[1])
+    if classes > 2:
+        return macro_f1(predicted, labels, classes)
+    return float(f1_score(labels, predicted, labels=[1], average=None, zero_division=0.0)[0])  # pyright: ignore
+
+
+def macro_f1(predicted: Array, labels: Array, classes: int = 2) -> float:
+    """Mean of the F1 of each class that occurs among predictions or labels; none of them is the positive one."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, average="macro", zero_division=0.0))  # pyright: ignore
 
 
 def matthews(predicted: Array, labels: Array, classes: int = 2) -> float:
@@ -50,6 +58,7 @@ def spearman(predicted: Array, labels: Array, classes: int = 1) -> float:
 METRICS: dict[str, Callable[[Array, Array, int], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,

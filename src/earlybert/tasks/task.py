@@ -20,6 +20,7 @@ from .predictions import Predictions
 Problem = Literal["classification", "regression", "span"]
 
 UNBALANCED_NOTE = "a model that always says so scores as much"
+UNSEEN_NOTE = "no validation row is of class"
 UNBALANCED = 0.8
 """A larger share of one class than this is pointed out: always guessing it would score as much."""
 
@@ -53,18 +54,31 @@ class Task:
                 _check_classes(self.name, split, examples.labels, len(self.labels))
             elif not np.isfinite(examples.labels).all():
                 raise Refused(f"{self.name}: the {split} data has a label that is not a finite number.")
-        if self.problem == "classification":
-            counts = Counter(self.train.labels)
-            if len(counts) == 1:
-                raise Refused(f"{self.name}: all training rows have the same label; there is nothing to learn.")
-            common, count = counts.most_common(1)[0]
-            if count / len(self.train) >= UNBALANCED:
-                note = (
-                    f"{count / len(self.train):.0%} of the training rows are {self.labels[int(common)]!r}: "
-                    f"{UNBALANCED_NOTE}; look at F1 or Matthews as well."
-                )
-                others = tuple(other for other in self.notes if UNBALANCED_NOTE not in other)
-                object.__setattr__(self, "notes", (*others, note))
+        if self.problem == "classification" and len(set(self.train.labels)) == 1:
+            raise Refused(f"{self.name}: all training rows have the same label; there is nothing to learn.")
+        # A sub-sample is looked at anew: what was said of the whole goes.
+        others = [note for note in self.notes if not any(mark in note for mark in (UNBALANCED_NOTE, UNSEEN_NOTE))]
+        object.__setattr__(self, "notes", (*others, *self._seen()))
+
+    def _seen(self) -> list[str]:
+        """Notes on the labels as they are now."""
+        if self.problem != "classification":
+            return []
+        counts, rows, notes = Counter(self.train.labels), len(self.train), list[str]()
+        common, count = counts.most_common(1)[0]
+        if count / rows >= UNBALANCED:
+            known = {"f1": f"f1 (that of {self.labels[1]!r})"} if len(self.labels) == 2 else {}
+            better = " or ".join(known.get(name, name) for name in self.metrics if name != "accuracy")
+            notes.append(
+                f"{count / rows:.0%} of the training rows are {self.labels[int(common)]!r}: {UNBALANCED_NOTE}"
+                f"{f'; look at {better} as well' if better else ''}."
+            )
+        if unseen := sorted(set(counts) - set(self.validation.labels)):
+            names = ", ".join(
+                [*(repr(self.labels[int(number)]) for number in unseen[:5]), *["..."] * (len(unseen) > 5)]
+            )
+            notes.append(f"{UNSEEN_NOTE} {names}; the scores say nothing of such rows.")
+        return notes
 
     def limited(self, train: int | None, validation: int | None, seed: int) -> Task:
         """The task on a random sub-sample with the classes in proportion.
