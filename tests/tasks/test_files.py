@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,97 @@ def test_a_number_is_one_class_however_its_fraction_is_written(tmp_path: Path) -
 def test_exponents_with_fractions_are_values(tmp_path: Path) -> None:
     task = load(tmp_path, labelled("1.5e-3", "2", "3E1"))
     assert (task.problem, max(task.train.labels)) == ("regression", 30.0)
+
+
+def read(folder: Path, name: str, content: str, **columns: Any) -> Task:
+    (folder / name).write_text(content)
+    columns = {"text": "text", "text_pair": None, "label": "label", "problem": "auto", "seed": 1, **columns}
+    return files.load(str(folder / name), validation_file=None, **columns)
+
+
+def table(header: str, row: str, count: int = 20) -> str:
+    return "\n".join([header, *(row.format(n=n, label="ab"[n % 2]) for n in range(count))]) + "\n"
+
+
+def test_a_tsv_is_not_told_to_quote(tmp_path: Path) -> None:
+    with pytest.raises(eb.Refused, match=r"row 1 has more cells than the header; \.tsv files are read without quoting"):
+        read(tmp_path, "mine.tsv", table("text\tlabel", '"a film\tof {n}"\t{label}'))
+    with pytest.raises(eb.Refused, match="row 1 has more cells than the header; quote texts that hold ','"):
+        read(tmp_path, "mine.csv", table("text,label", "a film, of {n},{label}"))
+
+
+def test_quoted_texts_of_a_tsv_are_pointed_out(tmp_path: Path) -> None:
+    task = read(tmp_path, "mine.tsv", table("text\tlabel", '"a ""film"" of {n}"\t{label}'))
+    assert task.train.texts[0].startswith('"a ""film""')
+    assert sum("18 of 18 texts in" in note and "begin and end with a double quote" in note for note in task.notes) == 1
+    assert not any(
+        "quote" in note for note in read(tmp_path, "no.tsv", table("text\tlabel", '"{n}" it was\t{label}')).notes
+    )
+    assert not any("quote" in note for note in read(tmp_path, "a.csv", table("text,label", '"""{n}""",{label}')).notes)
+
+
+def test_a_first_row_without_the_label_is_an_empty_cell(tmp_path: Path) -> None:
+    with pytest.raises(eb.Refused, match="row 1: column 'label' is empty"):
+        load(tmp_path, [{"text": "a film"}, *ROWS])
+    with pytest.raises(eb.Refused, match=r"no column 'label'; its columns are 'text'\."):
+        load(tmp_path, [{"text": "a film"}, {"text": "a story"}])
+
+
+def test_columns_without_a_name_are_left_out_where_nothing_is_lost(tmp_path: Path) -> None:
+    for header, row in (
+        ("text,label,,", "film {n},{label},,"),
+        ("text,label, ,", "film {n},{label}"),
+        (",text,label", "{n},film {n},{label}"),
+    ):
+        task = read(tmp_path, "mine.csv", table(header, row))
+        assert task.labels == ("a", "b")
+        assert {text[:5] for text in task.train.texts} == {"film "}
+    with pytest.raises(eb.Refused, match="row 1: a column without a name holds 'a'; name it in the header"):
+        read(tmp_path, "mine.csv", table("text,label,", "a film, of {n},{label}"))
+
+
+def test_columns_are_listed_so_that_blanks_show(tmp_path: Path) -> None:
+    with pytest.raises(eb.Refused, match="no column 'text'; its columns are ' text', 'label '"):
+        read(tmp_path, "mine.csv", table(" text,label ", "film {n},{label}"))
+
+
+@pytest.mark.parametrize(
+    ("name", "separator", "said"),
+    [
+        ("a.csv", ";", "by ';', and a .csv is by ','"),
+        ("a.csv", "\t", r"by '\t', and a .csv"),
+        ("a.tsv", ",", "by ',', and a .tsv"),
+    ],
+)
+def test_another_separator_is_hinted_at(name: str, separator: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(eb.Refused, match="no column 'text'") as refused:
+        read(tmp_path, name, table(f"text{separator}label", f"film {{n}}{separator}{{label}}"))
+    assert f"; it looks separated {said}" in str(refused.value)
+    inner = {";": ",", "\t": ",", ",": "\t"}[separator]
+    with pytest.raises(eb.Refused, match="row 1 has more cells than the header; it looks separated"):
+        read(tmp_path, name, table(f"text{separator}label", f"film{inner} {{n}}{separator}{{label}}"))
+
+
+@pytest.mark.parametrize("name", ["MINE.CSV", "mine.Csv.GZ", "mine.JSONL", "mine.jsonl.Gz"])
+def test_suffixes_may_be_capitals(name: str, tmp_path: Path) -> None:
+    rows = "\n".join(map(json.dumps, ROWS))
+    content = rows if "json" in name.lower() else table("text,label", "film {n},{label}")
+    packed = gzip.compress(content.encode()) if name.lower().endswith("gz") else content.encode()
+    (tmp_path / name).write_bytes(packed)
+    task = files.load(
+        str(tmp_path / name), validation_file=None, text="text", text_pair=None, label="label", problem="auto", seed=1
+    )
+    assert task.labels == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["two.csv", "two.jsonl"])
+def test_a_relative_path_that_leads_nowhere_says_from_where(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, said in ((Path("d") / name, True), (tmp_path / "d" / name, False)):
+        with pytest.raises(eb.Refused, match=f"{name} cannot be read") as refused:
+            files.load(
+                str(path), validation_file=None, text="text", text_pair=None, label="label", problem="auto", seed=1
+            )
+        assert (f"; it is looked for from {tmp_path}, where this command runs" in str(refused.value)) == said

@@ -127,7 +127,7 @@ def test_rows_that_do_not_fit_are_refused(change: dict[str, Any], sentence: str,
 def test_a_missing_column_names_those_there_are(folder: Path) -> None:
     write_jsonl(folder / "rte" / "train.jsonl.gz", rows_of("qnli", 9))
     with pytest.raises(
-        Refused, match="row 1 has no column 'sentence1'; its columns are question, sentence, label, idx"
+        Refused, match="row 1 has no column 'sentence1'; its columns are 'question', 'sentence', 'label', 'idx'"
     ):
         load(Data(task="rte", data_dir=str(folder)))
 

@@ -210,7 +210,8 @@ def _f1(values: Floats, labels: Floats, counts: Floats) -> Floats:
 def _macro_f1(values: Floats, labels: Floats, counts: Floats) -> Floats:
     """Over the classes that occur in a resample, among its predictions or its labels."""
     each = [_f1_of(number, values, labels, counts) for number in np.union1d(values, labels)]
-    return _ratio(sum(score for score, _ in each), sum((there > 0).astype(np.float64) for _, there in each))
+    scores, there = np.stack(each, axis=1)
+    return _ratio(scores.sum(axis=0), (there > 0).sum(axis=0))  # [classes, resamples] each
 
 
 def _f1_of(number: float, values: Floats, labels: Floats, counts: Floats) -> tuple[Floats, Floats]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import re
-import sys
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from ..anatomy import Refused
-from ..config_checks import LONGEST_SHOWN, shown
+from ..config_checks import shown
 from .examples import Examples
-from .source import read_jsonl
+from .source import listed
+from .table import read, suffix
 from .task import Problem, Task, hold_out
 
 MANY_CLASSES = 50
@@ -36,7 +33,7 @@ def load(
     """Read files into a task. Without a validation file a stratified tenth of train is held out.
 
     Args:
-        train_file: `.csv`, `.tsv` or `.jsonl`, with `.gz` behind it or not. CSV and TSV start with a header.
+        train_file: `.csv`, `.tsv` or `.jsonl`, with `.gz` behind it or not; see `table.read`.
         validation_file: The same, or None.
         text: Column of the (first) text.
         text_pair: Column of the second text, or None.
@@ -48,7 +45,7 @@ def load(
         Refused: A file or column is missing, a cell is empty, or the labels do not fit the problem.
     """
     columns = [column for column in (text, text_pair, label) if column is not None]
-    rows = _read(Path(train_file), columns)
+    rows = read(Path(train_file), columns)
     labels = [row[label] for row in rows]
     kind = _problem(labels, label, problem)
     names = ("value",) if kind == "regression" else _class_names(labels)
@@ -64,8 +61,10 @@ def load(
             f"no validation file: {len(validation)} of {len(rows)} training rows were held out for it (seed {seed}).",
         )
     else:
-        held = _read(Path(validation_file), columns)
+        held = read(Path(validation_file), columns)
         validation = _examples(held, text, text_pair, label, kind, names, validation_file)
+    for file, examples in ((train_file, train), (validation_file or "", validation)):
+        notes += _quoted(file, examples)
     if known := _known(train, validation):
         notes += (
             f"{known} of {len(validation)} validation rows are in the training data, too, word for word: on new text "
@@ -73,6 +72,20 @@ def load(
         )
     metrics = ("pearson", "spearman") if kind == "regression" else ("accuracy", "macro_f1", "matthews")
     return Task(Path(train_file).name.split(".")[0], kind, names, train, validation, metrics, notes)
+
+
+def _quoted(file: str, examples: Examples) -> tuple[str, ...]:
+    """A note on texts of a TSV that look quoted, if there are any."""
+    if suffix(Path(file)) != ".tsv":
+        return ()
+    texts = [*examples.texts, *(examples.pairs or ())]
+    quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts)
+    if not quoted:
+        return ()
+    return (
+        f"{quoted} of {len(texts)} texts in {file} begin and end with a double quote, which stays in them: .tsv files "
+        "are read without quoting; a .csv is read with it.",
+    )
 
 
 def _known(train: Examples, validation: Examples) -> int:
@@ -83,66 +96,6 @@ def _known(train: Examples, validation: Examples) -> int:
 
 def _pairs(examples: Examples) -> list[tuple[str, str]]:
     return list(zip(examples.texts, examples.pairs or [""] * len(examples), strict=True))
-
-
-def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, Any]]:
-    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
-    rows: list[Mapping[str, Any]]
-    if kind in (".jsonl", ".json"):
-        rows = list(read_jsonl(path))
-    elif kind in (".csv", ".tsv"):
-        rows = _read_table(path, "," if kind == ".csv" else "\t")
-    else:
-        raise Refused(f"data file {path} must end in .csv, .tsv or .jsonl (and may be packed as .gz).")
-    if not rows:
-        raise Refused(f"data file {path} is empty.")
-    for column in columns:
-        if column not in rows[0]:
-            raise Refused(f"data file {path} has no column {column!r}; its columns are {_listed(rows[0])}.")
-        for number, row in enumerate(rows, start=1):
-            if _empty(row.get(column)):
-                raise Refused(f"data file {path}, row {number}: column {column!r} is empty.")
-    return rows
-
-
-def _empty(cell: Any) -> bool:
-    """Nothing, blanks, or NaN, by which JSON lines written from a table mark a missing cell."""
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
-
-
-def _read_table(path: Path, delimiter: str) -> list[Mapping[str, Any]]:
-    csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE  # as GLUE's TSV files are written
-    try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else open(path, encoding="utf-8-sig", newline="")
-        )
-        with opened as file:
-            reader = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
-            rows: list[Mapping[str, Any]] = list(reader)
-            names = list(reader.fieldnames or [])
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, csv.Error):
-        raise Refused(f"data file {path} is damaged or not UTF-8 text.") from None
-    except OSError as error:
-        raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
-    if len(set(names)) < len(names):
-        raise Refused(f"data file {path} names a column twice in its header: {_listed(names)}.")
-    for number, row in enumerate(rows, start=1):
-        if None in row:
-            raise Refused(
-                f"data file {path}, row {number} has more cells than the header; quote texts that hold {delimiter!r}."
-            )
-    return rows
-
-
-def _listed(names: Iterable[Any]) -> str:
-    """The first names, each of them short."""
-    some = [str(name) for name in names]
-    parts = [name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..." for name in some[:10]]
-    return ", ".join([*parts, *(["..."] if len(some) > 10 else [])])
 
 
 def _problem(labels: Sequence[Any], column: str, wanted: str) -> Problem:
@@ -217,7 +170,7 @@ def _examples(
         place = {name: number for number, name in enumerate(names)}
         labels = [place.get(_name(row[label])) for row in rows]
         unfit = next((number for number, value in enumerate(labels, start=1) if value is None), None)
-        expected = f"one of the training labels ({_listed(names)})"
+        expected = f"one of the training labels ({listed(names)})"
     if unfit is not None:
         raise Refused(f"data file {where}, row {unfit}: label {shown(rows[unfit - 1][label])} is not {expected}.")
     pairs = None if text_pair is None else _texts(rows, text_pair, where)

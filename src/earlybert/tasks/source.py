@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
+from ..config_checks import shown
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -23,7 +24,9 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     torn = False
     try:
         opened = (
-            gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else open(path, encoding="utf-8-sig")
+            gzip.open(path, "rt", encoding="utf-8-sig")
+            if path.suffix.lower() == ".gz"
+            else open(path, encoding="utf-8-sig")
         )
         with opened as file:
             for line in file:
@@ -39,7 +42,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error):
         raise Refused(f"data file {path} is broken after line {number} (damaged or not UTF-8 text).") from None
     except OSError as error:
-        raise Refused(f"data file {path} cannot be read ({error.strerror or error}).") from None
+        raise unreadable(path, error) from None
     except (ValueError, RecursionError):
         raise Refused(f"data file {path}, line {number}, is not a JSON object.") from None
     if torn:
@@ -48,6 +51,23 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
             "mend it, or leave the row out."
         )
     return rows
+
+
+def unreadable(path: Path, error: OSError) -> Refused:
+    """What to say of a file that cannot be opened. A run names its files as they were named where it was begun."""
+    sentence = f"data file {path} cannot be read ({error.strerror or error})"
+    if not path.is_absolute():
+        sentence += (
+            f"; it is looked for from {Path.cwd()}, where this command runs, and a run names files from where it"
+        )
+        sentence += " was begun"
+    return Refused(f"{sentence}.")
+
+
+def listed(names: Iterable[Any]) -> str:
+    """The first names in quotes, so that blanks show, each of them short."""
+    some = [str(name) for name in names]
+    return ", ".join([*map(shown, some[:10]), *(["..."] if len(some) > 10 else [])])
 
 
 def _is_text(row: dict[str, Any]) -> bool:
@@ -68,8 +88,6 @@ def require(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], where: st
     for number, row in enumerate(rows, start=1):
         for column in columns:
             if column not in row:
-                raise Refused(
-                    f"{where}: row {number} has no column {column!r}; its columns are {', '.join(map(str, row))}."
-                )
+                raise Refused(f"{where}: row {number} has no column {column!r}; its columns are {listed(row)}.")
             if row[column] is None:
                 raise Refused(f"{where}: row {number} has nothing in its column {column!r}.")
