@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
+import earlybert as eb
+from earlybert.config import Data
+from earlybert.tasks import load
 from tests.conftest import sentiment_rows
 
 from .conftest import Killed, dying_at, run
@@ -80,3 +87,95 @@ def test_a_run_goes_on_with_the_rows_it_began_with(
     other_rows_are_refused(*again)
     assert run(*again) == 0
     other_rows_are_refused(*goes_on, "--compare")
+
+
+def written(folder: Path) -> list[list[str]]:
+    return [line.split("\t") for line in (folder / "predictions.tsv").read_text().splitlines()]
+
+
+def outputs(folder: Path, *texts: list[str]) -> torch.Tensor:
+    """Logits of each row alone, by the stock call."""
+    model, tokenizer = eb.load(folder / "model"), AutoTokenizer.from_pretrained(folder / "model")
+    with torch.no_grad():
+        return torch.cat([model(**tokenizer(*row, return_tensors="pt")).logits for row in zip(*texts, strict=True)])
+
+
+def test_new_rows_are_predicted_from_the_run_folder_alone(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.csv").unlink()
+    run_folder = Path(shutil.move(trained, tmp_path / "elsewhere"))
+    texts = [row["sentence"] for row in sentiment_rows(9, seed=9)]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    assert run("predict", run_folder, "--file", tmp_path / "new.jsonl") == 0
+    header, *lines = written(run_folder / "submission")
+    assert header == ["index", "prediction", "probability"]
+    chances = outputs(run_folder, texts).softmax(-1)
+    assert [line[0] for line in lines] == [str(number) for number in range(9)]
+    assert [line[1] for line in lines] == [("bad film", "good film")[number] for number in chances.argmax(-1)]
+    assert [float(line[2]) for line in lines] == pytest.approx(chances.max(-1).values.tolist(), abs=1e-4)
+    (tmp_path / "other.csv").write_text("body,text,label\n" + "".join(f"{text},,\n" for text in texts))
+    assert run("predict", run_folder, "--file", tmp_path / "other.csv") == 2
+    assert "row 1: column 'text' is empty" in capsys.readouterr().err
+    words = ("predict", run_folder, "--file", tmp_path / "other.csv", "--text", "body", "--output", tmp_path / "out")
+    assert run(*words) == 0
+    assert written(tmp_path / "out") == [header, *lines]
+    for more, sentence in (
+        (("--split", "test"), "give either --split or --file, not both"),
+        (("--text-pair", "label"), "was trained on one text a row; leave --text-pair out"),
+    ):
+        assert run(*words, *more) == 2
+        assert sentence in capsys.readouterr().err
+    assert run("predict", run_folder, "--text", "body") == 2
+    assert "are columns of --file; give it, too" in capsys.readouterr().err
+
+
+def test_values_of_new_pairs_are_predicted(model_folder: Path, tmp_path: Path) -> None:
+    rows = [(row["sentence"], f"it was {row['label']}", row["label"] + 0.5) for row in sentiment_rows(24)]
+    lines = "".join(f"{a},{b},{value}\n" for a, b, value in rows)
+    (tmp_path / "pairs.csv").write_text(f"one,two,stars\n{lines}")
+    words = ["--train-file", tmp_path / "pairs.csv", "--text", "one", "--text-pair", "two", "--label", "stars"]
+    settings = [
+        "--model",
+        model_folder,
+        "--device",
+        "cpu",
+        "--method",
+        "dense",
+        "--dense-steps",
+        2,
+        "--profile-steps",
+        0,
+    ]
+    assert run("finetune", *words, *settings, "--max-length", 24, "--output", tmp_path / "run") == 0
+    assert run("predict", tmp_path / "run", "--file", tmp_path / "pairs.csv", "--output", tmp_path / "out") == 0
+    header, *lines = written(tmp_path / "out")
+    assert header == ["index", "prediction"]
+    expected = outputs(tmp_path / "run", *([row[side] for row in rows] for side in (0, 1)))[:, 0]
+    assert [float(line[1]) for line in lines] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_new_rows_of_a_task_known_by_name(
+    flags: list[str], data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its columns are those of the task; questions are refused."""
+    (tmp_path / "new.csv").write_text("sentence,question,context\na good film,was it?,a good film\n")
+    settings = ["--method", "dense", "--dense-steps", "2"]
+    assert run("finetune", *flags, *settings, "--output", tmp_path / "run") == 0
+    assert run("predict", tmp_path / "run", "--file", tmp_path / "new.csv") == 0
+    assert written(tmp_path / "run" / "submission")[1][1] in ("negative", "positive")
+    assert run("finetune", *flags, *settings, "--task", "squad", "--stride", "4", "--output", tmp_path / "asked") == 0
+    assert run("predict", tmp_path / "asked", "--file", tmp_path / "new.csv") == 2
+    assert "answers questions, and --file is for classes and values" in capsys.readouterr().err
+
+
+def test_rows_that_were_held_out_go_by_their_number_in_the_file(trained: Path, tmp_path: Path) -> None:
+    assert run("predict", trained, "--split", "validation", "--output", tmp_path / "mine") == 0
+    _, *lines = written(tmp_path / "mine")
+    assert len(lines) == 4
+    assert [line[0] for line in lines] != ["0", "1", "2", "3"]
+    texts = [row["sentence"] for row in sentiment_rows(40)]
+    said = outputs(trained, [texts[int(line[0])] for line in lines]).argmax(-1)
+    assert [line[1] for line in lines] == [("bad film", "good film")[number] for number in said]
+    held = load(Data(train_file=str(tmp_path / "mine.csv"))).validation
+    assert [texts[int(row)] for row in held.ids or ()] == list(held.texts)

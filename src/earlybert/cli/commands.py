@@ -111,9 +111,16 @@ def _evaluate(given: Given) -> Given:
 
 
 def _predict(given: Given) -> None:
-    from ..recipes.predict import predict
+    from ..recipes import predict as recipe
 
-    predict(given["run"], split=given.get("split", "test"), output=given.get("output"))
+    (recipe.predict_file if "file" in given else recipe.predict)(given["run"], **_settings(given, "run"))
+
+
+def _check_predict(given: Given) -> None:
+    if "file" in given and "split" in given:
+        raise BadSetting("give either --split or --file, not both.")
+    if "file" not in given and ("text" in given or "text_pair" in given):
+        raise BadSetting("--text and --text-pair are columns of --file; give it, too.")
 
 
 def _report(given: Given) -> Given:
@@ -268,14 +275,18 @@ COMMANDS = {
     "train": Command("stage 3: train the ticket of a run", _train, (), (Ticketing,), on_run=True),
     "evaluate": Command("score the trained model of a run on its validation data", _evaluate, on_run=True, yaml=False),
     "predict": Command(
-        "write a run's predictions of the test rows as GLUE and SQuAD want them",
+        "write a run's predictions: of test rows as GLUE and SQuAD want them, or of a file of new rows",
         _predict,
         (
             Option("split", "rows to predict [test]", Literal["test", "validation"]),
+            Option("file", "your own new rows (.csv, .tsv or .jsonl), which need no labels, instead of a split"),
+            Option("text", "column of the text in --file [the run's]"),
+            Option("text_pair", "column of the second text in --file [the run's]"),
             Option("output", "folder for the files [submission in the run folder]"),
         ),
         on_run=True,
         yaml=False,
+        check=_check_predict,
     ),
     "report": Command(
         "one HTML page for a run, or for several side by side",

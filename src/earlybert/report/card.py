@@ -61,7 +61,7 @@ def _metadata(run: RunFolder, architecture: str) -> dict[str, Any]:
             dataset_name=run.task,
             dataset_config=run.task if data == GLUE else None,
             dataset_split="validation",
-            metric_type=HUB[name] if name in HUB else name,
+            metric_type=str(HUB.get(name, name)),
             metric_value=value,
             metric_name=f"{name} ({run.metrics['validation_rows']} rows)",
         )

@@ -59,7 +59,9 @@ def load_test(data: Data) -> dict[str, Examples]:
     elif data.task in squad.TASKS:
         found = squad.load_test(data.task, data)
     else:
-        raise Refused(f"{data.task or data.train_file} has no test rows; use --split validation.")
+        raise Refused(
+            f"{data.task or data.train_file} has no test rows; use --split validation, or --file with new ones."
+        )
     for file, examples in found.items():
         if len(examples) == 0:
             raise Refused(f"{data.task}: the test rows for {file} are empty.")

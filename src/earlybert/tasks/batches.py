@@ -97,6 +97,19 @@ class Rows:
         return (logits.argmax(-1) if logits.shape[-1] > 1 else logits[:, 0].double()).cpu().numpy()
 
 
+class Chances(Rows):
+    """Rows of which the probability of every class is read."""
+
+    @classmethod
+    def of(cls, rows: Rows) -> Chances:
+        """The same rows, to be read in this way."""
+        return cls(rows.input_ids, rows.token_type_ids, rows.targets, rows.pad_id)
+
+    def read(self, output: Any, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Softmax of the logits, `[rows, classes]`."""
+        return output.logits.double().softmax(-1).cpu().numpy()
+
+
 class Stream:
     """An endless stream of optimizer steps' worth of micro-batches.
 

@@ -74,6 +74,27 @@ def load(
     return Task(Path(train_file).name.split(".")[0], kind, names, train, validation, metrics, notes)
 
 
+def unlabelled(file: str, *, text: str, text_pair: str | None) -> Examples:
+    """New rows of a file that has no labels, or whose labels are left alone; they are numbered from 0.
+
+    Args:
+        file: As `load` takes them.
+        text: Column of the (first) text.
+        text_pair: Column of the second text, or None.
+
+    Raises:
+        Refused: The file or a column is missing, or a cell is empty.
+    """
+    rows = read(Path(file), [column for column in (text, text_pair) if column is not None])
+    pairs = None if text_pair is None else _texts(rows, text_pair, file)
+    return Examples(_texts(rows, text, file), pairs, [0] * len(rows), _numbers(rows))
+
+
+def _numbers(rows: Sequence[Any]) -> list[str]:
+    """Row numbers in a file, from 0."""
+    return [str(number) for number in range(len(rows))]
+
+
 def _quoted(file: str, examples: Examples) -> tuple[str, ...]:
     """A note on texts of a TSV that look quoted, if there are any."""
     if suffix(Path(file)) != ".tsv":
@@ -174,7 +195,7 @@ def _examples(
     if unfit is not None:
         raise Refused(f"data file {where}, row {unfit}: label {shown(rows[unfit - 1][label])} is not {expected}.")
     pairs = None if text_pair is None else _texts(rows, text_pair, where)
-    return Examples(_texts(rows, text, where), pairs, labels)
+    return Examples(_texts(rows, text, where), pairs, labels, _numbers(rows))
 
 
 def _texts(rows: Sequence[Mapping[str, Any]], column: str, where: str) -> list[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ..config import Data
 from . import glue, squad
@@ -34,7 +37,31 @@ def render(task: Task, data: Data, predictions: Predictions) -> tuple[str, str]:
     elif task.problem == "regression":
         written = [repr(value) for value in predictions.values.tolist()]
     else:
-        names = [" ".join(label.split()) for label in task.labels]  # a cell has no tabs and no line ends
-        written = [names[number] for number in predictions.values.tolist()]
-    lines = [f"{row}\t{prediction}" for row, prediction in zip(rows, written, strict=True)]
-    return ".tsv", "\n".join(["index\tprediction", *lines]) + "\n"
+        written = _named(predictions.values.tolist(), task.labels)
+    return ".tsv", _table({"index": rows, "prediction": written})
+
+
+def render_new(rows: Sequence[str], said: NDArray[np.float64], labels: Sequence[str] | None) -> str:
+    """Predictions of new rows as text: the row, the class or value, and the probability of that class.
+
+    Args:
+        rows: Their names.
+        said: Probabilities of the classes `[rows, classes]`, or values `[rows]`.
+        labels: Names of the classes; None for values.
+    """
+    if labels is None:
+        return _table({"index": rows, "prediction": [repr(value) for value in said.tolist()]})
+    written = _named(said.argmax(-1).tolist(), labels)
+    return _table(
+        {"index": rows, "prediction": written, "probability": [f"{chance:.4f}" for chance in said.max(-1).tolist()]}
+    )
+
+
+def _named(numbers: Sequence[int], labels: Sequence[str]) -> list[str]:
+    names = [" ".join(label.split()) for label in labels]  # a cell has no tabs and no line ends
+    return [names[number] for number in numbers]
+
+
+def _table(columns: Mapping[str, Sequence[str]]) -> str:
+    lines = ["\t".join(cells) for cells in zip(*columns.values(), strict=True)]
+    return "\n".join(["\t".join(columns), *lines]) + "\n"
