@@ -135,6 +135,28 @@ def test_one_seed_speaks_of_the_examples_alone() -> None:
     assert found.high - found.mean == pytest.approx(1.96 * error, rel=0.08)
 
 
+@pytest.mark.parametrize(("hits", "rows"), [(24, 24), (0, 24), (200, 200), (23, 24), (170, 200), (5, 24)])
+def test_the_interval_of_a_share_ends_where_the_score_test_would_reject(hits: int, rows: int) -> None:
+    """Also where all rows are right, or none."""
+    values = (np.arange(rows) < hits).astype(float)
+    share = hits / rows
+    for name, labels in (("accuracy", np.ones(rows)), ("mean", np.ones(rows))):
+        low, high = interval(values, labels, name)
+        for end in {low, high} - {0.0, 1.0}:
+            assert abs(share - end) / (end * (1 - end) / rows) ** 0.5 == pytest.approx(1.959964, abs=1e-5)
+        assert low <= share <= high
+        assert high - low > 0.01
+    assert interval(np.ones(24), np.ones(24), "accuracy") == pytest.approx((0.8620, 1.0), abs=5e-5)
+
+
+def test_what_no_resample_changes_has_no_interval() -> None:
+    right = np.arange(24) % 2
+    assert set(intervals(Predictions(right, right, ("accuracy", "macro_f1", "matthews"), 2))) == {"accuracy"}
+    half = np.full(24, 0.5)
+    questions = Predictions(half, np.ones(24), ("f1", "exact_match"), 0, extra={"exact_match": np.zeros(24)})
+    assert set(intervals(questions)) == {"exact_match"}
+
+
 def test_an_interval_is_the_binomial_one_and_that_of_repeated_rows() -> None:
     random = np.random.default_rng(3)
     labels = random.integers(2, size=300).astype(float)
@@ -148,7 +170,6 @@ def test_an_interval_is_the_binomial_one_and_that_of_repeated_rows() -> None:
         for rows in random.integers(300, size=(2000, 300))
     ]
     assert interval(values, labels, "f1") == pytest.approx(tuple(np.quantile(found, (0.025, 0.975))), abs=0.006)
-    assert interval(labels, labels, "accuracy") == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +183,9 @@ def test_the_interval_of_an_f1_is_of_the_score_that_is_shown(name: str, classes:
     values = np.where(random.random(40) < 0.8, labels, random.choice(present, 40))
     predictions = Predictions(values, labels, (name,), classes)
     found = [predictions.take(rows).score()[name] for rows in random.integers(40, size=(500, 40))]
-    assert intervals(predictions)[name] == pytest.approx(tuple(np.quantile(found, (0.025, 0.975))), abs=0.05)
+    assert interval(values, labels, name, classes=classes) == pytest.approx(
+        tuple(np.quantile(found, (0.025, 0.975))), abs=0.05
+    )
     whole = difference([labels], [values], labels, name, margin=0.0, classes=classes, resamples=2)
     perfect = Predictions(labels, labels, (name,), classes).score()[name]
     assert whole.mean == pytest.approx(perfect - predictions.score()[name])

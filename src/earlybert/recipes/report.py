@@ -77,7 +77,10 @@ def judge(run: RunFolder) -> Judged:
 
 
 def intervals(predictions: Predictions) -> dict[str, tuple[float, float]]:
-    """95 % interval of every score that can be resampled, under the names of `Predictions.score`."""
+    """95 % interval of every score that can be resampled, under the names of `Predictions.score`.
+
+    Where no resample differs from the others, as where all rows are right, nothing is known, and there is none.
+    """
     if predictions.classes == 0:
         columns = {predictions.metrics[0]: predictions.values, **predictions.extra}
         found = {name: interval(values, predictions.labels, "mean") for name, values in columns.items()}
@@ -85,6 +88,7 @@ def intervals(predictions: Predictions) -> dict[str, tuple[float, float]]:
         known = [name for name in predictions.metrics if name in METRICS]
         values, labels, classes = predictions.values, predictions.labels, predictions.classes
         found = {name: interval(values, labels, name, classes=classes) for name in known}
+    found = {name: (low, high) for name, (low, high) in found.items() if low < high}
     for part, other in predictions.also.items():
         found |= {f"{name}_{part}": around for name, around in intervals(other).items()}
     return found

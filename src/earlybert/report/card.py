@@ -87,7 +87,7 @@ def _sections(run: RunFolder, judged: Judged) -> list[str]:
         around = judged.intervals.get(name)
         shown = f"{around[0]:.4f} to {around[1]:.4f}" if around else "not known"
         lines.append(f"| {one_line(name)} | {value:.4f} | {shown} |")
-    lines += ["", "The interval is over the validation examples (bootstrap), not over seeds."]
+    lines += ["", "The interval is over the validation examples (Wilson's for shares, else bootstrap), not over seeds."]
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
     machine = f"{where.get('device')}, {where.get('precision')}, {where.get('date')}; {versions}"
     tables = [numbers.times(run), numbers.before_and_after(run)]
