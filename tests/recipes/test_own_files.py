@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 import earlybert as eb
 from earlybert.config import Data
-from earlybert.tasks import load
+from earlybert.tasks import Predictions, load
 from tests.conftest import sentiment_rows
 
 from .conftest import Killed, dying_at, run
@@ -130,7 +130,8 @@ def test_new_rows_are_predicted_from_the_run_folder_alone(
     assert "are columns of --file; give it, too" in capsys.readouterr().err
 
 
-def test_values_of_new_pairs_are_predicted(model_folder: Path, tmp_path: Path) -> None:
+def test_values_are_predicted_in_fp32_whatever_they_were_trained_in(model_folder: Path, tmp_path: Path) -> None:
+    """Of the rows that were held out and of new pairs; bf16 keeps three digits."""
     rows = [(row["sentence"], f"it was {row['label']}", row["label"] + 0.5) for row in sentiment_rows(24)]
     lines = "".join(f"{a},{b},{value}\n" for a, b, value in rows)
     (tmp_path / "pairs.csv").write_text(f"one,two,stars\n{lines}")
@@ -147,12 +148,15 @@ def test_values_of_new_pairs_are_predicted(model_folder: Path, tmp_path: Path) -
         "--profile-steps",
         0,
     ]
-    assert run("finetune", *words, *settings, "--max-length", 24, "--output", tmp_path / "run") == 0
+    settings += ["--max-length", 24, "--precision", "bf16"]
+    assert run("finetune", *words, *settings, "--output", tmp_path / "run") == 0
     assert run("predict", tmp_path / "run", "--file", tmp_path / "pairs.csv", "--output", tmp_path / "out") == 0
     header, *lines = written(tmp_path / "out")
     assert header == ["index", "prediction"]
     expected = outputs(tmp_path / "run", *([row[side] for row in rows] for side in (0, 1)))[:, 0]
-    assert [float(line[1]) for line in lines] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert [float(line[1]) for line in lines] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
+    held = Predictions.load(tmp_path / "run" / "predictions.safetensors")
+    assert held.values.tolist() == pytest.approx([float(expected[int(row)]) for row in held.ids or ()], rel=1e-4)
 
 
 def test_new_rows_of_a_task_known_by_name(

@@ -152,7 +152,9 @@ class Bench:
         return self.predict(model).score()
 
     def _predict(self, model: nn.Module, examples: Examples, rows: Rows) -> Predictions:
-        read = predict(model, rows, batch_size=self.config.batch_size * 2, precision=self.precision)
+        # bf16 has 8 bits: many rows of a regression would get the same value, and ties spoil a rank correlation.
+        precision = "no" if self.task.problem == "regression" else self.precision
+        read = predict(model, rows, batch_size=self.config.batch_size * 2, precision=precision)
         return self.task.predictions(examples, rows, read)
 
 
