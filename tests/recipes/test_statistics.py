@@ -149,6 +149,16 @@ def test_the_interval_of_a_share_ends_where_the_score_test_would_reject(hits: in
     assert interval(np.ones(24), np.ones(24), "accuracy") == pytest.approx((0.8620, 1.0), abs=5e-5)
 
 
+def test_a_class_of_one_row_does_not_widen_the_interval_of_f1_to_1() -> None:
+    """A third of the resamples lack that row, and all others are right."""
+    labels = np.array([1] + [0] * 23)
+    low, high = interval(np.zeros(24), labels.astype(float), "macro_f1")
+    assert 0.4 < low < high <= 0.5
+    many = np.repeat(np.arange(24), 2)
+    low, high = interval(np.where(many == 5, 6, many).astype(float), many.astype(float), "macro_f1", classes=24)
+    assert low < compute(["macro_f1"], np.where(many == 5, 6, many), many)["macro_f1"] < high <= 1
+
+
 def test_what_no_resample_changes_has_no_interval() -> None:
     right = np.arange(24) % 2
     assert set(intervals(Predictions(right, right, ("accuracy", "macro_f1", "matthews"), 2))) == {"accuracy"}

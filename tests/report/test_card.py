@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from huggingface_hub import CommitOperationAdd, ModelCard
 import earlybert as eb
 from earlybert.recipes.report import write_card
 from earlybert.recipes.run import Run
+from earlybert.ticket.card import one_line
 from tests.conftest import tiny_batch, tiny_model
 
 from .conftest import read_json
@@ -73,6 +75,12 @@ def test_the_code_on_a_card_loads_the_model(small: Any, tmp_path: Path) -> None:
     exec(code, space)
     batch = tiny_batch()
     assert torch.equal(space["model"](**batch).logits, small.eval()(**batch).logits)
+
+
+def test_what_somebody_wrote_reads_on_a_card_as_it_was_written() -> None:
+    written = "macro_f1 | #1 <b>*[x](y)*</b> `{}` \\"
+    assert html.unescape(one_line(written)) == written
+    assert not set("|_#<>") & set(one_line(written).replace("&#", ""))
 
 
 def test_a_card_of_ones_own_stays(small: Any, tmp_path: Path) -> None:

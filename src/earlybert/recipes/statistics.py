@@ -222,10 +222,11 @@ def _f1(values: Floats, labels: Floats, counts: Floats) -> Floats:
 
 
 def _macro_f1(values: Floats, labels: Floats, counts: Floats) -> Floats:
-    """Over the classes that occur in a resample, among its predictions or its labels."""
-    each = [_f1_of(number, values, labels, counts) for number in np.union1d(values, labels)]
-    scores, there = np.stack(each, axis=1)
-    return _ratio(scores.sum(axis=0), (there > 0).sum(axis=0))  # [classes, resamples] each
+    """Over the classes that occur among predictions or labels. One that a resample lacks keeps its F1 of all rows."""
+    classes, all_rows = np.union1d(values, labels), np.ones((1, len(labels)))
+    scores, there = np.stack([_f1_of(number, values, labels, counts) for number in classes], axis=1)
+    whole, _ = np.stack([_f1_of(number, values, labels, all_rows) for number in classes], axis=1)
+    return np.where(there > 0, scores, whole).mean(axis=0)  # [classes, resamples] and [classes, 1]
 
 
 def _f1_of(number: float, values: Floats, labels: Floats, counts: Floats) -> tuple[Floats, Floats]:
