@@ -120,6 +120,9 @@ def test_new_rows_are_predicted_from_the_run_folder_alone(
     words = ("predict", run_folder, "--file", tmp_path / "other.csv", "--text", "body", "--output", tmp_path / "out")
     assert run(*words) == 0
     assert written(tmp_path / "out") == [header, *lines]
+    (tmp_path / "new.tsv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
+    assert run("predict", run_folder, "--file", tmp_path / "new.tsv") == 0
+    assert "note: 9 of 9 texts in" in capsys.readouterr().out
     for more, sentence in (
         (("--split", "test"), "give either --split or --file, not both"),
         (("--text-pair", "label"), "was trained on one text a row; leave --text-pair out"),

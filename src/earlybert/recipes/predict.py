@@ -82,6 +82,8 @@ def predict_file(
     device = Accelerator(cpu=config.device == "cpu").device
     model: Any = load(run.model).to(device)
     rows, cut = encode(examples, load_tokenizer(str(run.model), offline=True), config.max_length)
+    for note in files.quoted(file, examples):
+        say(f"note: {note}")
     if cut:
         say(f"note: {cut:,} of {len(rows):,} rows are longer than {config.max_length} tokens and are cut.")
     regression = model.config.num_labels == 1

@@ -64,7 +64,7 @@ def load(
         held = read(Path(validation_file), columns)
         validation = _examples(held, text, text_pair, label, kind, names, validation_file)
     for file, examples in ((train_file, train), (validation_file or "", validation)):
-        notes += _quoted(file, examples)
+        notes += quoted(file, examples)
     if known := _known(train, validation):
         notes += (
             f"{known} of {len(validation)} validation rows are in the training data, too, word for word: on new text "
@@ -95,16 +95,21 @@ def _numbers(rows: Sequence[Any]) -> list[str]:
     return [str(number) for number in range(len(rows))]
 
 
-def _quoted(file: str, examples: Examples) -> tuple[str, ...]:
-    """A note on texts of a TSV that look quoted, if there are any."""
+def quoted(file: str, examples: Examples) -> tuple[str, ...]:
+    """A note on texts of a TSV that look quoted, if there are any.
+
+    Args:
+        file: Where they were read.
+        examples: The texts.
+    """
     if suffix(Path(file)) != ".tsv":
         return ()
     texts = [*examples.texts, *(examples.pairs or ())]
-    quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts)
-    if not quoted:
+    count = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in texts)
+    if not count:
         return ()
     return (
-        f"{quoted} of {len(texts)} texts in {file} begin and end with a double quote, which stays in them: .tsv files "
+        f"{count} of {len(texts)} texts in {file} begin and end with a double quote, which stays in them: .tsv files "
         "are read without quoting; a .csv is read with it.",
     )
 

@@ -63,9 +63,9 @@ class Task:
         # A sub-sample is looked at anew: what was said of the whole goes.
         ours = (UNBALANCED_NOTE, UNSEEN_NOTE, LARGE_NOTE)
         others = [note for note in self.notes if not any(mark in note for mark in ours)]
-        object.__setattr__(self, "notes", (*others, *self._seen()))
+        object.__setattr__(self, "notes", (*others, *self._observed()))
 
-    def _seen(self) -> list[str]:
+    def _observed(self) -> list[str]:
         """Notes on the labels as they are now."""
         if self.problem == "regression":
             values = np.asarray(self.train.labels, dtype=np.float64)
