@@ -108,7 +108,7 @@ class Training:
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm, coefficients left out."""
     precision: Literal["auto", "bf16", "no"] = "auto"
-    """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32; values are predicted in fp32 anyway."""
+    """Of forward passes; auto is bf16 where the hardware computes in it, no is fp32. Values are predicted in fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     engine: Literal["auto", "eager", "fast"] = "auto"
