@@ -14,13 +14,14 @@ import yaml
 from earlybert.anatomy import Refused
 from earlybert.config import typed
 from earlybert.config_checks import BadSetting
+from earlybert.recipes import compare as comparing
 from earlybert.recipes import finetune as recipe
 from earlybert.recipes import grid, tuning
 from earlybert.recipes.comparison import Comparison
 from earlybert.recipes.lock import locked
 from earlybert.recipes.sheets import sheets
 from earlybert.recipes.statistics import difference, over_tasks
-from earlybert.recipes.verdict import Verdict
+from earlybert.recipes.verdict import Verdict, _rival
 from earlybert.recipes.versus import saved
 from earlybert.report.frontier import Point, frontier
 from earlybert.tasks import Predictions
@@ -271,6 +272,12 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"seeds": [1, -5]}, "seed must be"),
         ({"search_epochs": float("inf")}, "search_epochs must be"),
         ({"margin": -1}, "margin must be at least 0"),
+        ({"methods": {"dense": {"train_rows": 60}}}, "train_rows is one for all rows of a comparison"),
+        ({"methods": {"dense": {"text": "review"}}}, "text is one for all rows of a comparison"),
+        ({"methods": {"random": {"like": "dense"}}}, "random takes nothing from another row: leave its like out"),
+        ({"tasks": {"sst2": {"tune": {"lr": [1e-4]}}}}, "tune of sst2 would mean nothing; say it in a row"),
+        ({"tasks": {"sst2": {"method": "random"}}}, "method of sst2 would mean nothing"),
+        ({"seed": 3}, "seed of all rows would mean nothing"),
         (
             {"methods": {"dense_same_time": {"like": "best"}, "best": {"recipe": "best", "cuts": 2}}},
             "dense_same_time cannot take the time of best: it has several cuts; use dense_same_flops",
@@ -489,3 +496,50 @@ def test_a_row_whose_trials_all_failed_is_named_by_its_folder(
     monkeypatch.setattr(tuning, "run_grid", lambda cells, *_, **__: {cell.name: failed for cell in cells})
     with pytest.raises(Refused, match=f"all trials of dense failed; see {tmp_path / 'my-films' / 'dense'}"):
         tuning.tuned(Comparison.of(settings), tmp_path)
+
+
+def test_what_is_like_a_ticket_is_trained_as_that_is() -> None:
+    """It differs in its units alone."""
+    of_ticket = {
+        "method": "ticket",
+        "lr": 1e-3,
+        "epochs": 4,
+        "warmup": 0.1,
+        "heads": 2,
+        "weights": "keep",
+        "match": 1.0,
+    }
+    like = {name: {"method": name, "like": "half"} for name in ("random_same_widths", "uniform", "inverted")}
+    more = {"uniform": {**like["uniform"], "lr": 2e-3}}
+    comparison = Comparison.of({"tasks": ["sst2"], "methods": {"half": of_ticket, **like, **more}, "seeds": [1]})
+    for row in like:
+        found = comparison.settings_of("sst2", row, 1)
+        assert found["lr"] == (2e-3 if row == "uniform" else 1e-3)
+        assert (found["epochs"], found["warmup"], found["heads"]) == (4, 0.1, 2)
+        assert {"weights", "match"}.isdisjoint(found)
+
+
+def test_a_stopped_comparison_goes_on_with_what_was_added(
+    done: Path, given: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "run_grid", stopped)
+        assert run("compare", "--config", given, "--seeds", "[1,2,3]", "--output", done) == 130
+    assert f"earlybert compare --config {done / 'compare.yaml'} --output {done}" in capsys.readouterr().err
+    assert yaml.safe_load((done / "compare.yaml").read_text())["seeds"] == [1, 2, 3]
+
+
+def test_a_rival_made_for_a_row_goes_before_others_of_that_cost(done: Path) -> None:
+    comparison = Comparison.of(yaml.safe_load((done / "compare.yaml").read_text()))
+    plain = Verdict({}, {}, 0.5, 0.5, None, None, None)
+    verdicts = {
+        "ticket": {"sst2": plain},
+        "dense": {"sst2": replace(plain, flops=0.5, scores={1: 0.9})},  # as near, and better
+        "dense_same_flops": {"sst2": replace(plain, flops=0.49, scores={1: 0.8})},
+    }
+    assert _rival(replace(comparison, methods={row: {} for row in verdicts}), verdicts, "sst2", "ticket") == (
+        "dense_same_flops"
+    )

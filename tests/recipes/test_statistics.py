@@ -78,8 +78,22 @@ def test_a_mean_over_tasks_holds_the_truth_and_is_narrower() -> None:
     assert narrower >= 195
 
 
+def test_a_task_of_which_nothing_is_known_leaves_the_mean_open() -> None:
+    """Models that all give one answer there would else make the mean of the others look certain."""
+    random = np.random.default_rng(0)
+    labels = random.integers(2, size=400)
+    learned = [np.where(random.random(400) < 0.8, labels, 1 - labels) for _ in range(4)]
+    constant = [np.zeros(400, dtype=int)] * 2
+    found = [
+        difference(learned[:2], learned[2:], labels, "accuracy", margin=0.003),
+        difference(constant, constant, labels, "accuracy", margin=0.003),
+    ]
+    mean = over_tasks(found, margin=0.003)
+    assert (mean.inferior, mean.different, mean.detectable) == (1.0, 1.0, None)
+
+
 def test_a_mean_over_tasks_by_hand() -> None:
-    """Two tasks of one seed: the errors add in squares, Student's t is the normal; equal runs add nothing."""
+    """Two tasks of one seed: the errors add in squares, Student's t is the normal; of equal runs nothing is known."""
     random = np.random.default_rng(1)
     one, two = (difference(*simulated(300, 1, 0.05, 0.0, random), "accuracy", margin=0.003) for _ in range(2))
     mean = over_tasks([one, two], margin=0.003)
@@ -89,7 +103,7 @@ def test_a_mean_over_tasks_by_hand() -> None:
     assert over_tasks([one, one], margin=0.003).error == pytest.approx(one.error / 2**0.5)
     same = difference([np.ones(9)], [np.ones(9)], np.ones(9), "accuracy", margin=0.003)
     assert over_tasks([same, same], margin=0.003) == same
-    assert over_tasks([one, same], margin=0.003).error == pytest.approx(one.error / 2)
+    assert over_tasks([one, same], margin=0.003).detectable is None
     several = difference(*simulated(300, 4, 0.05, 0.02, random), "accuracy", margin=0.003)
     assert several.freedom is not None
     assert over_tasks([several], margin=0.003).freedom == pytest.approx(several.freedom)

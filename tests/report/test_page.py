@@ -22,7 +22,7 @@ from earlybert.cli.commands import COMMANDS
 from earlybert.cli.parser import parser_of, underscored
 from earlybert.config import Finetune
 from earlybert.report.curves import thinned
-from earlybert.report.folder import read
+from earlybert.report.folder import read, told_apart
 from earlybert.report.numbers import Judged, command
 
 from .conftest import Page, read_json, read_page, run, write_history
@@ -371,3 +371,13 @@ def test_thinned_curves_keep_their_mean() -> None:
     assert len(few_x) == len(few_y) == 300
     np.testing.assert_allclose([few_x.mean(), few_y.mean()], [x.mean(), y.mean()])
     np.testing.assert_allclose(few_y[0], y[:4].mean())
+
+
+def test_runs_of_one_name_are_told_apart(copied: Path, tmp_path: Path) -> None:
+    """As those of seeds are, which a comparison puts below the names of its rows."""
+    folders = [tmp_path / "grid" / row / "seed-1" for row in ("dense", "ticket")]
+    for folder in folders:
+        shutil.copytree(copied, folder)
+    runs = told_apart([read(folder) for folder in folders])
+    assert [run.name for run in runs] == ["dense/seed-1", "ticket/seed-1"]
+    assert [run.name for run in told_apart([read(copied)])] == [copied.name]

@@ -164,8 +164,11 @@ def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -
     said.append(
         f"The dense model can have the same saving by stopping after {rival:.2f} epochs ({found.rival_steps:,} steps)."
     )
-    if uncounted := [name for name in ("match", "refit", "joint") if getattr(bench.config, name)]:
-        said.append(f"What {' and '.join(uncounted)} cost comes on top: it was not timed.")
+    uncounted = [name for name in ("match", "refit") if getattr(bench.config, name)]
+    if bench.config.method.startswith(("taylor", "fisher", "surgeon")):
+        uncounted.append(f"scoring {bench.config.score_batches} batches")
+    if uncounted:
+        said.append(f"What {' and '.join(uncounted)} cost comes on top, in time and FLOPs: it was not timed.")
     said += [f"note: {note}" for note in advice(bench)]
     return [*said, f"Advice: {_advice(found, rival)}"]
 

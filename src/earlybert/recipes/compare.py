@@ -65,7 +65,8 @@ def compare(
         if store is not None:
             link(comparison.cells(), folder, store)
         outcomes = run_grid(comparison.cells(), folder, jobs=comparison.jobs)
-    except KeyboardInterrupt as stop:  # of one run: the whole comparison is what goes on
+    except KeyboardInterrupt as stop:  # of one run: the whole comparison is what goes on, with what was added to it
+        write_atomically(folder / GIVEN, text.encode())
         raise type(stop)(f"earlybert compare --config {folder / GIVEN} --output {folder}") from None
     write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
     verdicts = judge(comparison, folder, outcomes)

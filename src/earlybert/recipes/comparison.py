@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import Drawing, Finetune, Searching, Ticketing, typed
+from ..config import Data, Drawing, Finetune, Searching, Ticketing, typed
 from ..config_checks import BadSetting, named
 from ..config_methods import METHODS, RIVALS, untimed
 from ..config_recipe import RECIPES, with_recipe
@@ -22,8 +22,10 @@ OF_A_TICKET = tuple(f.name for part in (Searching, Drawing, Ticketing) for f in 
 """Settings that a dense run has no use for."""
 OF_A_CUT = ("weights", "rewarm", "refit", "match", "match_share", "joint")
 """Those of them that its rival has no use for either."""
-OF_ALL = ("task", "train_file", "validation_file", "validation_rows", "data_seed", "tuning", "seed", "offline")
-"""Settings that decide which rows are scored, and so are no row's own."""
+OF_ALL = (*({f.name for f in fields(Data)} - {"max_length", "truncate"}), "seed")
+"""Settings that decide what is trained on and scored, and so are no row's own; how much of a text is read may be."""
+OF_ROWS = ("seed", "method", "like")
+"""Settings that mean something in a row alone."""
 TUNE = "tune"
 """In a row: settings with lists of values to try."""
 SETTINGS = tuple(f.name for f in fields(Finetune))
@@ -96,6 +98,12 @@ class Comparison:
         for what, names in (("methods", self.methods), ("tasks", self.tasks)):
             if len({slug(name) for name in names}) < len(names):
                 raise BadSetting(f"two of the {what} have names that make the same folder; name them apart.")
+        everywhere = {"all rows": self.settings, **self.tasks}
+        for where, settings in everywhere.items():
+            for name in (name for name in (*OF_ROWS, TUNE) if name in settings):
+                raise BadSetting(
+                    f"{name} of {where} would mean nothing; say it in a row of methods (seeds at the top)."
+                )
         for row, settings in self.methods.items():
             for name in {*settings, *(settings.get(TUNE) or {})} & {*OF_ALL}:
                 raise BadSetting(f"{name} is one for all rows of a comparison, {row} cannot have its own.")
@@ -139,9 +147,11 @@ class Comparison:
 
     def needs(self, row: str) -> str | None:
         """The row whose run this one takes something from: as `like` says, or the first ticket."""
-        if not METHODS[self.method_of(row)].like:
-            return None
         given = self.methods[row].get("like")
+        if not METHODS[self.method_of(row)].like:
+            if given is not None:
+                raise BadSetting(f"{row} takes nothing from another row: leave its like out.")
+            return None
         tickets = [other for other in self.methods if not METHODS[self.method_of(other)].dense and other != row]
         tickets = [other for other in tickets if not METHODS[self.method_of(other)].like]
         if given is not None:
@@ -177,12 +187,13 @@ class Comparison:
         return {**merged, **name, "method": self.method_of(row), "seed": seed}
 
     def _row(self, task: str, row: str, trial: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of the row itself; a rival begins with those of the ticket it stands against."""
+        """Settings of the row itself; one that is like a ticket begins with those of the ticket, but its cut."""
         chosen = self.chosen.get(row, {}).get(task, {})
         mine = with_recipe({**self.methods[row], "method": self.method_of(row), **chosen, **trial})
-        if self.method_of(row) not in RIVALS or (like := self.needs(row)) is None:
+        if (like := self.needs(row)) is None:
             return mine
-        return {**self._row(task, like, {}), **mine}
+        its = self._row(task, like, {})
+        return {**{name: value for name, value in its.items() if name not in (*OF_A_CUT, "method", "recipe")}, **mine}
 
     def _own_file(self, task: str) -> bool:
         """Whether a task is a person's own file, and its name here only a name."""

@@ -41,6 +41,8 @@ NEEDED = ".needs.json"
 
 CORES_A_RUN = 4
 """A run on the CPU gains little from more."""
+PATIENCE = 10.0
+"""Seconds that runs have to end by themselves after a Ctrl-C."""
 SPARE, CONTEXT_BYTES = 0.8, 2**30
 """Share of the free GPU memory that is planned with, and what a process takes there before it begins."""
 
@@ -289,9 +291,10 @@ def _side_by_side(
                     running.clear()
                     pool = _pool(jobs, threads)
                     break
-    except Terminated:
-        for process in (pool._processes or {}).values():
-            process.terminate()  # which a run takes for "write a checkpoint and stop"
+    except KeyboardInterrupt as stop:
+        # A Ctrl-C has reached them, too, and a second signal would end them without a checkpoint; a SIGINT to this
+        # process alone has not.
+        _stop(pool, patience=0.0 if isinstance(stop, Terminated) else PATIENCE)
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -301,6 +304,18 @@ def _pool(jobs: int, threads: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads, display.mode)
     )
+
+
+def _stop(pool: ProcessPoolExecutor, *, patience: float) -> None:
+    """Ask the runs of a pool for a checkpoint and their end, those that are still at work after some seconds."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    until = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, until - time.monotonic()))
+    for process in processes:
+        if process.is_alive():
+            process.terminate()  # which a run takes for "write a checkpoint and stop"
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..anatomy import Refused, first_line
 from ..report.card import card
-from ..report.folder import RunFolder, read
+from ..report.folder import RunFolder, read, told_apart
 from ..report.numbers import Judged
 from ..tasks.predictions import Predictions
 from ..ticket.card import NAME
@@ -40,7 +40,7 @@ def report(paths: Sequence[Path], *, output: Path | None = None, figures: Path |
         raise Refused("report which run? Say one run folder or more: earlybert report RUN [RUN ...].")
     if len({path.resolve() for path in paths}) != len(paths):
         raise Refused("a run folder is named twice; name each once.")
-    runs = [read(path) for path in paths]
+    runs = told_apart([read(path) for path in paths])
     target = output or (paths[0] / PAGE if len(paths) == 1 else Path(PAGE))
     if target.is_dir():
         raise Refused(f"{target} is a folder; --output is the page, a file.")

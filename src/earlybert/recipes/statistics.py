@@ -141,7 +141,7 @@ def over_tasks(found: Sequence[Difference], *, margin: float) -> Difference:
     mean, seeds = float(np.mean([each.mean for each in found])), min(each.seeds for each in found)
     variances = [each.error**2 for each in found]
     total = sum(variances)
-    if total == 0:
+    if min(variances) == 0:  # nothing is known of such a task, and so not of the mean
         return Difference(mean, mean, mean, 1.0, 1.0, None, seeds)
     loose = sum(
         variance**2 / each.freedom for variance, each in zip(variances, found, strict=True) if each.freedom is not None

@@ -42,7 +42,7 @@ class Verdict:
     forward: float | None = None
     """FLOPs of inference of the dense model's, at the mean length of the training rows, mean over seeds."""
     rival: str | None = None
-    """The dense row nearest in FLOPs."""
+    """The dense row that was stopped at this one's cost, else the one nearest in FLOPs."""
     rival_cost: float | None = None
     """FLOPs of that row over this one's."""
     difference: Difference | None = None
@@ -142,16 +142,20 @@ def _costs(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, r
 def _a_token(metrics: Mapping[str, Any], dense: Mapping[str, Any]) -> float | None:
     """FLOPs of one model over another's; forward and backward are in proportion."""
     mine, its = metrics.get("flops_a_token"), dense.get("flops_a_token")
-    return mine["after"] / its["after"] if mine and its else None
+    if not mine or not its:
+        return None
+    if metrics["model"] == dense["model"]:  # tokens cost what rows of their own lengths make them
+        return (mine["after"] / mine["before"]) / (its["after"] / its["before"])
+    return mine["after"] / its["after"]
 
 
 def _collapsed(
     comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome], task: str, row: str
 ) -> tuple[int, ...]:
-    """Seeds whose model names one class for all rows: two such models look alike, and neither has learned."""
+    """Seeds whose model says one thing of all rows: two such models look alike, and neither has learned."""
     done = [seed for seed in comparison.seeds if outcomes[cell_name(task, row, seed)].metrics is not None]
     found = {seed: _predictions(folder, task, row, seed) for seed in done}
-    return tuple(seed for seed, each in found.items() if each.classes > 1 and len(np.unique(each.values)) == 1)
+    return tuple(seed for seed, each in found.items() if each.classes > 0 and len(np.unique(each.values)) == 1)
 
 
 def _ran(metrics: Mapping[str, Any]) -> tuple[str, str]:
@@ -192,9 +196,8 @@ def _rival(comparison: Comparison, verdicts: Verdicts, task: str, row: str) -> s
         return abs(math.log(cost / mine.flops))
 
     near = [other for other in rows if apart(other) <= math.log(NEAR)]
-    if near:  # the strongest of those at this cost
-        return max(near, key=lambda other: verdicts[other][task].mean or 0.0)
-    return min(rows, key=apart, default=None)
+    own = [other for other in near if comparison.needs(other) == row]
+    return min(own or near or rows, key=apart, default=None)
 
 
 def _compared(comparison: Comparison, folder: Path, verdicts: Verdicts, task: str, row: str, rival: str) -> Verdict:

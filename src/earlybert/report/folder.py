@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,10 +73,14 @@ class RunFolder:
     """Whether it ended with its search, as it was asked to."""
     missing: tuple[str, ...] = ()
     """A sentence for each part that is not shown."""
+    shown_as: str | None = None
+    """A name that tells it apart on a page; its own where that does."""
 
     @property
     def name(self) -> str:
         """The folder's own name, with its parent's where it is a run inside another (`dense`)."""
+        if self.shown_as is not None:
+            return self.shown_as
         inner = (self.path.parent / CONFIG).exists()
         return f"{self.path.parent.name}/{self.path.name}" if inner else self.path.resolve().name
 
@@ -250,3 +254,17 @@ def _stages(file: Path) -> tuple[dict[str, Totals], tuple[dict[str, Any], ...]]:
         if line["stage"] not in STAGES or not all(map(math.isfinite, numbers)):
             raise ValueError
     return totals(file), lines
+
+
+def told_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """The same runs; where names repeat, as those of seeds do, with as many folders before them as tell them apart."""
+    names = [run.name for run in runs]
+    if len(set(names)) == len(names):
+        return list(runs)
+    parts = [run.path.resolve().parts for run in runs]
+    deepest = max(map(len, parts))
+    for depth in range(2, deepest + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return [replace(run, shown_as=name) for run, name in zip(runs, names, strict=True)]

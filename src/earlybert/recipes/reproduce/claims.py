@@ -228,6 +228,7 @@ OF_MASKS = (settles, rises_later, later_lose_more, earlier_lose_more)
 CHECKS: dict[str, Callable[..., Finding]] = {check.__name__: check for check in (*OF_SCORES, *OF_COSTS, *OF_MASKS)}
 """By the names that files use."""
 MISSING = Finding("open", "a run that this needs is missing or failed")
+ALIKE = Finding("open", "on a task no run differs from another, as where each gives one answer for all rows")
 
 
 def _apart(runs: Runs, first: str, second: str, *, least: float) -> Finding:
@@ -235,6 +236,8 @@ def _apart(runs: Runs, first: str, second: str, *, least: float) -> Finding:
     if found is None:
         return MISSING
     mean, low, high = found
+    if low == high:
+        return ALIKE
     answer: Answer = "held" if low > least else "not held" if high < least else "open"
     return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")
 
@@ -251,6 +254,8 @@ def _between(runs: Runs, first: str, second: str, points: float) -> Finding:
     if found is None:
         return MISSING
     mean, low, high = found
+    if low == high:
+        return ALIKE
     inside, outside = -points < low and high < points, high < -points or low > points
     answer: Answer = "held" if inside else "not held" if outside else "open"
     return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")

@@ -75,6 +75,10 @@ def _command(name: str, scale: Scale, given: Mapping[str, Any]) -> str:
     """That makes a table again, without the places of this machine."""
     places = {"data_dir": "--data-dir DATA", "corpus": "--corpus CORPUS"}
     said = [text for setting, text in places.items() if given.get(setting) is not None]
+    if given.get("seeds"):
+        said.append(f"--seeds '[{','.join(map(str, given['seeds']))}]'")
+    if given.get("jobs") is not None:
+        said.append(f"--jobs {given['jobs']}")
     return " ".join([f"earlybert reproduce {name} --scale {scale}", *said])
 
 
