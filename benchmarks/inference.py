@@ -40,7 +40,7 @@ Run = Callable[[dict[str, np.ndarray]], object]
 
 
 def rows_of(shape: str, rows: int, seed: int) -> dict[str, np.ndarray]:
-    """Token ids and mask, int64 `[rows, longest]`, with the lengths that rows of a task have."""
+    """Token ids, mask and types (all 0), int64 `[rows, longest]`, with the lengths that rows of a task have."""
     lengths: list[int] = []
     while len(lengths) < rows:
         lengths += lengths_of(shape, seed + len(lengths))[0]
@@ -48,7 +48,7 @@ def rows_of(shape: str, rows: int, seed: int) -> dict[str, np.ndarray]:
     taken = random.permutation(lengths)[:rows]
     mask = (np.arange(taken.max())[None] < taken[:, None]).astype(np.int64)
     ids = random.integers(1000, 20000, mask.shape)
-    return {"input_ids": ids * mask, "attention_mask": mask}
+    return {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
 def eager(model: Any, device: str) -> Run:

@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, BartForSequenceClassification, T5Config, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BartForSequenceClassification,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 import earlybert
 from earlybert import Refused, Ticket, apply, export
@@ -46,9 +53,17 @@ print(json.dumps(found))
 """
 
 
+def typed_batch(rows: int, length: int) -> dict[str, torch.Tensor]:
+    """Rows of two texts, the second longer from row to row."""
+    batch = tiny_batch(rows, length, labels=False)
+    types = torch.arange(length) + torch.arange(rows)[:, None] >= length - 1
+    return {**batch, "token_type_ids": types.long()}
+
+
 @pytest.fixture
 def small() -> Any:
-    return apply(tiny_model("bert", id2label={0: "bad", 1: "good"}), TICKET).eval()
+    # Weights of some size, so that every input shows in the logits.
+    return apply(tiny_model("bert", id2label={0: "bad", 1: "good"}, initializer_range=0.3), TICKET).eval()
 
 
 def test_layers_of_the_ticket_are_those_of_the_tiny_model() -> None:
@@ -59,7 +74,7 @@ def test_torch_and_expanded_in_a_fresh_process_without_earlybert(
     small: Any, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
     for number, (rows, length) in enumerate(((4, 12), (1, 2), (9, 40))):
-        batch = tiny_batch(rows, length, labels=False)
+        batch = typed_batch(rows, length)
         with torch.no_grad():
             save_file({**batch, "logits": small(**batch).logits}, tmp_path / str(number))
     earlybert.save(small, tmp_path / "cut", tokenizer=tiny_tokenizer)
@@ -86,16 +101,50 @@ def test_onnx_in_onnxruntime(small: Any, tiny_tokenizer: Any, tmp_path: Path) ->
     pytest.importorskip("onnxscript", reason="the export extra is not installed")
     file = export.onnx(small, tmp_path / "onnx", tokenizer=tiny_tokenizer)
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask"]
+    assert [each.name for each in session.get_inputs()] == ["input_ids", "attention_mask", "token_type_ids"]
     assert [each.name for each in session.get_outputs()] == ["logits"]
     assert all(isinstance(size, str) for each in session.get_inputs() for size in each.shape)  # named, so any
     for rows, length in ((4, 12), (1, 2), (17, 33)):
-        batch = tiny_batch(rows, length, labels=False)
+        batch = typed_batch(rows, length)
         (found,) = session.run(None, {name: value.numpy() for name, value in batch.items()})
         with torch.no_grad():
             assert np.abs(found - small(**batch).logits.numpy()).max() <= 1e-4
     assert (tmp_path / "onnx" / "tokenizer.json").exists()
     assert json.loads((tmp_path / "onnx" / "config.json").read_text())["id2label"]["1"] == "good"
+
+
+def test_the_types_of_a_pair_change_what_a_graph_puts_out(small: Any, tmp_path: Path) -> None:
+    program = torch.export.load(export.program(small, tmp_path / "torch")).module()
+    batch = typed_batch(4, 12)
+    with torch.no_grad():
+        found = program(**batch)[0]
+        torch.testing.assert_close(found, small(**batch).logits, atol=1e-5, rtol=0)
+        assert (found - small(**tiny_batch(labels=False)).logits).abs().max() > 1e-2
+
+
+def test_the_graph_of_a_pair_takes_what_the_exported_tokenizer_gives(
+    small: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    backend = tiny_tokenizer.backend_tokenizer
+    typed = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", model_input_names=names)
+    file = export.program(small, tmp_path / "torch", tokenizer=typed)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "torch")
+    pair = tokenizer(["a good film", "a film"], ["it was bad", "the night was very cold"], padding=True)
+    batch = {name: torch.tensor(value) for name, value in pair.items()}
+    assert batch["token_type_ids"].any()
+    with torch.no_grad():
+        found = torch.export.load(file).module()(**batch)[0]
+        torch.testing.assert_close(found, small(**batch).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "types", "takes"), [("bert", 2, 3), ("bert", 1, 2), ("distilbert", None, 2)])
+def test_a_graph_takes_types_where_the_model_has_more_than_one(family: str, types: int | None, takes: int) -> None:
+    model = tiny_model(family, **({"type_vocab_size": types} if types else {}), pad_token_id=0)
+    batches = graphs.graph(model).batches
+    assert all(list(batch) == ["input_ids", "attention_mask", "token_type_ids"][:takes] for batch in batches)
+    if takes == 3:
+        assert all(set(row.tolist()) == {0, 1} for batch in batches for row in batch["token_type_ids"])
 
 
 def test_the_encoder_of_a_t5_alone(tmp_path: Path) -> None:
@@ -130,10 +179,13 @@ def test_an_expanded_model_can_be_cut_again_to_the_same(small: Any) -> None:
 
 
 def test_what_differs_is_refused_and_not_written(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(self: graphs.OfText, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        return (self.model(input_ids=input_ids, attention_mask=attention_mask).logits + 1e-2,)
+    def wrong(
+        self: graphs.OfText, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+    ) -> Any:
+        found = self.model(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        return (found.logits + 1e-2,)
 
-    monkeypatch.setattr(graphs.OfText, "forward", wrong)
+    monkeypatch.setattr(graphs.OfTypedText, "forward", wrong)
     with pytest.raises(Refused, match=r"differs from the model by .+ in logits on a batch of 3x11"):
         export.program(small, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -38,6 +38,18 @@ class OfText(nn.Module):
         return tuple(found[name] for name in self.outputs)
 
 
+class OfTypedText(OfText):
+    """A model from token ids, their mask and their types `[batch, length]` to a tuple of tensors."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The outputs, in order."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        found = self.model(**inputs, return_dict=True)
+        return tuple(found[name] for name in self.outputs)
+
+
 class OfImages(OfText):
     """A model from pixels `[batch, channels, height, width]` to a tuple of tensors."""
 
@@ -105,13 +117,14 @@ def graph(model: Any) -> Graph:
         outputs = next((kept for names in OUTPUTS if (kept := tuple(name for name in names if name in found[0]))), None)
         if outputs is None:
             raise Refused(f"{kind} gives neither logits nor hidden states; export it with another head, or none.")
-    module = OfImages if "pixel_values" in batches[0] else OfText
+    kinds = {"pixel_values": OfImages, "token_type_ids": OfTypedText}
+    module = next((kind for name, kind in kinds.items() if name in batches[0]), OfText)
     expected = [tuple(each[name] for name in outputs) for each in found]
     return Graph(module(model, outputs).eval(), batches, dynamic(model, anatomy, batches[0]), expected)
 
 
 def batch_of(model: Any, anatomy: Anatomy, rows: int, length: int) -> dict[str, Tensor]:
-    """A random batch; where it is text, its last row ends in padding.
+    """A random batch; where it is text, its last row ends in padding, and each row has tokens of every type.
 
     Raises:
         Refused: The model does not know its padding.
@@ -121,6 +134,9 @@ def batch_of(model: Any, anatomy: Anatomy, rows: int, length: int) -> dict[str, 
         raise Refused(f"{type(model).__name__} has no pad_token_id in its config, which rows of several lengths need.")
     batch = anatomy.family.inputs(config, rows, length, length // 3)
     takes = inspect.signature(model.forward).parameters
+    types = getattr(config, "type_vocab_size", None) or 0
+    if types > 1 and "input_ids" in batch:
+        batch["token_type_ids"] = (torch.arange(length) * types // length).repeat(rows, 1)
     return {name: value for name, value in batch.items() if name in takes}
 
 
@@ -135,7 +151,8 @@ def dynamic(model: Any, anatomy: Anatomy, batch: dict[str, Tensor]) -> dict[str,
 def program(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
     """Write `model.pt2`, which `torch.export.load` reads without `transformers` or this package.
 
-    Its module takes `input_ids` and `attention_mask` `[batch, length]` (or `pixel_values`) by name and returns a tuple.
+    Its module takes `input_ids` and `attention_mask` `[batch, length]` by name (or `pixel_values`), and with them
+    `token_type_ids` where the model has more than one type; it returns a tuple.
 
     Args:
         model: A supported model, cut or whole; it is turned to fp32 and eval mode on the CPU.

@@ -23,6 +23,8 @@ NEEDS = ("onnx", "onnxruntime", "onnxscript")
 def onnx(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
     """Write `model.onnx`: inputs and outputs by the names they have in `transformers`, any number of rows and tokens.
 
+    A model with more than one type of tokens takes `token_type_ids`, too.
+
     Args:
         model: A supported model, cut or whole; it is turned to fp32 and eval mode on the CPU.
         folder: To be made; `config.json` is in it too.
