@@ -18,13 +18,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import earlybert as eb
+from earlybert.cli.signals import Signals
 from earlybert.data import shards
 from earlybert.recipes import finetune as recipe
 from earlybert.recipes.run import Run
 from earlybert.tasks.predictions import Predictions
 from earlybert.ticket import Gates
 from earlybert.train import checkpoint
-from earlybert.train.interrupt import Terminated, terminable
+from earlybert.train.interrupt import Terminated
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps, totals
 from tests.recipes.conftest import run
@@ -329,8 +330,8 @@ def test_only_the_main_thread_listens_to_signals() -> None:
 
     def other() -> None:
         try:
-            with terminable():
-                pass
+            with Signals(at_once=True) as signals:
+                signals.loaded()
         except BaseException as error:
             raised.append(error)
 
@@ -338,8 +339,10 @@ def test_only_the_main_thread_listens_to_signals() -> None:
     thread.start()
     thread.join()
     assert raised == []
-    with pytest.raises(Terminated), terminable():
-        signal.raise_signal(signal.SIGTERM)
+    with Signals(at_once=False) as signals:
+        signals.loaded()
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_names_in_labels_and_texts_are_text_in_the_report(tmp_path: Path, flags: list[str]) -> None:

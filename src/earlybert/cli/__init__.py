@@ -6,13 +6,16 @@ What a command shows (`--log`) and what its exit code means is in docs/live.md.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from importlib import import_module
 from typing import Any
 
 from ..config_checks import BadSetting
 from ..config_recipe import SET_BY_ONE
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
+from .signals import CODES, Signals
 from .unread import outlive_reader
 
 __all__ = ["BAD_INPUT", "COMMANDS", "DIVERGED", "INTERRUPTED", "TERMINATED", "main"]
@@ -21,7 +24,7 @@ BAD_INPUT = 2
 """Exit code of everything that is refused or given up with a sentence, but what has a code of its own."""
 DIVERGED = 3
 """Exit code when the loss or the weights are not finite any more."""
-INTERRUPTED, TERMINATED = 130, 143
+INTERRUPTED, TERMINATED = CODES[signal.SIGINT], CODES[signal.SIGTERM]
 """Exit codes after SIGINT and SIGTERM."""
 
 
@@ -31,12 +34,23 @@ LESS = {
     "prepare": "lower --workers",
 }
 """What takes less memory."""
+RECIPES = {
+    **dict.fromkeys(("search", "draw", "train", "evaluate"), "finetune"),
+    "reproduce": "reproduce.run",
+    "ticket": "tickets",
+}
+"""Modules of `recipes` that commands call, where they are called otherwise."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
-    if argv is None:
-        outlive_reader()
+    with Signals(at_once=argv is None) as signals:
+        if argv is None:
+            outlive_reader()
+        return _main(argv, signals)
+
+
+def _main(argv: list[str] | None, signals: Signals) -> int:
     arguments = underscored(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview(COMMANDS))
@@ -53,14 +67,16 @@ def main(argv: list[str] | None = None) -> int:
         print(plain(parser_of(name, COMMANDS[name]).format_help()))
         return 0
     try:
-        return _parse_and_run(name, arguments)
+        return _parse_and_run(name, arguments, signals)
     except BadSetting as error:
         return _refuse(str(error))
     except KeyboardInterrupt as stop:
-        return _stopped(stop)
+        from ..train.interrupt import Terminated
+
+        return _stopped(str(stop) or None, TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
 
 
-def _parse_and_run(name: str, arguments: list[str]) -> int:
+def _parse_and_run(name: str, arguments: list[str], signals: Signals) -> int:
     from jsonargparse import ArgumentError
 
     command = COMMANDS[name]
@@ -75,41 +91,46 @@ def _parse_and_run(name: str, arguments: list[str]) -> int:
     from ..recipes.display import display
 
     display.mode = given.pop("log", "auto")
+    signals.json = display.mode == "json"
     command.check(given)  # out of range: said before torch is loaded
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from .. import __version__
+
+    import_module(f"..recipes.{RECIPES.get(name, name)}", __name__)
+    signals.loaded()
+    display.emit("start", command=name, version=__version__, settings=given)
+    try:
+        result = command.run(given)
+    except Exception as error:
+        if signals.came is not None:  # a library has made this of it
+            return _stopped(None, signals.came)
+        return _failed(name, error)
+    display.emit("done", command=name, **(result or {}))
+    return 0
+
+
+def _failed(name: str, error: Exception) -> int:
+    """Its exit code, where it is told in a sentence; else it is raised again."""
     from ..anatomy import Refused
     from ..ticket import CutMismatch
     from ..ticket.memory import out_of_memory
     from ..train import Diverged
-    from ..train.interrupt import terminable
 
-    display.emit("start", command=name, version=__version__, settings=given)
-    try:
-        with terminable():
-            result = command.run(given)
-    except Diverged as error:
+    if isinstance(error, Diverged):
         return _refuse(str(error), DIVERGED)
-    except (Refused, CutMismatch) as error:
+    if isinstance(error, (Refused, CutMismatch)):
         return _refuse(str(error))
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
+    if isinstance(error, (RuntimeError, MemoryError)) and out_of_memory(error):
         return _refuse(f"the memory ran out; {LESS.get(name, LESS['finetune'])}.")
-    display.emit("done", command=name, **(result or {}))
-    return 0
+    raise error
 
 
 def _refuse(sentence: str, code: int = BAD_INPUT) -> int:
     return _ended("failed", code, f"earlybert: {sentence}", message=sentence)
 
 
-def _stopped(stop: KeyboardInterrupt) -> int:
-    from ..train.interrupt import Terminated
-
-    command = str(stop) if stop.args else None
-    code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+def _stopped(command: str | None, code: int) -> int:
     return _ended("stopped", code, f"earlybert: stopped{f'; to go on: {command}' if command else ''}.", resume=command)
 
 

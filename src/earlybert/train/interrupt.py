@@ -4,35 +4,12 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: only this process was asked to stop, while Ctrl-C reaches all that a terminal has started."""
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends what is inside as Ctrl-C would: with a sentence, and files cleared away.
-
-    Raises:
-        Terminated: It has come.
-    """
-
-    def end(number: int, _: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Interrupt:
@@ -57,7 +34,9 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
+            if callable(before := self._before[signal.Signals(number)]):
+                before(number, frame)  # which raises, and remembers
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         self.asked, self.terminated = True, number == signal.SIGTERM
