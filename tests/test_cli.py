@@ -61,6 +61,10 @@ def files(tmp_path: Path) -> Path:
     gpt.mkdir()
     (gpt / "config.json").write_text('{"model_type": "bloom", "architectures": ["BloomModel"]}')
     (folder / "notes.txt").write_text("mine")
+    (folder / "long.yaml").write_text("text,label\n" + "a good film,1\n" * 900)
+    (folder / "broken.yaml").write_text("lr: [1,\n")
+    (folder / "odd.yaml").write_text("lr: !!int x\n")
+    (folder / "value.yaml").write_text(f"lr: {'x' * 5000}\n")
     return folder
 
 
@@ -116,6 +120,13 @@ CASES = {
     "bad range": (f"{OWN} --lr 0", "lr must be above 0"),
     "no such flag": (f"{OWN} --learning-rate 1", "--learning-rate"),
     "no such config": ("--config {f}/none.yaml", "none.yaml"),
+    "a table as config": ("--config {f}/long.yaml", "--config: the file is no YAML of settings"),
+    "empty config": ("--config {f}/blank.csv", "--config: the file is no YAML of settings"),
+    "binary config": ("--config {f}/damaged.csv.gz", "--config: the file is no YAML of settings"),
+    "broken config": ("--config {f}/broken.yaml", "is no YAML of settings, which has lines of NAME: VALUE (while"),
+    "config of odd numbers": ("--config {f}/odd.yaml", "--config: the file is no YAML of settings"),
+    "long value in a config": ("--config {f}/value.yaml", "--lr: Expected a float. Got value: xxx"),
+    "long flag": ("--lr " + "x" * 5000, "--lr: Expected a float. Got value: xxx"),
     "resume nothing": (f"{OWN} --resume", "not a run folder"),
     "keep without room": (f"{OWN} --weights keep --epochs 1", "the search is part of the"),
     "compare dense": (f"{OWN} --compare --method dense", "--compare trains the dense model beside a ticket"),
@@ -138,6 +149,7 @@ def test_bad_input(
     err = capsys.readouterr().err
     assert err.startswith("earlybert: ")
     assert err.count("\n") == 1, err
+    assert len(err) <= 1600
     assert sentence in err
     assert not out.exists()
 

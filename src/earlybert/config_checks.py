@@ -5,12 +5,20 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
+LONGEST = 1_500
+"""Characters of a sentence."""
 LONGEST_SHOWN = 60
 """Characters of a wrong value that a sentence repeats."""
 
 
 class BadSetting(ValueError):
     """A setting is out of range; the message says which and what it may be."""
+
+
+def sentence(text: str) -> str:
+    """One line: line breaks and other control characters become spaces, and what is too long is cut."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text)
+    return line if len(line) <= LONGEST else line[:LONGEST] + "..."
 
 
 def named(name: str, known: Any, what: str) -> str:

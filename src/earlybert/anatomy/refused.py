@@ -1,7 +1,6 @@
 """The one error a person is meant to read."""
 
-LONGEST = 1_500
-"""Characters of a sentence."""
+from ..config_checks import sentence as one_line
 
 
 class Refused(ValueError):
@@ -16,8 +15,7 @@ class Refused(ValueError):
     """
 
     def __init__(self, sentence: str) -> None:
-        line = "".join(letter if letter.isprintable() else " " for letter in sentence)
-        super().__init__(line if len(line) <= LONGEST else line[:LONGEST] + "...")
+        super().__init__(one_line(sentence))
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from ..config_checks import BadSetting
+from ..config_checks import BadSetting, sentence
 from ..config_recipe import SET_BY_ONE
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
@@ -83,8 +83,8 @@ def _parse_and_run(name: str, arguments: list[str], signals: Signals) -> int:
     try:
         # Only what was said: what was not is the saved run's, or the default.
         parsed = parser_of(name, command).parse_args(config_first(arguments), defaults=False).as_dict()
-    except ArgumentError as error:
-        return _refuse(one_line(str(error)))
+    except (ArgumentError, ValueError, RecursionError) as error:
+        return _refuse(one_line(error))
     given: dict[str, Any] = {
         key: value for key, value in parsed.items() if (value is not None or key in SET_BY_ONE) and key != "config"
     }
@@ -126,18 +126,19 @@ def _failed(name: str, error: Exception) -> int:
     raise error
 
 
-def _refuse(sentence: str, code: int = BAD_INPUT) -> int:
-    return _ended("failed", code, f"earlybert: {sentence}", message=sentence)
+def _refuse(text: str, code: int = BAD_INPUT) -> int:
+    said = sentence(text)
+    return _ended("failed", code, f"earlybert: {said}", message=said)
 
 
 def _stopped(command: str | None, code: int) -> int:
     return _ended("stopped", code, f"earlybert: stopped{f'; to go on: {command}' if command else ''}.", resume=command)
 
 
-def _ended(event: str, code: int, sentence: str, **about: str | None) -> int:
+def _ended(event: str, code: int, said: str, **about: str | None) -> int:
     """Say it to a person on standard error, and to a program that reads JSON lines."""
     from ..recipes.display import display
 
-    print(sentence, file=sys.stderr)
+    print(said, file=sys.stderr)
     display.emit(event, code=code, **about)
     return code

@@ -13,6 +13,8 @@ from .commands import LOG, Command
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+NO_SETTINGS = "--config: the file is no YAML of settings, which has lines of NAME: VALUE"
+
 
 def parser_of(name: str, command: Command) -> ArgumentParser:
     """The parser of one command."""
@@ -90,9 +92,12 @@ def plain(help: str) -> str:
     return _with_dashes(re.sub(r"\s*\((required, )?type:[^)]*(\[[^\]]*\])?[^)]*\)", "", help))
 
 
-def one_line(message: str) -> str:
-    """Jsonargparse explains at length, over several lines."""
-    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split()))
+def one_line(error: Exception) -> str:
+    """What the parser says, which explains at length, over several lines, and quotes a whole file."""
+    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+    if isinstance(error, (ValueError, RecursionError)) or message.startswith("Unexpected config:"):
+        return f"{NO_SETTINGS}."  # what the parser of YAML raises, and what is no mapping
+    message = re.sub(r"^Problems parsing config: (.*?)\.?$", rf"{NO_SETTINGS} (\1).", message)
     return _with_dashes(re.sub(r'Parser key "(\w+)":', r"--\1:", message))
 
 
