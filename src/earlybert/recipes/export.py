@@ -16,6 +16,7 @@ from ..ticket import load, save
 from ..ticket.store import quiet
 from .display import say
 from .pretraining.models import stopped
+from .run import Run
 
 MODEL = "model"
 """The format that is none: a folder of the model as it is."""
@@ -50,7 +51,7 @@ def _opened(source: Path) -> tuple[Any, Any, Path | None]:
         if not folder.exists() and _pretrains(source):
             return *stopped(source), None
         if not folder.exists():
-            raise Refused(f"{source} is not trained yet; run earlybert train {source} first.")
+            raise Refused(f"{source} is not trained yet; run {Run.open(source).goes_on} first.")
     return load(folder), processor(folder), folder
 
 

@@ -26,7 +26,7 @@ from .methods import of_method, settled
 from .places import same_places
 from .plan import advice, check_drawing, draw_ticket, head_price_of, plan
 from .report import write_card, write_report
-from .run import Run, copy_search, default_output
+from .run import Run, copy_search, default_output, resuming
 from .stages import close, draw_stage, search_stage, train_stage
 from .trackers import require, tracked
 from .versus import versus
@@ -140,7 +140,8 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
         raise Refused(
             "--compare trains the dense model beside a ticket that was searched; use it with --method ticket."
         )
-    command = f"earlybert finetune --output {run.path} --resume{' --compare' if compare else ''}"
+    run.command = "finetune"
+    command = f"{resuming('finetune', run.path)}{' --compare' if compare else ''}"
     with start.alone(), resumable(command):
         announce(bench, run)
         with tracked(run):
@@ -163,7 +164,8 @@ def search(start: Start) -> Run:
             f"earlybert search leaves coefficients to draw from, and method {run.config.method} scores otherwise; use "
             "earlybert finetune."
         )
-    with start.alone(), resumable(f"earlybert search --output {run.path} --resume"), tracked(run):
+    run.command = "search"
+    with start.alone(), resumable(resuming("search", run.path)), tracked(run):
         announce(start.bench, run)
         scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
@@ -192,7 +194,8 @@ def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
     if into is not None:
         run = _copy_search(run, Path(into), config)
     elif run.model.exists() or run.training:
-        raise Refused(f"{run.path} has already trained its ticket; draw another one into a new folder with --into.")
+        done = "has already trained" if run.model.exists() else "has begun to train"
+        raise Refused(f"{run.path} {done} its ticket; draw another one into a new folder with --into.")
     else:
         run = Run(run.path, config)
         run.write_config()
@@ -221,8 +224,8 @@ def _refuse_drawing(run: Run, *, again: bool) -> None:
             f"{config.like}."
         )
     if not run.scores.exists() or (method.endswith("_searched") and not run.sensitivity.exists()):
-        what, command = ("search", "search") if method == "ticket" else ("scoring", "finetune")
-        raise Refused(f"{path} has not finished its {what}; run earlybert {command} --output {path} --resume first.")
+        what, command = ("search", run.goes_on) if method == "ticket" else ("scoring", resuming("finetune", path))
+        raise Refused(f"{path} has not finished its {what}; run {command} first.")
     if again and config.weights == "keep" and not run.searched.exists():
         instead = "search again, and draw into other folders before you train"
         if method != "ticket":
@@ -291,10 +294,10 @@ def _train(run: Run, *, settings: dict[str, Any]) -> Run:
         )
     kind = METHODS[config.method]
     if not (kind.dense or config.method in RIVALS or run.ticket.exists()):
-        first = f"draw {run.path}" if config.method == "ticket" else f"finetune --output {run.path} --resume"
-        raise Refused(f"{run.path} has no ticket yet; run earlybert {first} first.")
+        raise Refused(f"{run.path} has no ticket yet; run {run.goes_on} first.")
     require(config.tracker)
     bench, run = Bench.set_up(config), Run(run.path, config)
+    run.command = "train"
     run.refuse_other_text(bench.text, bench.where)
     with resumable(f"earlybert train {run.path}"), tracked(run):
         _, metrics = train_stage(bench, run, of_method(config.method).begin)
@@ -311,7 +314,7 @@ def evaluate(path: str) -> dict[str, float]:
     """
     run = Run.open(path)
     if not run.metrics.exists():
-        raise Refused(f"{path} is not trained yet; run earlybert train {path} first.")
+        raise Refused(f"{path} is not trained yet; run {run.goes_on} first.")
     bench = Bench.set_up(run.config)
     model = load(run.model).to(bench.device)
     bench.refuse_other_labels(model)

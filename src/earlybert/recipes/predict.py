@@ -103,5 +103,5 @@ def predict_file(
 def _trained(path: str) -> Run:
     run = Run.open(path)
     if not run.metrics.exists():
-        raise Refused(f"{path} is not trained yet; run earlybert train {path} first.")
+        raise Refused(f"{path} is not trained yet; run {run.goes_on} first.")
     return run

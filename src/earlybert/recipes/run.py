@@ -38,6 +38,11 @@ KINDS = {Finetune: "fine-tuning", Pretrain: "pre-training"}
 """Runs by their settings."""
 
 
+def resuming(command: str, path: Path) -> str:
+    """What goes on with a run that was begun by a command."""
+    return f"earlybert {command} --output {path} --resume"
+
+
 class RunFolder(Generic[Settings]):
     """Paths inside a run folder, and the settings it was made with.
 
@@ -66,6 +71,8 @@ class RunFolder(Generic[Settings]):
         self.searched = self.path / "searched.safetensors"
         self.profile = self.path / "profile.json"
         self.tracker: Tracker | None = None
+        self.command: str | None = None
+        """What is at work on the run: checkpoints remember it."""
 
     @property
     def training(self) -> bool:
@@ -177,6 +184,16 @@ class Run(RunFolder[Finetune]):
     """The folder of a fine-tuning run."""
 
     kind = Finetune
+
+    @property
+    def goes_on(self) -> str:
+        """The command that goes on with a run that is not trained: that of its checkpoint, or of its next stage."""
+        name = checkpoint.peek(self.checkpoint).get("command") if self.checkpoint.exists() else None
+        if name is None and self.ticket.exists():
+            name = "train"
+        elif name is None and self.scores.exists() and self.config.method == "ticket":
+            name = "draw"
+        return f"earlybert {name} {self.path}" if name in ("draw", "train") else resuming(name or "finetune", self.path)
 
 
 def copy_search(source: Run, target: Run) -> None:
