@@ -181,7 +181,7 @@ def test_same_scores_give_the_same_bytes(tmp_path) -> None:
     ("settings_", "sentence"),
     [
         ({"heads": 4, "neurons": 0}, "cannot remove 4 of 4 heads"),
-        ({"heads": -1, "neurons": 0}, "cannot remove -1"),
+        ({"heads": -1, "neurons": 0}, r"the number of heads to remove must be at least 0, got -1\."),
         ({"heads": 1.0, "neurons": 0}, r"must be in \[0, 1\)"),
         ({"heads": float("nan"), "neurons": 0}, r"must be in \[0, 1\)"),
         ({"heads": True, "neurons": 0}, "count or a fraction"),

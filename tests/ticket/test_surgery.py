@@ -215,6 +215,28 @@ def test_saving_again_replaces_whole_files_and_a_whole_model_loads_too(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_model_is_not_saved_over_a_file_and_no_temporary_name_is_told(tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("mine")
+    with pytest.raises(Refused, match=r"afile is a file; choose a folder to save to\.$"):
+        earlybert.save(tiny_model(), tmp_path / "afile")
+    with pytest.raises(Refused, match=r"could not be saved to \S+/afile/deep \((File exists|Not a directory)\);"):
+        earlybert.save(tiny_model(), tmp_path / "afile" / "deep")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_scores_are_no_ticket() -> None:
+    model = tiny_model()
+    scores: Any = earlybert.search(model, [tiny_batch()], steps=1, precision="no")
+    with pytest.raises(Refused, match="not a Scores; draw a ticket first"):
+        apply(model, scores)
+
+
+def test_a_run_folder_says_where_its_model_is(tmp_path: Path) -> None:
+    earlybert.save(tiny_model(), tmp_path / "run" / "model")
+    with pytest.raises(Refused, match=r"run is not a model folder: .+; its model is in \S+/run/model\.$"):
+        earlybert.load(tmp_path / "run")
+
+
 def test_saving_leaves_other_files_alone(tmp_path: Path) -> None:
     (tmp_path / "scores.safetensors").write_bytes(b"mine")
     earlybert.save(tiny_model(), tmp_path)

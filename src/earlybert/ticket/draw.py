@@ -183,7 +183,9 @@ def _count(remove: int | float, whole: int, what: str) -> int:
     """The number to remove out of `whole`, rounded half up."""
     remove = _plain(remove, what)
     if isinstance(remove, int):
-        if not 0 <= remove < whole:
+        if remove < 0:
+            raise Refused(f"the number of {what} to remove must be at least 0, got {remove}.")
+        if remove >= whole:
             raise Refused(f"cannot remove {remove} of {whole} {what}: at least one has to stay.")
         return remove
     if not 0 <= remove < 1:

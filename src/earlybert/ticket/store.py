@@ -35,9 +35,11 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
         tokenizer: Saved along, so that `AutoTokenizer.from_pretrained(path)` finds it.
 
     Raises:
-        Refused: The disk is full or the folder cannot be written; what was there is unchanged.
+        Refused: The path is a file, the disk is full, or the folder cannot be written; what was there is unchanged.
     """
     target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise Refused(f"{target} is a file; choose a folder to save to.")
     fresh = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +53,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
         _move(fresh, target)
     except Exception as error:
         if is_disk_error(error):
+            why = getattr(error, "strerror", None) or first_line(error)  # without the name of `fresh`
             raise Refused(
-                f"the model could not be saved to {target} ({error}); free some space and save again."
+                f"the model could not be saved to {target} ({why}); free some space or choose another folder, and save "
+                "again."
             ) from error
         raise
     finally:
@@ -110,7 +114,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except OSError:
-        raise Refused(f"{folder} is not a model folder: it has no config.json that can be read.") from None
+        hint = f"; its model is in {folder / 'model'}" if (folder / "model" / "config.json").exists() else ""
+        raise Refused(f"{folder} is not a model folder: it has no config.json that can be read{hint}.") from None
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):

@@ -50,6 +50,8 @@ def apply(
         CutMismatch: Cut and masked differ by more than 1e-4; the model given is untouched.
     """
     anatomy = of(model)
+    if not isinstance(ticket, Ticket):
+        raise Refused(f"a ticket is what can be cut out, not a {type(ticket).__name__}; draw a ticket first.")
     ticket.fits(anatomy)
     _refuse_gated(model, anatomy)
     _refuse_masked(model, anatomy)
