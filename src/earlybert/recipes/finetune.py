@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..anatomy import Refused, of
+from ..baselines import layerdrop
 from ..config import NO_RESULT, Finetune, changed, to_dict
 from ..config_methods import METHODS, RIVALS
 from ..config_recipe import BUDGET, with_recipe
@@ -82,7 +83,12 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
     kind = METHODS[run.config.method]
     if not (kind.dense or kind.like):  # what is like a ticket has its budget
         check_drawing(bench)
-    anatomy = of(bench.theta_0())  # weights that cannot be read are refused before anything is written
+    theta_0 = bench.theta_0()  # weights that cannot be read are refused before anything is written
+    anatomy = of(theta_0)
+    if run.config.method.startswith("layerdrop"):
+        layerdrop.refuse_unremovable(theta_0)
+    if run.config.method == "layerdrop_trained":
+        layerdrop.refuse_undroppable(theta_0)
     if run.config.method.startswith("surgeon"):
         anatomy.refuse_repeats("surgeon scores")
     if run.config.refit and not METHODS[run.config.method].dense:
