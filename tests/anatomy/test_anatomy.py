@@ -12,7 +12,7 @@ from transformers import BloomConfig, BloomModel
 
 from earlybert import Refused
 from earlybert.anatomy import SUPPORTED, of
-from tests.conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_model
+from tests.conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_model
 
 
 @pytest.mark.parametrize("head", [True, False])
@@ -26,6 +26,27 @@ def test_sizes_and_names(family: str, head: bool) -> None:
         down = model.get_submodule(layer.down)
         assert isinstance(down, nn.Linear)
         assert down.in_features == NEURONS
+
+
+@pytest.mark.parametrize(
+    ("layers", "groups", "inner", "runs"), [(4, 1, 1, 4), (4, 2, 2, 2), (3, 3, 1, 1), (2, 2, 2, 1), (6, 3, 2, 2)]
+)
+def test_albert_says_whether_a_stored_layer_runs_more_than_once(
+    layers: int, groups: int, inner: int, runs: int
+) -> None:
+    sizes = {"num_hidden_layers": layers, "num_hidden_groups": groups, "inner_group_num": inner, "embedding_size": 16}
+    model = tiny_model("albert", **sizes).eval()
+    anatomy, calls = of(model), 0
+
+    def called(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    model.get_submodule(anatomy.layers[0].down).register_forward_hook(called)
+    model(**tiny_batch(labels=False))
+    assert calls == runs
+    assert anatomy.repeats == (runs > 1)
+    assert len(anatomy.layers) == groups * inner
 
 
 def test_other_models_are_refused_with_the_list() -> None:

@@ -214,7 +214,7 @@ def test_nan_loss_stops_at_the_step_and_keeps_the_last_good_checkpoint(
 
     state = checkpoint.peek(tmp_path / "run" / "checkpoint.safetensors")
     assert len(state.pop("text")) == 64
-    assert state == {"stage": "train", "step": 4}
+    assert state == {"stage": "train", "step": 4, "command": "finetune"}
     monkeypatch.setattr(EagerStep, "__call__", real)
     assert run("finetune", *settings, "--resume") == 0
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import earlybert
-from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, rebind
+from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, export, rebind
 from earlybert.anatomy import of
 from earlybert.ticket.surgery import fold, mask
 from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
@@ -222,6 +222,16 @@ def test_a_model_is_not_saved_over_a_file_and_no_temporary_name_is_told(tmp_path
     with pytest.raises(Refused, match=r"could not be saved to \S+/afile/deep \((File exists|Not a directory)\);"):
         earlybert.save(tiny_model(), tmp_path / "afile" / "deep")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 12), ("bert", 3), ("roberta", 15), ("roberta", 5)])
+def test_models_of_few_positions_are_cut_and_checked(family: str, positions: int, tmp_path: Path) -> None:
+    model = tiny_model(family, max_position_embeddings=positions)
+    small = apply(model, uneven(family))
+    assert earlybert.ticket_of(small) == uneven(family)
+    export.expanded(small, tmp_path / "whole")
+    if positions == 12:
+        export.program(small, tmp_path / "torch")
 
 
 def test_scores_are_no_ticket() -> None:

@@ -195,7 +195,8 @@ def _read(model: nn.Module, family: Family) -> Anatomy:
     head_size = int(getattr(attention, family.head_size))
     group = int(getattr(attention, family.group)) if family.group else 1
     layers = tuple(_layer(model, family, f"{name}.", head_size, group) for name in names)
-    stack = (prefix + family.layers).partition(".*")[0].rpartition(".")[0]
+    outer = (prefix + family.layers).partition(".*")[0]
+    stack = outer.rpartition(".")[0]
     decoder = family.decoder and _has(model, prefix + family.decoder)
     return Anatomy(
         family,
@@ -206,7 +207,7 @@ def _read(model: nn.Module, family: Family) -> Anatomy:
         stack=stack,
         core=stack if decoder else "",
         axes=linear.axes(model.get_submodule(layers[0].output)),
-        repeats=len(layers) != getattr(config, "num_hidden_layers", len(layers)),
+        repeats=getattr(config, "num_hidden_layers", 0) > sum(1 for _ in _children(model, outer)),
     )
 
 

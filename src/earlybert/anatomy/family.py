@@ -10,6 +10,8 @@ from torch import nn
 
 from .inputs import Inputs, text
 
+UNBOUNDED = 1 << 16
+"""Tokens of a row of models that do not say how many positions they have."""
 Heads = tuple[int, ...]
 Settle = Callable[[Sequence[nn.Module], Sequence[Heads]], None]
 """Takes the attention modules, one a layer, and the heads that each keeps."""
@@ -76,3 +78,7 @@ class Family:
     def first_position(self, config: Any) -> int:
         """Position of a row's first token."""
         return (config.pad_token_id or 0) + 1 if self.after_padding else 0
+
+    def longest(self, config: Any) -> int:
+        """Most tokens of a row: what there are positions for."""
+        return int(getattr(config, "max_position_embeddings", None) or UNBOUNDED) - self.first_position(config)

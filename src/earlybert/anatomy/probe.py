@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from . import Anatomy
 
+LENGTH = 16
+"""Tokens of a row, to hold two models against one another."""
 CHOICES = 2
 """Choices a row of a multiple-choice model."""
 
@@ -30,6 +32,12 @@ def probe(model: nn.Module, anatomy: Anatomy, rows: int, length: int, padding: i
         device = next(model.parameters()).device
         batch = {name: _for_head(model, value.to(device)) for name, value in batch.items()}
         return model.get_submodule(anatomy.core)(**batch, return_dict=True)
+
+
+def two_rows(model: nn.Module, anatomy: Anatomy) -> Any:
+    """As `probe`, for two rows of 16 tokens, or of as many as the model has positions for; the last ends in padding."""
+    length = min(LENGTH, anatomy.family.longest(model.config))
+    return probe(model, anatomy, 2, length, padding=length // 3)
 
 
 def _for_head(model: nn.Module, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..anatomy import Refused, of
-from ..anatomy.probe import probe
+from ..anatomy.probe import two_rows
 from ..ticket.portable import stock_class
 from ..ticket.store import quiet, ticket_of
 from ..ticket.surgery import full_precision, slices
@@ -63,7 +63,7 @@ def expanded(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
     anatomy = of(whole)
     with torch.no_grad(), full_precision():
         pair = [copy.deepcopy(each).float().cpu().eval() for each in (model, whole)]
-        cut, full = (probe(each, anatomy, 2, 16, padding=5) for each in pair)
+        cut, full = (two_rows(each, anatomy) for each in pair)
     for name, expected in cut.items():
         if isinstance(expected, torch.Tensor) and expected.is_floating_point():
             error = float((full[name] - expected).abs().max() / expected.abs().max().clamp_min(1e-30))

@@ -111,7 +111,8 @@ def graph(model: Any) -> Graph:
     model = model.float().cpu().eval()
     if getattr(model.config, "use_cache", False):
         model.config.use_cache = False
-    batches = [batch_of(model, anatomy, *size) for size in SIZES]
+    longest = anatomy.family.longest(model.config)
+    batches = [batch_of(model, anatomy, rows, min(length, longest)) for rows, length in SIZES]
     with torch.no_grad(), full_precision():
         found = [model(**batch, return_dict=True) for batch in batches]
         outputs = next((kept for names in OUTPUTS if (kept := tuple(name for name in names if name in found[0]))), None)
@@ -142,9 +143,8 @@ def batch_of(model: Any, anatomy: Anatomy, rows: int, length: int) -> dict[str, 
 
 def dynamic(model: Any, anatomy: Anatomy, batch: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
     """The number of rows, and for text their length, as `torch.export` is told of them."""
-    longest = int(getattr(model.config, "max_position_embeddings", None) or 1 << 16)
     rows = torch.export.Dim("batch", min=1, max=1 << 16)
-    length = torch.export.Dim("length", min=SHORTEST, max=longest - anatomy.family.first_position(model.config))
+    length = torch.export.Dim("length", min=SHORTEST, max=anatomy.family.longest(model.config))
     return {name: {0: rows, 1: length} if value.dim() == 2 else {0: rows} for name, value in batch.items()}
 
 

@@ -243,7 +243,8 @@ class Checkpoints:
 
     def _write(self, number: int) -> None:
         step, state = self._step, {"stage": self._stage, "step": number, **self._state()}
-        state["command"] = self._run.command
+        if self._run.command is not None:
+            state["command"] = self._run.command
         parts = {"model": step.model, "optimizer": step.optimizer, "gates": step.gates}
         checkpoint.save(self._run.checkpoint, **parts, state=state, write=self._ranks.main)
 

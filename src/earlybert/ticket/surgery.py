@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy, Blocks, Refused, linear, of, places
-from ..anatomy.probe import probe
+from ..anatomy.probe import two_rows
 from .gates import expand_heads
 from .scores import Scores
 from .stored import remember
@@ -262,8 +262,8 @@ def _check(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
     mask(masked, ticket)
     cut(smaller, ticket)
     with torch.no_grad(), full_precision():
-        got = dict(_tensors(probe(smaller, anatomy, 2, 16, padding=5)))
-        for name, expected in _tensors(probe(masked, anatomy, 2, 16, padding=5)):
+        got = dict(_tensors(two_rows(smaller, anatomy)))
+        for name, expected in _tensors(two_rows(masked, anatomy)):
             error = (got[name] - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
             if not error <= TOLERANCE:
                 raise CutMismatch(
