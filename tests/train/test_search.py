@@ -38,10 +38,12 @@ def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
     model.zero_grad()
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    config = copy.deepcopy(model.config.to_dict())
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     scores = search(model, history=tmp_path / "history.bin")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
+    assert model.config.to_dict() == config
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert random.getstate() == states[2]
@@ -54,6 +56,33 @@ def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
     history = eb.History(tmp_path / "history.bin")
     assert len(history) == 6
     assert np.array_equal(history.coefficients(6, "neurons"), torch.stack(scores.neurons).numpy())
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_the_kind_of_problem_is_put_back_after_a_failure_too(problem: str | None) -> None:
+    model = tiny_model(problem_type=problem)
+    model.classifier.weight.data.fill_(float("inf"))
+    batch = {**tiny_batch(), "labels": torch.ones(4, 2)} if problem else tiny_batch()
+    with pytest.raises(Diverged):
+        search(model, [batch])
+    assert model.config.problem_type == problem
+
+
+def test_bfloat16_weights_are_warned_of_since_most_changes_are_lost(caplog: pytest.LogCaptureFixture) -> None:
+    changed = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        caplog.clear()
+        model = tiny_model().to(dtype)
+        found = search(model, steps=3, lr=2e-5, keep_weights=True).weights
+        assert found is not None
+        matrices = {name: value for name, value in model.state_dict().items() if ".layer." in name and value.dim() == 2}
+        total = sum(value.numel() for value in matrices.values())
+        changed[dtype] = sum(int((found[name] != value).sum()) for name, value in matrices.items()) / total
+        said = [record.getMessage() for record in caplog.records if record.name == "earlybert"]
+        assert len(said) == (dtype == torch.bfloat16)
+        assert all("weights are bfloat16" in line and "load it in float32" in line for line in said)
+    assert changed[torch.float32] > 0.9
+    assert changed[torch.bfloat16] < 0.5
 
 
 def test_against_a_plain_loop_with_dropout(family: str) -> None:

@@ -33,7 +33,9 @@ class EarlyBirdCallback(TrainerCallback):
     The Trainer's data, loss, optimizer, clipping and schedule are used as they are. The coefficients have an AdamW of
     their own whose rate follows the Trainer's schedule. Evaluations and checkpoints begin after the cut: one from
     before it would not fit the model any more. A checkpoint from after it is gone on with by
-    `earlybert.load(checkpoint)`, a Trainer on that model, and `train(resume_from_checkpoint=checkpoint)`.
+    `earlybert.load(checkpoint)`, a Trainer on that model with this callback passed again, and
+    `train(resume_from_checkpoint=checkpoint)`; without the callback, the learning rate after a `reset` is wrong for
+    the rest.
 
     One process and one device; DataParallel, DDP, DeepSpeed, FSDP, `torch_compile` and fp16 are refused (bf16 is not).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,8 @@ from .optimizer import adamw
 from .precision import Precision, resolve
 from .schedule import Schedule, constant
 from .step import EagerStep
+
+log = logging.getLogger("earlybert")
 
 
 def search(
@@ -48,7 +51,7 @@ def search(
 
     Args:
         model: A supported Hugging Face model with a loss, whole or cut before. It is trained where it is and then
-            put back: weights, buffers, gradients, modes, and the random state of the process.
+            put back: weights, buffers, gradients, modes, configuration, and the random state of the process.
         batches: Dicts that the model accepts, labels included. A list or data loader is gone
             through again when it ends; an iterator that ends, ends the search.
         steps: Hard cap, in optimizer steps.
@@ -80,8 +83,7 @@ def search(
             raise Refused(f"{name} must be at least 0, got {value!r}.")
     if steps < 1 or accumulate < 1:
         raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
-    if any(parameter.dtype == torch.float16 for parameter in model.parameters()):
-        raise Refused("the model's weights are float16, too narrow for an optimizer to change; use model.float().")
+    _refuse_narrow(model)
     source = _endless(batches)
     settings: dict[str, Any] = {"lr": lr, "gate_lr": gate_lr, "weight_decay": weight_decay}
     with searching(
@@ -230,6 +232,22 @@ def l1_pair(l1: float | tuple[float, float]) -> tuple[float, float]:
     return pair[0], pair[1]
 
 
+def _refuse_narrow(model: nn.Module) -> None:
+    """Weights in which an optimizer's steps are lost; bfloat16 ones are let go, with a warning.
+
+    Raises:
+        Refused: They are float16.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    if torch.float16 in kinds:
+        raise Refused("the model's weights are float16, too narrow for an optimizer to change; use model.float().")
+    if torch.bfloat16 in kinds:
+        log.warning(
+            "the model's weights are bfloat16, in which most changes by an optimizer are rounded away: load it in "
+            "float32 (dtype=torch.float32), and precision='auto' computes in bf16 where the hardware does."
+        )
+
+
 def _endless(batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Batch]:
     """Go round a container; go once through an iterator."""
     if isinstance(batches, Mapping):
@@ -274,6 +292,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     for parameter in model.parameters():
         parameter.grad = None
     cuda = [value.device for value in values if value.device.type == "cuda"]
+    config: Any = model.config
+    problem = getattr(config, "problem_type", None)
     try:
         with modes_kept(model), torch.random.fork_rng(devices=sorted({device.index or 0 for device in cuda})):
             yield
@@ -283,3 +303,5 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 value.copy_(before)
         for parameter, grad in zip(model.parameters(), grads, strict=True):
             parameter.grad = grad
+        if getattr(config, "problem_type", None) != problem:  # transformers notes it in the first loss
+            config.problem_type = problem
