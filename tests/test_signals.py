@@ -6,11 +6,12 @@ import json
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
-from earlybert.cli import main
+from earlybert.cli import COMMANDS, RECIPES, main
 from earlybert.cli.signals import Signals
 from earlybert.recipes import finetune
 from earlybert.train.interrupt import Interrupt, Terminated
@@ -102,3 +103,8 @@ def test_listening_ends_with_the_command() -> None:
     with Signals(at_once=True) as signals:
         signals.loaded()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_every_command_has_its_recipe_loaded_before_it_works() -> None:
+    for name in COMMANDS:
+        assert find_spec(f"earlybert.recipes.{RECIPES.get(name, name)}") is not None, name
