@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import earlybert as eb
+from earlybert import Refused
 from earlybert.data import sources
 from earlybert.data.sources import HubData, WrongBytes
 
@@ -108,3 +111,24 @@ def test_memory_is_bounded_by_lines_and_documents(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sources, "LONGEST_LINE", 8)
     with pytest.raises(eb.Refused, match="is it text with line ends"):
         read(path)
+
+
+def test_a_data_set_that_breaks_or_holds_no_text_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[Any] = [{"text": "One."}, {"text": None}, {"text": 5}]
+
+    class Broken:
+        def __iter__(self) -> Iterator[Any]:
+            yield from rows[:2]
+            raise OSError("the line is dead.")
+
+        def skip(self, count: int) -> Iterator[Any]:
+            return iter(rows[count:])
+
+    data = HubData.__new__(HubData)
+    data.name, data._column, data._rows = "a/b", "text", Broken()
+    with pytest.raises(Refused, match=r"a/b broke after 2 rows \(the line is dead\); go on with --resume"):
+        list(data.documents())
+    with pytest.raises(Refused, match="row 3: column 'text' holds no text, but int"):
+        list(data.documents(2))

@@ -196,6 +196,25 @@ def test_killed_between_stages(place: str, flags: list[str], tmp_path: Path, mon
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_stopped_while_it_is_scored_no_step_is_taken_again(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the last step of a phase there is a checkpoint, also of one that the clock ended."""
+    for name, more in (("steps", []), ("minutes", ["--minutes", "0.05"])):
+        out = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(Bench, "score", stopped)
+            given = [*flags, *more, "--method", "dense", "--eval-every", "0", "--checkpoint-every", "1000"]
+            assert run("pretrain", *given, "--output", out) == 130
+        before = (out / "steps.jsonl").read_bytes()
+        assert run("pretrain", "--output", out, "--resume") == 0
+        assert (out / "steps.jsonl").read_bytes() == before
+
+
+def stopped(*_: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 def test_killed_while_a_checkpoint_is_being_written(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

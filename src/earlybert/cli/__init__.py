@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
-from ..config_checks import BadSetting, sentence
+from ..config import LogMode
+from ..config_checks import BadSetting, named, sentence
 from ..config_recipe import SET_BY_ONE
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
@@ -20,6 +21,8 @@ from .unread import outlive_reader
 
 __all__ = ["BAD_INPUT", "COMMANDS", "DIVERGED", "INTERRUPTED", "TERMINATED", "main"]
 
+LOG = "EARLYBERT_LOG"
+"""The environment variable that stands for `--log` where it is not given."""
 BAD_INPUT = 2
 """Exit code of everything that is refused or given up with a sentence, but what has a code of its own."""
 DIVERGED = 3
@@ -90,7 +93,7 @@ def _parse_and_run(name: str, arguments: list[str], signals: Signals) -> int:
     }
     from ..recipes.display import display
 
-    display.mode = given.pop("log", "auto")
+    display.mode = given.pop("log", None) or named(os.environ.get(LOG, "auto"), get_args(LogMode), LOG)
     signals.json = display.mode == "json"
     command.check(given)  # out of range: said before torch is loaded
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
-from ..anatomy import Refused
+from ..anatomy import Refused, first_line
 
 LONGEST_LINE = 16 << 20
 """Bytes; a longer line is not text, and would have to be held in memory."""
@@ -218,17 +218,36 @@ class HubData:
             self._rows: Any = load_dataset(name, config, split=split, streaming=True)
             first = next(iter(self._rows), None)
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise Refused(f"data set {self.name} cannot be streamed ({reason.rstrip('.')}).") from None
+            raise Refused(f"data set {self.name} cannot be streamed ({first_line(error)}).") from None
         if first is None:
             raise Refused(f"data set {self.name} is empty.")
         if not isinstance(first.get(column), str):
             raise Refused(f"data set {self.name} has no text column {column!r}; it has {', '.join(first)}.")
 
     def documents(self, skip: int = 0) -> Iterator[Found]:
-        """The documents after the first `skip`."""
-        for row in self._rows.skip(skip) if skip else self._rows:
-            yield Found(paragraphs(row[self._column] or ""), 0)
+        """The documents after the first `skip`.
+
+        Raises:
+            Refused: A row holds no text, or the stream breaks.
+        """
+        rows, number = iter(self._rows.skip(skip) if skip else self._rows), skip
+        while True:
+            try:
+                row = next(rows, None)
+            except Exception as error:  # of the network, of the hub, of its readers
+                raise Refused(
+                    f"data set {self.name} broke after {number:,} rows ({first_line(error)}); go on with --resume."
+                ) from None
+            if row is None:
+                return
+            number += 1
+            text = row.get(self._column)
+            if text is not None and not isinstance(text, str):
+                raise Refused(
+                    f"data set {self.name}, row {number:,}: column {self._column!r} holds no text, but "
+                    f"{type(text).__name__}."
+                )
+            yield Found(paragraphs(text or ""), 0)
 
 
 def paragraphs(text: str) -> str:

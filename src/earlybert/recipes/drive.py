@@ -236,7 +236,8 @@ class Checkpoints:
                 flush()
             refuse_infinite(self._step.model, done.step, self._step.gates)
             self._write(done.step)
-            self._ranks.reseed(self._run.config.seed, done.step)
+        # After every step, not only here: a run that is never stopped has the same random numbers.
+        self._ranks.reseed(self._run.config.seed, done.step)
         if asked:
             raise Terminated if terminated else KeyboardInterrupt
         return False

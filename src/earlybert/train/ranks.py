@@ -64,7 +64,7 @@ class Ranks:
     def reseed(self, *numbers: int) -> None:
         """Give every process but the first random numbers of its own, a function of these numbers.
 
-        A checkpoint holds the random state of the first process; the others take up theirs anew at each.
+        A checkpoint holds the random state of the first process; the others take up theirs anew after every step.
         """
         if not self.main:
             torch.manual_seed(int(np.random.SeedSequence([self.rank, *numbers]).generate_state(1, np.uint64)[0]))

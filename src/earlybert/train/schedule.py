@@ -48,7 +48,7 @@ def polynomial(steps: int, warmup: float, degree: float = 0.5) -> Schedule:
 
 def fallen(progress: float, warmup: float, degree: float = 0.5) -> float:
     """Where `polynomial` stands when this share of its steps, or of its time, has gone."""
-    progress = min(1.0, progress)
+    progress = min(1.0, max(0.0, progress))
     return progress / warmup if progress < warmup else (1.0 - progress) ** degree
 
 

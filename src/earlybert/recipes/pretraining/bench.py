@@ -135,8 +135,10 @@ class Bench:
 
     def held_out(self, leg: Leg) -> Iterator[Batch]:
         """Rows of held-out documents at the length of a phase, always the same."""
-        stream = Stream(self.corpus, self._layout(leg), rows=leg.rows, seed=0, split="validation")
-        return islice(stream.once(), -(-self.config.eval_rows // leg.rows))
+        wanted = self.config.eval_rows
+        rows = next(rows for rows in range(min(leg.rows, wanted), 0, -1) if wanted % rows == 0)
+        stream = Stream(self.corpus, self._layout(leg), rows=rows, seed=0, split="validation")
+        return islice(stream.once(), wanted // rows)
 
     def score(self, model: nn.Module, leg: Leg) -> dict[str, float]:
         """Held-out loss and masked accuracy at the length of a phase."""

@@ -20,7 +20,7 @@ from ...train import checkpoint
 from ...train.budget import Budget, Stopwatch
 from ...train.engine import build
 from ...train.lamb import lamb
-from ...train.loop import Observer
+from ...train.loop import Observer, refuse_infinite
 from ...train.schedule import at
 from ...train.search import Recorder, Watching, collect, searching
 from ...train.step import EagerStep
@@ -88,7 +88,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
                 before_checkpoint=[writer.flush] if writer else [],
                 distances=shown.distances,
             )
-        if done < cap:
+        if done < cap or (config.minutes is not None and watch.elapsed >= 60 * config.minutes):
             raise Refused(
                 f"the budget of {config.minutes:g} minutes ended in the search, after {done} of {cap} steps; give more "
                 "minutes, or lower search_steps."
@@ -164,9 +164,18 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
             observers=observers,
         )
         number, begun = number + 1, first
+        _keep(bench, run, step, {"phase": number, "begun": begun, "elapsed": watch.elapsed})
     elapsed, peak = watch.elapsed, peak_memory(bench.device)
     _profiled(bench, run, "train", step, legs[0], _order(ticket))
     return _end(bench, run, step, ticket, before=before, elapsed=elapsed, peak=peak)
+
+
+def _keep(bench: Bench, run: PretrainRun, step: EagerStep, about: dict[str, Any]) -> None:
+    """A checkpoint behind a phase: what comes then is not steps, and may be stopped, too."""
+    if bench.config.checkpoint_every:
+        refuse_infinite(step.model, about["begun"])
+        state = {"stage": "train", "step": about["begun"], "text": bench.text, **about}
+        checkpoint.save(run.checkpoint, model=step.model, optimizer=step.optimizer, state=state, write=bench.ranks.main)
 
 
 def _order(ticket: Ticket | None) -> int:
