@@ -239,3 +239,17 @@ def test_without_a_terminal_tables_are_wider_than_80_columns(monkeypatch: pytest
     assert Display().console.width == 120
     monkeypatch.setenv("COLUMNS", "90")
     assert Display().console.width == 90
+
+
+def test_the_environment_says_what_is_shown_where_no_flag_does(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Launchers take a flag of this name for one of their own."""
+    monkeypatch.setenv("EARLYBERT_LOG", "json")
+    assert run("search", *flags, *SHORT, "--output", tmp_path / "one") == 0
+    assert events(capsys.readouterr().out)[0]["event"] == "start"
+    assert run("search", *flags, *SHORT, "--log", "quiet", "--output", tmp_path / "two") == 0
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("EARLYBERT_LOG", "jsn")
+    assert run("search", *flags, *SHORT, "--output", tmp_path / "three") == 2
+    assert "unknown EARLYBERT_LOG 'jsn'; did you mean json" in capsys.readouterr().err

@@ -93,7 +93,8 @@ def _parse_and_run(name: str, arguments: list[str], signals: Signals) -> int:
     }
     from ..recipes.display import display
 
-    display.mode = given.pop("log", None) or named(os.environ.get(LOG, "auto"), get_args(LogMode), LOG)
+    mode: Any = given.pop("log", None) or named(os.environ.get(LOG, "auto"), get_args(LogMode), LOG)
+    display.mode = mode
     signals.json = display.mode == "json"
     command.check(given)  # out of range: said before torch is loaded
 
