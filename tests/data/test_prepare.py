@@ -168,6 +168,20 @@ def test_duplicates_behind_the_last_shard_are_counted(tmp_path: Path, settings: 
     assert (counts["read"], counts["duplicates"], counts["train"]["documents"]) == (60, 40, 20)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_documents_without_tokens_are_counted_alike_over_a_resume(
+    tmp_path: Path, settings: Preparation, workers: int
+) -> None:
+    """No shard remembers them; one that comes again counts as empty, and not as a duplicate, either way."""
+    texts, blank = documents(60), "\u200b\u200b"
+    path = tmp_path / "t.txt"
+    path.write_text("\n\n".join([blank, *texts[:30], blank, *texts[30:], blank, texts[2], blank]), "utf-8")
+    whole = run(path, tmp_path / "whole", settings, workers=workers)
+    stopped(path, tmp_path / "c", settings)
+    assert run(path, tmp_path / "c", settings, workers=workers, resume=True) == whole
+    assert (whole["counts"]["empty"], whole["counts"]["duplicates"]) == (4, 1)
+
+
 def test_half_written_files_of_a_killed_run_are_removed(
     tmp_path: Path, text_file: Path, settings: Preparation, corpus_folder: Path
 ) -> None:

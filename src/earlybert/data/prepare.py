@@ -33,6 +33,8 @@ from .sources import Source
 
 CHUNK = 1 << 20
 """Characters of text that a worker gets at once."""
+REPEATED = 10_000
+"""Repeated documents after which a chunk ends, however little text it has."""
 PROGRESS = "progress.json"
 UNKNOWN = 0.5
 """A larger share of unknown tokens in a chunk of the start means the wrong tokenizer."""
@@ -62,6 +64,8 @@ class Chunk:
 
     texts: list[str]
     digests: list[tuple[int, int]]
+    repeated: list[tuple[int, int]]
+    """Digests of documents that were left out as seen before."""
     after: Tally
 
 
@@ -112,13 +116,18 @@ def prepare(
     seen = _seen_before(run)
     builder = shards.Builder(tokeniser.dtype)
     chunks = _chunks(sources, run.tally, seen)
-    empty = run.tally.empty
+    empty, again = run.tally.empty, 0
+    blank: set[tuple[int, int]] = set()
     tally = run.tally
     for chunk, done in _tokenised(chunks, tokeniser, workers, content, settings.language):
         if not run.entries:
             _refuse_unknown(done, tokeniser.unknown)
-        empty += _add(builder, chunk, done, settings.held_out)
-        tally = replace(chunk.after, empty=empty)
+        blanks = _add(builder, chunk, done, settings.held_out)
+        blank.update(blanks)
+        # No shard remembers these, so that a run that goes on meets them as new: a repeated one is empty once more.
+        repeated = sum(entry in blank for entry in chunk.repeated)
+        empty, again = empty + len(blanks) + repeated, again + repeated
+        tally = replace(chunk.after, empty=empty, duplicates=chunk.after.duplicates - again)
         if builder.tokens >= settings.shard_tokens:
             _write(run, builder, tally)
             builder = shards.Builder(tokeniser.dtype)
@@ -207,6 +216,7 @@ def _chunks(sources: Sequence[Source], tally: Tally, seen: Seen) -> Iterator[Chu
     """Documents not seen before, `CHUNK` characters at a time, from where the tally is."""
     texts: list[str] = []
     digests: list[tuple[int, int]] = []
+    repeated: list[tuple[int, int]] = []
     size = 0
     before = sum(source.size for source in sources[: tally.source])
     for number, source in enumerate(sources[tally.source :], start=tally.source):
@@ -218,16 +228,17 @@ def _chunks(sources: Sequence[Source], tally: Tally, seen: Seen) -> Iterator[Chu
             entry = digest(found.text)
             if not seen.add(entry):
                 tally = replace(tally, duplicates=tally.duplicates + 1)
-                continue
-            texts.append(found.text)
-            digests.append(entry)
-            size += len(found.text)
-            if size >= CHUNK:
-                yield Chunk(texts, digests, tally)
-                texts, digests, size = [], [], 0
+                repeated.append(entry)
+            else:
+                texts.append(found.text)
+                digests.append(entry)
+                size += len(found.text)
+            if size >= CHUNK or len(repeated) >= REPEATED:
+                yield Chunk(texts, digests, repeated, tally)
+                texts, digests, repeated, size = [], [], [], 0
         before += source.size
         tally = replace(tally, source=number + 1, document=0, consumed=before)
-    yield Chunk(texts, digests, tally)
+    yield Chunk(texts, digests, repeated, tally)
 
 
 def _tokenised(
@@ -264,14 +275,14 @@ def _pool(workers: int, content: str, language: str) -> Iterator[ProcessPoolExec
         pool.shutdown(cancel_futures=True)
 
 
-def _add(builder: shards.Builder, chunk: Chunk, done: tokenise.Tokenised, held_out: float) -> int:
-    """Put the documents of a chunk into a shard; how many had no token."""
+def _add(builder: shards.Builder, chunk: Chunk, done: tokenise.Tokenised, held_out: float) -> list[tuple[int, int]]:
+    """Put the documents of a chunk into a shard; digests of those that had no token."""
     last = np.concatenate([[0], np.cumsum(done.documents, dtype=np.int64)])
     ends = np.concatenate([[0], np.cumsum(done.sentences, dtype=np.int64)])
-    empty = 0
+    empty: list[tuple[int, int]] = []
     for entry, (begin, end) in zip(chunk.digests, pairwise(last.tolist()), strict=True):
         if begin == end:
-            empty += 1
+            empty.append(entry)
             continue
         split: shards.Split = "validation" if _held_out(entry, held_out) else "train"
         builder.add(split, done.tokens[ends[begin] : ends[end]], done.sentences[begin:end], entry)
