@@ -467,6 +467,35 @@ def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_pa
     assert not [row for row, by in read(out)["verdicts"].items() if by["sst2"]["failures"]]
 
 
+@pytest.mark.slow
+def test_an_interrupt_of_the_comparison_alone_reaches_its_runs(given: Path, tmp_path: Path) -> None:
+    """As a supervisor sends it; a terminal's Ctrl-C reaches all processes by itself."""
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    out = tmp_path / "out"
+    long = {**yaml.safe_load(given.read_text()), "dense_epochs": 9000, "methods": ["dense"], "jobs": 2}
+    given.write_text(yaml.safe_dump(long))
+    command = [sys.executable, "-m", "earlybert", "compare", "--config", str(given), "--output", str(out)]
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
+    ends = time.monotonic() + 120
+    while len(list(out.rglob("steps.jsonl"))) < 2 and time.monotonic() < ends:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"to go on: earlybert compare --config {out / 'compare.yaml'}" in errors.decode()
+    assert len(list(out.rglob("checkpoint.safetensors"))) == 2
+    assert not list(out.rglob("metrics.json"))
+
+
 def test_whoever_stops_it_is_told_how_to_go_on(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ OF_A_CUT = ("weights", "rewarm", "refit", "match", "match_share", "joint")
 OF_ALL = (*({f.name for f in fields(Data)} - {"max_length", "truncate"}), "seed")
 """Settings that decide what is trained on and scored, and so are no row's own; how much of a text is read may be."""
 OF_ROWS = ("seed", "method", "like")
-"""Settings that mean something in a row alone."""
+"""Settings that mean nothing where they are said for all rows, or for a task."""
 TUNE = "tune"
 """In a row: settings with lists of values to try."""
 SETTINGS = tuple(f.name for f in fields(Finetune))
