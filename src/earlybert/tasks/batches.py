@@ -103,7 +103,7 @@ class Chances(Rows):
     @classmethod
     def of(cls, rows: Rows) -> Chances:
         """The same rows, to be read in this way."""
-        return cls(rows.input_ids, rows.token_type_ids, rows.targets, rows.pad_id, rows.max_length)
+        return cls(**vars(rows))
 
     def read(self, output: Any, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Softmax of the logits, `[rows, classes]`."""

@@ -7,7 +7,7 @@ import json
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..anatomy import Refused
 from ..config_checks import shown
@@ -23,12 +23,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     number = 0
     torn = False
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8-sig")
-            if path.suffix.lower() == ".gz"
-            else open(path, encoding="utf-8-sig")
-        )
-        with opened as file:
+        with opened(path) as file:
             for line in file:
                 number += 1
                 if line.strip():
@@ -53,15 +48,22 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def opened(path: Path) -> TextIO:
+    """A text file, packed as `.gz` or not, with its line ends as they are; a mark of byte order is left out."""
+    if path.suffix.lower() == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return open(path, encoding="utf-8-sig", newline="")
+
+
 def unreadable(path: Path, error: OSError) -> Refused:
     """What to say of a file that cannot be opened. A run names its files as they were named where it was begun."""
     sentence = f"data file {path} cannot be read ({error.strerror or error})"
-    if not path.is_absolute():
-        sentence += (
-            f"; it is looked for from {Path.cwd()}, where this command runs, and a run names files from where it"
-        )
-        sentence += " was begun"
-    return Refused(f"{sentence}.")
+    if path.is_absolute():
+        return Refused(f"{sentence}.")
+    return Refused(
+        f"{sentence}; it is looked for from {Path.cwd()}, where this command runs, and a run names files from where "
+        "it was begun."
+    )
 
 
 def listed(names: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..anatomy import Refused
 from ..config_checks import shown
-from .source import listed, read_jsonl, unreadable
+from .source import listed, opened, read_jsonl, unreadable
 
 Row = Mapping[str, Any]
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -64,12 +64,7 @@ def _read_table(path: Path, delimiter: str) -> list[Row]:
     csv.field_size_limit(sys.maxsize)
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE  # as GLUE's TSV files are written
     try:
-        opened = (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix.lower() == ".gz"
-            else open(path, encoding="utf-8-sig", newline="")
-        )
-        with opened as file:
+        with opened(path) as file:
             lines = [line for line in csv.reader(file, delimiter=delimiter, quoting=quoting) if line]
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error, csv.Error):
         raise Refused(f"data file {path} is damaged or not UTF-8 text.") from None
