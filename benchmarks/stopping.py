@@ -19,7 +19,7 @@ import torch
 
 import earlybert
 from earlybert.config import Finetune
-from earlybert.recipes.bench import SHARED_ORDER, Bench
+from earlybert.recipes.finetuning.bench import SHARED_ORDER, Bench
 from earlybert.recipes.run import environment
 from earlybert.ticket import History, keep_mask
 from earlybert.ticket.history import Kind

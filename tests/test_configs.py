@@ -10,7 +10,7 @@ import yaml
 
 from earlybert.config import Finetune, typed
 from earlybert.config_pretrain import Pretrain
-from earlybert.recipes.comparison import Comparison
+from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.reproduce.experiment import SCALES, Scale
 from earlybert.recipes.reproduce.studies import pretraining
 

@@ -18,7 +18,7 @@ import yaml
 import earlybert
 from earlybert import cli
 from earlybert.anatomy.modernbert import MODERNBERT
-from earlybert.recipes.comparison import Comparison
+from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.study.scale import SCALES, merged, read_scaled, scaled
 from earlybert.recipes.study.study import Study
 

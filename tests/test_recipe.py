@@ -11,7 +11,7 @@ import pytest
 from earlybert.config import Finetune
 from earlybert.config_checks import BadSetting
 from earlybert.config_recipe import RECIPES, with_recipe
-from earlybert.recipes.comparison import Comparison
+from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.run import Run
 from earlybert.ticket import Ticket
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from earlybert.recipes import lock
-from earlybert.recipes import stages as recipe_stages
+from earlybert.recipes.finetuning import stages as recipe_stages
 from earlybert.ticket import files, history, store
 from earlybert.train import steplog
 from tests.recipes.conftest import equal, run, steps

@@ -16,12 +16,13 @@ from earlybert.config import typed
 from earlybert.config_checks import BadSetting
 from earlybert.recipes import compare as comparing
 from earlybert.recipes import finetune as recipe
-from earlybert.recipes import grid, tuning
-from earlybert.recipes.comparison import Comparison
+from earlybert.recipes import grid
+from earlybert.recipes.comparison import tuning
+from earlybert.recipes.comparison.comparison import Comparison
+from earlybert.recipes.comparison.sheets import sheets
+from earlybert.recipes.comparison.statistics import difference, over_tasks
+from earlybert.recipes.comparison.verdict import Verdict, _rival
 from earlybert.recipes.lock import locked
-from earlybert.recipes.sheets import sheets
-from earlybert.recipes.statistics import difference, over_tasks
-from earlybert.recipes.verdict import Verdict, _rival
 from earlybert.recipes.versus import saved
 from earlybert.report.frontier import Point, frontier
 from earlybert.tasks import Predictions

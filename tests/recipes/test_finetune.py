@@ -17,8 +17,8 @@ import yaml
 
 import earlybert as eb
 from earlybert.config import Finetune
-from earlybert.recipes.bench import Bench
-from earlybert.recipes.plan import plan
+from earlybert.recipes.finetuning.bench import Bench
+from earlybert.recipes.finetuning.plan import plan
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 
@@ -91,7 +91,7 @@ def test_reset_starts_from_theta_0_to_the_bit(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Task head included: the ticket before its first step is a slice of the model before the search."""
-    from earlybert.recipes import stages
+    from earlybert.recipes.finetuning import stages
 
     started: list[dict[str, torch.Tensor]] = []
     real = stages.adamw
@@ -284,7 +284,7 @@ def test_compare_proposes_no_other_ticket_where_none_could_be_trained(
 def test_a_search_that_had_settled_does_not_go_on_when_resumed(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from earlybert.recipes import stages
+    from earlybert.recipes.finetuning import stages
 
     easy = ["--settle-threshold", "1", "--settle-window", "1", "--settle-min-steps", "20", "--dense-epochs", "6"]
     assert run("search", *flags, *easy, "--output", tmp_path / "whole") == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from earlybert.recipes import finetune
-from earlybert.recipes.bench import Bench
+from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.run import Run
 from earlybert.train.steplog import read_steps
 

@@ -401,7 +401,7 @@ def test_a_cut_model_is_fine_tuned_as_it_is(
 ) -> None:
     """Its encoder is the pre-trained one to the bit, its head is new, and nothing may cut it again."""
     from earlybert.config import Finetune
-    from earlybert.recipes.bench import Bench as FinetuneBench
+    from earlybert.recipes.finetuning.bench import Bench as FinetuneBench
 
     assert run("pretrain", *flags, "--output", tmp_path / "pre") == 0
     where = tmp_path / "pre" / "model"

@@ -164,12 +164,12 @@ def _compare(given: Given) -> Given | None:
         say("\n".join(f"{name:<{width}}  {method.about}" for name, method in METHODS.items()))
         return None
     from ..recipes.compare import RESULT, compare
-    from ..recipes.comparison import Comparison
+    from ..recipes.comparison.comparison import Comparison
 
     comparison = Comparison.of(_settings(given, "output", "list", "check"))
     if given.get("check"):
+        from ..recipes.comparison.forecast import forecast
         from ..recipes.display import display
-        from ..recipes.forecast import forecast
 
         display.show(forecast(comparison).rich())
         return None

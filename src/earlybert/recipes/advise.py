@@ -17,9 +17,9 @@ from ..config_recipe import with_recipe
 from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply
-from .bench import SHARED_ORDER, Bench
 from .display import display, say
-from .plan import Plan, advice, plan, stand_in
+from .finetuning.bench import SHARED_ORDER, Bench
+from .finetuning.plan import Plan, advice, plan, stand_in
 from .timing import contenders, in_turns, inference_seconds, some_batches
 
 FASTER = 0.97

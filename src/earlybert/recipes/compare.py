@@ -14,18 +14,18 @@ from ..anatomy import Refused
 from ..config import Finetune
 from ..ticket import load
 from ..ticket.files import write_atomically
-from .bench import Bench
-from .comparison import Comparison, cell_name
+from .comparison.comparison import Comparison, cell_name
+from .comparison.overlap import overlap_sheet
+from .comparison.sheets import sheets
+from .comparison.store import link
+from .comparison.tuning import tuned
+from .comparison.verdict import Verdicts, judge, mean_over_tasks, reference_row
 from .display import display, say
+from .finetuning.bench import Bench
 from .grid import Outcome, run_grid
-from .overlap import overlap_sheet
 from .run import Run
-from .sheets import sheets
-from .store import link
 from .timing import inference_seconds
 from .trackers import require
-from .tuning import tuned
-from .verdict import Verdicts, judge, mean_over_tasks, reference_row
 
 GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "compare.svg"
 INFERENCE = "inference.json"

@@ -19,8 +19,8 @@ from ..train.ranks import ALONE, Ranks
 from ..train.schedule import Schedule
 from ..train.step import EagerStep
 from ..train.steplog import Counts, StepLog, truncate
-from .bench import Bench
 from .display import say
+from .finetuning.bench import Bench
 from .progress import Distances, Live
 from .run import Run, RunFolder
 from .trackers import Tracker

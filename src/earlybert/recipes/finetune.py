@@ -20,15 +20,16 @@ from ..config_recipe import BUDGET, with_recipe
 from ..tasks import Predictions
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors
-from .bench import Bench
 from .display import say
+from .drawing import draw_stage, draw_ticket, head_price_of
+from .finetuning.bench import Bench
+from .finetuning.methods import of_method, settled
+from .finetuning.plan import advice, check_drawing, plan
+from .finetuning.stages import close, search_stage, train_stage
 from .lock import locked
-from .methods import of_method, settled
 from .places import same_places
-from .plan import advice, check_drawing, draw_ticket, head_price_of, plan
 from .report import write_card, write_report
 from .run import Run, copy_search, default_output, resuming
-from .stages import close, draw_stage, search_stage, train_stage
 from .trackers import require, tracked
 from .versus import versus
 

@@ -17,8 +17,8 @@ from ..ticket import load
 from ..ticket.files import write_atomically
 from ..train import evaluate
 from ..train.precision import resolve
-from .bench import Bench
 from .display import say
+from .finetuning.bench import Bench
 from .run import Run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import yaml
+from torch import nn
 
 from .. import __version__
 from ..anatomy import Refused
@@ -247,3 +249,12 @@ def _known(read: Callable[[], str], otherwise: str = "unknown") -> str:
         return read()
     except Exception:  # a figure's footnote must not end the run
         return otherwise
+
+
+def digest(model: nn.Module) -> str:
+    """SHA-256 over all parameters and buffers, to know theta_0 again."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

@@ -21,7 +21,7 @@ from ..train.optimizer import adamw
 from ..train.precision import autocast
 from ..train.search import searching
 from ..train.step import EagerStep, to_device
-from .bench import SHARED_ORDER, Bench
+from .finetuning.bench import SHARED_ORDER, Bench
 
 BATCHES = 4
 """Different steps' worth of data that are gone through again and again: real lengths, and few graphs to capture."""

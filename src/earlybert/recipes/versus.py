@@ -13,12 +13,12 @@ from ..config import Finetune
 from ..config_methods import RIVALS
 from ..ticket import load
 from ..ticket.files import write_atomically
-from .bench import SHARED_ORDER, Bench
 from .display import display, say
-from .methods import settled
-from .plan import plan
+from .finetuning.bench import SHARED_ORDER, Bench
+from .finetuning.methods import settled
+from .finetuning.plan import plan
+from .finetuning.stages import begin_dense, train_stage
 from .run import Run
-from .stages import begin_dense, train_stage
 from .timing import inference_seconds
 from .trackers import tracked
 

@@ -12,7 +12,7 @@ from ...anatomy import Refused, of
 from ...config_pretrain import Pretrain
 from ...ticket import Scores, Ticket
 from ...train.schedule import Phase, shortened, split
-from ..plan import draw_ticket
+from ..drawing import draw_ticket
 
 
 @dataclass(frozen=True)

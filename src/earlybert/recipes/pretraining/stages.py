@@ -25,12 +25,11 @@ from ...train.schedule import at
 from ...train.search import Recorder, Watching, collect, searching
 from ...train.step import EagerStep
 from ...train.steplog import LAST, Counts, add_line, truncate
-from ..bench import digest
+from ..drawing import draw_stage, glimpse
 from ..drive import profiled, resume, take
-from ..plan import glimpse
 from ..progress import Distances
 from ..result import Evaluations
-from ..stages import draw_stage
+from ..run import digest
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
 from .models import Models, whole
 from .plan import Leg

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...config_methods import METHODS, RIVALS
-from ..comparison import Comparison
-from ..forecast import STEP_ON_H100
+from ..comparison.comparison import Comparison
+from ..comparison.forecast import STEP_ON_H100
 
 ROWS = {
     "cola": 8551,

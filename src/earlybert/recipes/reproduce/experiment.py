@@ -13,7 +13,7 @@ import yaml
 
 from ...anatomy import Refused
 from ...config_checks import BadSetting, named
-from ..comparison import Comparison
+from ..comparison.comparison import Comparison
 from .claims import CHECKS
 from .estimate import estimate
 

@@ -10,8 +10,8 @@ from ...ticket import History
 from ...ticket.files import write_atomically
 from ...ticket.history import Kind
 from ..compare import PLOT
+from ..comparison.verdict import Verdicts, mean_over_tasks
 from ..run import Run
-from ..verdict import Verdicts, mean_over_tasks
 from .claims import Runs
 from .experiment import Experiment
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from ...config import Finetune, typed
 from ..compare import compare
-from ..comparison import Comparison, cell_name
+from ..comparison.comparison import Comparison, cell_name
+from ..comparison.verdict import Verdicts, mean_over_tasks
 from ..display import display, say
 from ..run import Run
-from ..verdict import Verdicts, mean_over_tasks
 from .claims import Runs
 from .experiment import Experiment, Scale, experiment, has, names, pretrains
 from .figures import figures

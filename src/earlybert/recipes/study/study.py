@@ -12,7 +12,7 @@ from ...config import Finetune, to_dict, typed
 from ...config_checks import BadSetting, above_zero, between, named
 from ...config_pretrain import Architecture, EarlyDrawing, EarlySearch, Pretrain
 from ...config_recipe import with_recipe
-from ..comparison import Comparison, by_name, slug
+from ..comparison.comparison import Comparison, by_name, slug
 from ..grid import Cell
 from .scale import SCALES
 

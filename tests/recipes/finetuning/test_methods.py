@@ -17,17 +17,17 @@ from earlybert.anatomy import of
 from earlybert.baselines import imp
 from earlybert.config import Finetune
 from earlybert.config_methods import METHODS, RIVALS
-from earlybert.recipes.bench import Bench
-from earlybert.recipes.methods import WAYS
+from earlybert.recipes.finetuning.bench import Bench
+from earlybert.recipes.finetuning.methods import WAYS
+from earlybert.recipes.finetuning.plan import stand_in
 from earlybert.recipes.places import same_places
-from earlybert.recipes.plan import stand_in
 from earlybert.recipes.run import Run
 from earlybert.recipes.timing import contenders
 from earlybert.ticket import Ticket
 from earlybert.train.steplog import totals
 
-from ..conftest import tiny_model
-from .conftest import Killed, dying_at, equal, run, steps, weights
+from ...conftest import tiny_model
+from ..conftest import Killed, dying_at, equal, run, steps, weights
 
 SHORT = ["--dense-epochs", "1", "--epochs", "1", "--search-steps", "6"]
 

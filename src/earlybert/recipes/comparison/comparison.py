@@ -9,12 +9,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ..config import Data, Drawing, Finetune, Searching, Ticketing, typed
-from ..config_checks import BadSetting, named
-from ..config_methods import METHODS, RIVALS, untimed
-from ..config_recipe import RECIPES, with_recipe
-from ..tasks import NAMES
-from .grid import Cell
+from ...config import Data, Drawing, Finetune, Searching, Ticketing, typed
+from ...config_checks import BadSetting, named
+from ...config_methods import METHODS, RIVALS, untimed
+from ...config_recipe import RECIPES, with_recipe
+from ...tasks import NAMES
+from ..grid import Cell
 
 MARGIN = 0.3
 """Points of the headline metric by which a method may be worse and still count as not inferior."""

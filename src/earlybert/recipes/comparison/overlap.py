@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from ..report.sheet import Sheet
-from ..ticket import Ticket
-from ..ticket.ticket import Layers
+from ...report.sheet import Sheet
+from ...ticket import Ticket
+from ...ticket.ticket import Layers
 from .comparison import Comparison, cell_name
 
 

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..ticket import Ticket, apply, rebind
-from ..train import checkpoint
-from ..train.steplog import SCORING, add_line, forget
+from ...ticket import Ticket, apply, rebind
+from ...train import checkpoint
+from ...train.steplog import SCORING, add_line, forget
+from ..display import say
+from ..drawing import after_cut, draw_ticket, head_price_of
+from ..run import Run
 from .bench import SHARED_ORDER, Bench
-from .display import say
-from .plan import after_cut, draw_ticket, head_price_of, later_cuts, plan
-from .run import Run
+from .plan import later_cuts, plan
 from .scoring import Scored, sensitivity
 from .stages import Begin, Begun, begin_ticket, refit_next
 

@@ -14,30 +14,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..anatomy import Refused
-from ..cost import count, peak_memory, sized, watch_memory
-from ..tasks.batches import shape_of
-from ..ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
-from ..ticket.refit import flops as refit_flops
-from ..ticket.refit import refit
-from ..ticket.settled import Watch
-from ..ticket.surgery import fold
-from ..train import checkpoint
-from ..train.engine import build
-from ..train.loop import Observer
-from ..train.matching import MatchedCost, matching
-from ..train.optimizer import adamw
-from ..train.schedule import rewarmed
-from ..train.search import Recorder, StopRule, Watching, collect, searching
-from ..train.step import EagerStep, to_device
-from ..train.steplog import LAST, SCORING, Counts, add_line, truncate
-from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
-from .display import say
-from .drive import Batches, drive, profiled, resume
-from .plan import Plan, after_cut, draw_ticket, glimpse, head_price_of, plan
-from .report import write_card
-from .result import Evaluations, summary
-from .run import Run, RunFolder
+from ...anatomy import Refused
+from ...cost import count, peak_memory, sized, watch_memory
+from ...tasks.batches import shape_of
+from ...ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
+from ...ticket.refit import flops as refit_flops
+from ...ticket.refit import refit
+from ...ticket.settled import Watch
+from ...ticket.surgery import fold
+from ...train import checkpoint
+from ...train.engine import build
+from ...train.loop import Observer
+from ...train.matching import MatchedCost, matching
+from ...train.optimizer import adamw
+from ...train.schedule import rewarmed
+from ...train.search import Recorder, StopRule, Watching, collect, searching
+from ...train.step import EagerStep, to_device
+from ...train.steplog import Counts, add_line, truncate
+from ..display import say
+from ..drawing import glimpse
+from ..drive import Batches, drive, profiled, resume
+from ..report import write_card
+from ..result import Evaluations
+from ..run import Run, digest
+from .bench import SHARED_ORDER, TICKET_ORDER, Bench
+from .plan import Plan, plan
+from .result import summary
 
 
 @dataclass
@@ -145,22 +147,6 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         batches = objective.batches if objective else bench.stream(SHARED_ORDER).starting_at
         profiled(run, "search", step, batches(0))
     return scores
-
-
-def draw_stage(run: RunFolder[Any], scores: Scores) -> Ticket:
-    """Stage 2. Writes `ticket.json`, of several cuts that of the first.
-
-    Args:
-        run: The folder.
-        scores: To draw from.
-    """
-    head_price = head_price_of(run.config)
-    began = time.perf_counter()
-    ticket = draw_ticket(after_cut(run.config, 1), scores, head_price=head_price)
-    truncate(run.steps, SCORING, LAST)
-    add_line(run.steps, "draw", 1, time.perf_counter() - began)
-    ticket.save(run.ticket)  # last: its presence says that the stage is done
-    return ticket
 
 
 def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[str, Any]]:

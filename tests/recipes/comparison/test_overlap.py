@@ -6,7 +6,7 @@ import pytest
 
 from earlybert import Ticket
 from earlybert.baselines import random_ticket
-from earlybert.recipes.overlap import overlap
+from earlybert.recipes.comparison.overlap import overlap
 
 
 def test_by_hand() -> None:

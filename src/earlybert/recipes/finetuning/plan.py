@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any
 
-import torch
-from transformers import AutoModel
-
-from ..anatomy import Anatomy, Refused, of
-from ..baselines import random_ticket
-from ..config import Drawing, Finetune
-from ..config_methods import METHODS, RIVALS
-from ..config_recipe import BUDGET
-from ..tasks.head import load_config
-from ..ticket import Scores, Settled, Ticket, draw
-from ..ticket.joint import draw_jointly
-from ..ticket.settled import CHECKS, Watch
-from ..train.engine import unasked
-from ..train.schedule import Schedule, linear
+from ...anatomy import Anatomy, Refused
+from ...baselines import random_ticket
+from ...config import Drawing, Finetune
+from ...config_methods import METHODS, RIVALS
+from ...config_recipe import BUDGET
+from ...ticket import Ticket
+from ...train.engine import unasked
+from ...train.schedule import Schedule, linear
+from ..drawing import after_cut, anatomy_of, draw_ticket
 from .bench import SHARED_ORDER, Bench
 
 FEWEST_SEARCH_STEPS = 100
@@ -98,25 +90,6 @@ def later_cuts(first: int, train: int, cuts: int) -> list[int]:
     return [first + round(CUT_WITHIN * (train - first) * number / (cuts - 1)) for number in range(1, cuts)]
 
 
-def after_cut(config: Any, number: int) -> Any:
-    """Drawing settings of one of several cuts: so many equal shares of what goes in all are gone after it.
-
-    Args:
-        config: Of a run.
-        number: Of the cut; 1 is the first.
-    """
-    cuts = getattr(config, "cuts", 1)
-    if number >= cuts:
-        return config
-    share = Fraction(number, cuts)
-
-    def part(remove: int | float) -> int | float:
-        return math.floor(remove * share + Fraction(1, 2)) if isinstance(remove, int) else float(remove * share)
-
-    less = {name: part(value) for name in ("heads", "neurons", "joint") if (value := getattr(config, name)) is not None}
-    return replace(config, **less)
-
-
 def advice(bench: Bench) -> list[str]:
     """What a person should know of this plan before it runs."""
     config, lengths = bench.config, plan(bench)
@@ -146,25 +119,13 @@ def advice(bench: Bench) -> list[str]:
     return notes
 
 
-def glimpse(config: Any, cap: int) -> Watch:
-    """A watch on the mask of a search for the eye alone: from the first steps on, at a twentieth of its length.
-
-    Args:
-        config: Says how much will be drawn.
-        cap: Of the search, in optimizer steps.
-    """
-    said = Drawing if getattr(config, "joint", None) is not None else config  # which a joint ranking does not look at
-    amount = {name: getattr(said, name) for name in ("heads", "neurons", "heads_scope", "neurons_scope")}
-    return Settled(**amount, every=math.ceil(cap / CHECKS), min_steps=0).watch(cap)
-
-
 def check_drawing(bench: Bench) -> None:
     """Draw from made-up scores, so that an impossible budget is refused before the search.
 
     Raises:
         Refused: As `draw`.
     """
-    config, anatomy = bench.config, _anatomy(bench.config)
+    config, anatomy = bench.config, anatomy_of(bench.config)
     before: Ticket | None = None
     for number in range(1, config.cuts + 1):
         before = stand_in(after_cut(config, number), anatomy, within=before)
@@ -191,34 +152,3 @@ def stand_in(config: Finetune, anatomy: Anatomy, *, within: Ticket | None = None
     )
     scores = replace(scores, heads=heads, neurons=neurons, within=within)
     return draw_ticket(config, scores, head_price=anatomy.head_price)
-
-
-def _anatomy(config: Finetune) -> Anatomy:
-    """Of the model that a run starts from; no weight is read."""
-    with torch.device("meta"):
-        return of(AutoModel.from_config(load_config(config.model, offline=config.offline)))
-
-
-def head_price_of(config: Drawing) -> float:
-    """What a head of a run's model costs, which a joint ranking needs; 0 where there is none. Reads no weight."""
-    return _anatomy(config).head_price if isinstance(config, Finetune) and config.joint is not None else 0.0
-
-
-def draw_ticket(config: Drawing, scores: Scores, *, head_price: float) -> Ticket:
-    """`draw`, or `draw_jointly`, with a configuration's settings.
-
-    Args:
-        config: Says how much goes.
-        scores: To draw from.
-        head_price: See `head_price_of`.
-    """
-    if config.joint is not None:
-        return draw_jointly(scores, remove=config.joint, head_price=head_price, align=config.align)
-    return draw(
-        scores,
-        heads=config.heads,
-        neurons=config.neurons,
-        heads_scope=config.heads_scope,
-        neurons_scope=config.neurons_scope,
-        align=config.align,
-    )

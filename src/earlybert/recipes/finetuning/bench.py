@@ -12,15 +12,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..anatomy import Refused, family_of
-from ..config import Data, Finetune
-from ..tasks import Examples, Predictions, Task
-from ..tasks import load as load_task
-from ..tasks.batches import Rows, Stream
-from ..tasks.head import load_config, load_model, load_tokenizer
-from ..train.engine import Engine, chosen
-from ..train.evaluate import predict
-from ..train.precision import resolve
+from ...anatomy import Refused, family_of
+from ...config import Data, Finetune
+from ...tasks import Examples, Predictions, Task
+from ...tasks import load as load_task
+from ...tasks.batches import Rows, Stream
+from ...tasks.head import load_config, load_model, load_tokenizer
+from ...train.engine import Engine, chosen
+from ...train.evaluate import predict
+from ...train.precision import resolve
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
 """Data orders: search, dense runs and `weights: keep` share one; a ticket trained from theta_0 has its own."""
@@ -171,12 +171,3 @@ def _encoded(data: Data, model: str) -> tuple[Rows, int, Rows, dict[str, Rows]]:
     train, cut = task.encode(task.train, tokenizer, data)
     validation, _ = task.encode(task.validation, tokenizer, data)
     return train, cut, validation, {name: task.encode(rows, tokenizer, data)[0] for name, rows in task.others.items()}
-
-
-def digest(model: nn.Module) -> str:
-    """SHA-256 over all parameters and buffers, to know theta_0 again."""
-    sha = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()

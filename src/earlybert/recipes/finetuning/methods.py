@@ -10,23 +10,24 @@ from typing import Any
 
 from torch import nn
 
-from ..anatomy import Refused, of
-from ..baselines import dense as dense_rival
-from ..baselines import inverted, layerdrop, magnitude, random_ticket
-from ..config import Data, Scope
-from ..config_methods import METHODS, RIVALS, untimed
-from ..cost import count
-from ..ticket import Scores, Ticket
-from ..train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
-from .bench import SHARED_ORDER, TICKET_ORDER, Bench, digest
+from ...anatomy import Refused, of
+from ...baselines import dense as dense_rival
+from ...baselines import inverted, layerdrop, magnitude, random_ticket
+from ...config import Data, Scope
+from ...config_methods import METHODS, RIVALS, untimed
+from ...cost import count
+from ...ticket import Scores, Ticket
+from ...train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
+from ..drawing import draw_stage
+from ..places import alike
+from ..run import Run, copy_search, digest
+from ..timing import contenders, in_turns, some_batches
+from .bench import SHARED_ORDER, TICKET_ORDER, Bench
 from .gradual import begin_gradually
 from .masked_search import masked_objective
-from .places import alike
 from .rounds import begin_imp, imp_rounds
-from .run import Run, copy_search
 from .scoring import Scored, sensitivity
-from .stages import Begin, Begun, begin_dense, begin_ticket, draw_stage, search_stage, searched
-from .timing import contenders, in_turns, some_batches
+from .stages import Begin, Begun, begin_dense, begin_ticket, search_stage, searched
 
 SAME = (
     *("model", "seed"),

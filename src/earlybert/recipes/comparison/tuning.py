@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..anatomy import Refused
+from ...anatomy import Refused
+from ..display import say
+from ..grid import Cell, run_grid
 from .comparison import Comparison, slug
-from .display import say
-from .grid import Cell, run_grid
 
 SEED = 0
 """Of all trials; the seeds that count are others, or see data in another order."""

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from earlybert.recipes.comparison import Comparison, cell_name
-from earlybert.recipes.forecast import forecast
+from earlybert.recipes.comparison.comparison import Comparison, cell_name
+from earlybert.recipes.comparison.forecast import forecast
 from earlybert.train.steplog import totals
 
-from .conftest import run, tiny_flags
+from ..conftest import run, tiny_flags
 
 ROWS = {
     "dense": None,

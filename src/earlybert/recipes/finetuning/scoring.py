@@ -6,13 +6,13 @@ from typing import Literal
 
 from torch import nn
 
-from ..baselines.sensitivity import Kind, Sensitivity
-from ..baselines.surgeon import Surgeon
-from ..cost import count
-from ..tasks.batches import shape_of
-from ..ticket import Scores
-from ..train.clock import Clock
-from ..train.step import to_device
+from ...baselines.sensitivity import Kind, Sensitivity
+from ...baselines.surgeon import Surgeon
+from ...cost import count
+from ...tasks.batches import shape_of
+from ...ticket import Scores
+from ...train.clock import Clock
+from ...train.step import to_device
 from .bench import Bench
 
 Scored = Kind | Literal["surgeon"]

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..baselines import imp
-from ..ticket.tensors import Kind
-from ..train.engine import build
-from ..train.optimizer import adamw
+from ...baselines import imp
+from ...ticket.tensors import Kind
+from ...train.engine import build
+from ...train.optimizer import adamw
+from ..display import say
+from ..drive import drive, resume
+from ..run import Run
 from .bench import SHARED_ORDER, Bench
-from .display import say
-from .drive import drive, resume
 from .plan import plan
-from .run import Run
 from .stages import Begun
 
 FILE = Kind("masks file", "earlybert-masks-1", "delete it and resume")

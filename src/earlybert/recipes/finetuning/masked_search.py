@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..anatomy import Refused
-from ..cost import MaskedCost
-from ..cost import masked as masked_cost
-from ..data.corpus import Words, words_of
-from ..data.masking import SHARE, choose, hide
-from ..data.noise import bits
-from ..tasks.batches import Batch
-from ..tasks.head import load_masked
+from ...anatomy import Refused
+from ...cost import MaskedCost
+from ...cost import masked as masked_cost
+from ...data.corpus import Words, words_of
+from ...data.masking import SHARE, choose, hide
+from ...data.noise import bits
+from ...tasks.batches import Batch
+from ...tasks.head import load_masked
 from .bench import SHARED_ORDER, Bench
 from .stages import Objective
 

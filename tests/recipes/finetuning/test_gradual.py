@@ -12,12 +12,14 @@ import torch
 import earlybert as eb
 from earlybert.anatomy import of
 from earlybert.config import Finetune
-from earlybert.recipes import finetune, gradual
-from earlybert.recipes.plan import after_cut, later_cuts, stand_in
+from earlybert.recipes import finetune
+from earlybert.recipes.drawing import after_cut
+from earlybert.recipes.finetuning import gradual
+from earlybert.recipes.finetuning.plan import later_cuts, stand_in
 from earlybert.train.steplog import read_steps
 
-from ..conftest import tiny_model
-from .conftest import Killed, dying_at, equal, run
+from ...conftest import tiny_model
+from ..conftest import Killed, dying_at, equal, run
 
 GRADUAL = ["--weights", "keep", "--search-steps", "6", "--epochs", "2", "--method", "fisher_searched", "--cuts", "3"]
 BUDGET = ["--heads", "2", "--neurons", "0.5", "--score-batches", "2"]

@@ -8,18 +8,19 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-from ..anatomy import of
-from ..baselines import imp, layerdrop
-from ..config import Finetune, Ticketing
-from ..config_methods import METHODS, RIVALS
-from ..config_recipe import with_recipe
-from ..cost import count
-from ..report.sheet import Sheet
-from ..ticket import apply
-from .advise import duration
-from .bench import SHARED_ORDER, Bench
+from ...anatomy import of
+from ...baselines import imp, layerdrop
+from ...config import Finetune, Ticketing
+from ...config_methods import METHODS, RIVALS
+from ...config_recipe import with_recipe
+from ...cost import count
+from ...report.sheet import Sheet
+from ...ticket import apply
+from ..advise import duration
+from ..drawing import after_cut
+from ..finetuning.bench import SHARED_ORDER, Bench
+from ..finetuning.plan import later_cuts, plan, stand_in
 from .comparison import Comparison
-from .plan import after_cut, later_cuts, plan, stand_in
 from .tuning import trials_of
 from .verdict import reference_row
 

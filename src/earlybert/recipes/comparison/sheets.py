@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from ..report.sheet import Sheet
+from ...report.sheet import Sheet
 from .comparison import Comparison
 from .statistics import LEVEL, Difference, over_tasks
 from .verdict import NEAR, Verdict, Verdicts, mean_over_tasks, reference_row

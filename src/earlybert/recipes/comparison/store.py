@@ -8,8 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..grid import Cell
 from .comparison import slug
-from .grid import Cell
 
 DIGITS = 12
 

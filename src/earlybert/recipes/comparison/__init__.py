@@ -1,0 +1,1 @@
+"""Parts of a comparison: what is run, what it would take, and what came of it."""

@@ -1,0 +1,1 @@
+"""Fine-tuning: its data and plan, the three stages, and every method."""
