@@ -20,9 +20,9 @@ from earlybert.recipes import grid
 from earlybert.recipes.comparison import tuning
 from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.comparison.sheets import sheets
-from earlybert.recipes.comparison.statistics import difference, over_tasks
 from earlybert.recipes.comparison.verdict import Verdict, _rival
 from earlybert.recipes.lock import locked
+from earlybert.recipes.statistics import difference, over_tasks
 from earlybert.recipes.versus import saved
 from earlybert.report.frontier import Point, frontier
 from earlybert.tasks import Predictions

@@ -20,7 +20,7 @@ from ..ticket import apply
 from .display import display, say
 from .finetuning.bench import SHARED_ORDER, Bench
 from .finetuning.plan import Plan, advice, plan, stand_in
-from .timing import contenders, in_turns, inference_seconds, some_batches
+from .finetuning.timing import contenders, in_turns, inference_seconds, some_batches
 
 FASTER = 0.97
 """A ticket's step has to take less than this share of a dense one to count as faster."""

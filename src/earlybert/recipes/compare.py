@@ -22,9 +22,9 @@ from .comparison.tuning import tuned
 from .comparison.verdict import Verdicts, judge, mean_over_tasks, reference_row
 from .display import display, say
 from .finetuning.bench import Bench
+from .finetuning.timing import inference_seconds
 from .grid import Outcome, run_grid
 from .run import Run
-from .timing import inference_seconds
 from .trackers import require
 
 GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "compare.svg"

@@ -15,10 +15,10 @@ from ..report.numbers import Judged
 from ..tasks.predictions import Predictions
 from ..ticket.card import NAME
 from ..ticket.files import write_atomically
-from .comparison.statistics import METRICS, difference, interval
 from .display import say
 from .run import Run
 from .run import RunFolder as RunRecord
+from .statistics import METRICS, difference, interval
 
 PAGE = "report.html"
 

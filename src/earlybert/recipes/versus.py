@@ -18,8 +18,8 @@ from .finetuning.bench import SHARED_ORDER, Bench
 from .finetuning.methods import settled
 from .finetuning.plan import plan
 from .finetuning.stages import begin_dense, train_stage
+from .finetuning.timing import inference_seconds
 from .run import Run
-from .timing import inference_seconds
 from .trackers import tracked
 
 

@@ -20,9 +20,9 @@ from earlybert.config_methods import METHODS, RIVALS
 from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.finetuning.methods import WAYS
 from earlybert.recipes.finetuning.plan import stand_in
+from earlybert.recipes.finetuning.timing import contenders
 from earlybert.recipes.places import same_places
 from earlybert.recipes.run import Run
-from earlybert.recipes.timing import contenders
 from earlybert.ticket import Ticket
 from earlybert.train.steplog import totals
 

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from ...report.sheet import Sheet
+from ..statistics import LEVEL, Difference, over_tasks
 from .comparison import Comparison
-from .statistics import LEVEL, Difference, over_tasks
 from .verdict import NEAR, Verdict, Verdicts, mean_over_tasks, reference_row
 
 OTHER_COST = "(other cost)"

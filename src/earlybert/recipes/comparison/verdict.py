@@ -16,9 +16,9 @@ from ...config import Finetune
 from ...config_methods import RIVALS
 from ...tasks import Predictions
 from ..grid import Outcome
+from ..statistics import Difference, difference, holm
 from ..versus import saved
 from .comparison import Comparison, cell_name
-from .statistics import Difference, difference, holm
 
 NEAR = 1.05
 """A rival whose cost is within this factor is "at the same cost": one optimizer step of a short run is 3 %."""

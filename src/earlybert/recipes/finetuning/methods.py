@@ -21,13 +21,13 @@ from ...train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
 from ..drawing import draw_stage
 from ..places import alike
 from ..run import Run, copy_search, digest
-from ..timing import contenders, in_turns, some_batches
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
 from .gradual import begin_gradually
 from .masked_search import masked_objective
 from .rounds import begin_imp, imp_rounds
 from .scoring import Scored, sensitivity
 from .stages import Begin, Begun, begin_dense, begin_ticket, search_stage, searched
+from .timing import contenders, in_turns, some_batches
 
 SAME = (
     *("model", "seed"),

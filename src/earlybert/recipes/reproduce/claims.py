@@ -22,10 +22,10 @@ from ...tasks import Predictions
 from ...ticket import History, Ticket
 from ...ticket.draw import Scope
 from ...ticket.history import Kind
-from ..comparison.statistics import Difference, over_tasks
 from ..comparison.verdict import paired
 from ..kinds import RESULTS
 from ..pretraining.estimate import work
+from ..statistics import Difference, over_tasks
 
 Answer = Literal["held", "not held", "open"]
 SETTLED = 0.5

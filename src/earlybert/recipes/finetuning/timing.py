@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..tasks.batches import Batch, in_order
-from ..ticket import Ticket, apply
-from ..train.clock import Clock
-from ..train.engine import build
-from ..train.matching import matching
-from ..train.optimizer import adamw
-from ..train.precision import autocast
-from ..train.search import searching
-from ..train.step import EagerStep, to_device
-from .finetuning.bench import SHARED_ORDER, Bench
+from ...tasks.batches import Batch, in_order
+from ...ticket import Ticket, apply
+from ...train.clock import Clock
+from ...train.engine import build
+from ...train.matching import matching
+from ...train.optimizer import adamw
+from ...train.precision import autocast
+from ...train.search import searching
+from ...train.step import EagerStep, to_device
+from .bench import SHARED_ORDER, Bench
 
 BATCHES = 4
 """Different steps' worth of data that are gone through again and again: real lengths, and few graphs to capture."""

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlybert.recipes.comparison.statistics import METRICS, difference, holm, interval, over_tasks
 from earlybert.recipes.report import intervals
+from earlybert.recipes.statistics import METRICS, difference, holm, interval, over_tasks
 from earlybert.tasks import Predictions
 from earlybert.tasks.metrics import compute
 
