@@ -52,7 +52,7 @@ def cpu_seconds(who: int = resource.RUSAGE_SELF) -> float:
 
 def prepare(text: Path, folder: Path, workers: int, tokenizer: str | None) -> dict[str, Any]:
     """Prepare a corpus in this process; seconds by stage, and what came out."""
-    from earlybert.config import Preparation
+    from earlybert.config.prepare import Preparation
     from earlybert.data import prepare, sources, vocabulary
 
     spent = {"vocabulary": 0.0}

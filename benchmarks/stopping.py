@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 import earlybert
-from earlybert.config import Finetune
+from earlybert.config.finetune import Finetune
 from earlybert.recipes.finetuning.bench import SHARED_ORDER, Bench
 from earlybert.recipes.run import environment
 from earlybert.ticket import History, keep_mask

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from earlybert.config import Finetune, typed
-from earlybert.config_pretrain import Pretrain
+from earlybert.config.finetune import Finetune
+from earlybert.config.pretrain import Pretrain
+from earlybert.config.values import typed
 from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.reproduce.experiment import SCALES, Scale
 from earlybert.recipes.reproduce.studies import pretraining
@@ -29,7 +30,7 @@ def test_it_parses_and_is_in_range(name: str) -> None:
         Pretrain(**given)
         return
     if "methods" not in given:
-        Finetune(**typed(given))
+        Finetune(**typed(given, Finetune))
         return
     comparison = Comparison.of(given)
     methods = [comparison.method_of(row) for row in comparison.methods]

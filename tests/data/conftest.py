@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from earlybert.config import Preparation
+from earlybert.config.prepare import Preparation
 from earlybert.data import prepare, sources
 from earlybert.data.corpus import Corpus
 

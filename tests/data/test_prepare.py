@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 import earlybert as eb
-from earlybert.config import Preparation
-from earlybert.config_checks import BadSetting
+from earlybert.config.checks import BadSetting
+from earlybert.config.prepare import Preparation
 from earlybert.data import prepare, shards, sources, vocabulary
 from earlybert.data.corpus import Corpus
 from earlybert.data.seen import Seen, digest

@@ -31,7 +31,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from earlybert import Refused
-from earlybert.config_checks import BadSetting
+from earlybert.config.checks import BadSetting
 
 BATCH = 2_000
 ROOM = 1 << 30

@@ -148,7 +148,8 @@ def test_two_runs_begun_at_the_same_moment(
     given = {
         name.removeprefix("--").replace("-", "_"): value for name, value in zip(flags[::2], flags[1::2], strict=True)
     }
-    from earlybert.config import Finetune, typed
+    from earlybert.config.finetune import Finetune
+    from earlybert.config.values import typed
 
     numbers = ("max_length", "batch_size", "align", "heads", "log_every", "checkpoint_every", "profile_steps")
     given = typed({name: int(value) if name in numbers else value for name, value in given.items()}, Finetune)

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from earlybert.anatomy import Refused
-from earlybert.config import typed
-from earlybert.config_checks import BadSetting
+from earlybert.config.checks import BadSetting
+from earlybert.config.finetune import Finetune
+from earlybert.config.values import typed
 from earlybert.recipes import compare as comparing
 from earlybert.recipes import finetune as recipe
 from earlybert.recipes import grid
@@ -299,7 +300,7 @@ def test_bad_input_is_one_sentence(changes: dict[str, Any], said: str) -> None:
 
 
 def test_yaml_values_become_what_settings_want() -> None:
-    assert typed({"lr": "5e-5", "heads": 4, "epochs": 2, "task": None, "weights": "keep"}) == {
+    assert typed({"lr": "5e-5", "heads": 4, "epochs": 2, "task": None, "weights": "keep"}, Finetune) == {
         "lr": 5e-5,
         "heads": 4,
         "epochs": 2.0,
@@ -307,9 +308,9 @@ def test_yaml_values_become_what_settings_want() -> None:
         "weights": "keep",
     }
     with pytest.raises(BadSetting, match=r"batch_size must be int, got 2\.5"):
-        typed({"batch_size": 2.5})
+        typed({"batch_size": 2.5}, Finetune)
     with pytest.raises(BadSetting, match="unknown weights 'kept'; did you mean keep"):
-        typed({"weights": "kept"})
+        typed({"weights": "kept"}, Finetune)
 
 
 def test_a_folder_that_is_something_else_is_left_alone(

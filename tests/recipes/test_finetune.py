@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import earlybert as eb
-from earlybert.config import Finetune
+from earlybert.config.finetune import Finetune
 from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.finetuning.plan import plan
 from earlybert.train.step import EagerStep

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer
 
 import earlybert as eb
-from earlybert.config import Data
+from earlybert.config.finetune import Data
 from earlybert.tasks import Predictions, load
 from tests.conftest import sentiment_rows
 

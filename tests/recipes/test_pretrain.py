@@ -18,7 +18,7 @@ import torch
 import yaml
 
 import earlybert as eb
-from earlybert.config_pretrain import Pretrain
+from earlybert.config.pretrain import Pretrain
 from earlybert.recipes.pretraining import stages
 from earlybert.recipes.pretraining.bench import Bench
 from earlybert.train import budget
@@ -400,7 +400,7 @@ def test_a_cut_model_is_fine_tuned_as_it_is(
     flags: list[str], tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its encoder is the pre-trained one to the bit, its head is new, and nothing may cut it again."""
-    from earlybert.config import Finetune
+    from earlybert.config.finetune import Finetune
     from earlybert.recipes.finetuning.bench import Bench as FinetuneBench
 
     assert run("pretrain", *flags, "--output", tmp_path / "pre") == 0

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from earlybert.cli import main
-from earlybert.config import Preparation
+from earlybert.config.prepare import Preparation
 from earlybert.data import prepare, sources, vocabulary
 from earlybert.ticket.history import FORMAT, HEADER_BYTES
 from tests.data.conftest import documents

@@ -20,7 +20,7 @@ import yaml
 import earlybert as eb
 from earlybert.cli.commands import COMMANDS
 from earlybert.cli.parser import parser_of, underscored
-from earlybert.config import Finetune
+from earlybert.config.finetune import Finetune
 from earlybert.report.curves import thinned
 from earlybert.report.folder import read, told_apart
 from earlybert.report.numbers import Judged, command

@@ -15,7 +15,7 @@ import yaml
 import earlybert as eb
 from earlybert.cli.commands import COMMANDS
 from earlybert.cli.parser import parser_of, underscored
-from earlybert.config_pretrain import Pretrain
+from earlybert.config.pretrain import Pretrain
 from earlybert.recipes import pretrain as recipe
 from earlybert.report import page as page_module
 from earlybert.report.folder import read

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from earlybert.anatomy import Refused
-from earlybert.config import Data
+from earlybert.config.finetune import Data
 from earlybert.tasks import glue, head, hub, load, load_test
 from earlybert.tasks.submission import render, validation
 from tests.conftest import write_jsonl

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earlybert.anatomy import Refused
-from earlybert.config import Data
+from earlybert.config.finetune import Data
 from earlybert.tasks import load
 from earlybert.tasks.answers import best_spans, exact_match, f1
 from earlybert.tasks.windows import LONGEST_QUESTION, Windows, windows

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from earlybert.config import Data
+from earlybert.config.finetune import Data
 from earlybert.tasks import Examples, Task, load
 from earlybert.tasks.batches import PAD_TO, Rows, Stream, in_order
 from earlybert.tasks.encode import encode

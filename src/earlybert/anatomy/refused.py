@@ -1,6 +1,6 @@
 """The one error a person is meant to read."""
 
-from ..config_checks import sentence as one_line
+from ..config.checks import sentence as one_line
 
 
 class Refused(ValueError):

@@ -11,9 +11,9 @@ import sys
 from importlib import import_module
 from typing import Any, get_args
 
-from ..config import LogMode
-from ..config_checks import BadSetting, named, sentence
-from ..config_recipe import SET_BY_ONE
+from ..config.checks import BadSetting, named, sentence
+from ..config.finetune import LogMode
+from ..config.recipe import SET_BY_ONE
 from .commands import COMMANDS
 from .parser import config_first, one_line, overview, parser_of, plain, underscored
 from .signals import CODES, Signals

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import PARTS, Drawing, Finetune, LogMode, Preparation, Ticketing
-from ..config_checks import BadSetting
-from ..config_methods import METHODS
-from ..config_pretrain import PRETRAIN_PARTS, Pretrain
-from ..config_recipe import with_recipe
+from ..config.checks import BadSetting
+from ..config.finetune import PARTS, Drawing, Finetune, LogMode, Ticketing
+from ..config.methods import METHODS
+from ..config.prepare import Preparation
+from ..config.pretrain import PRETRAIN_PARTS, Pretrain
+from ..config.recipe import with_recipe
 
 Given = dict[str, Any]
 """What was said on the command line and in its YAML file, by name with underscores."""

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..anatomy import Refused
-from ..config import Preparation
+from ..config.prepare import Preparation
 from ..ticket.files import disk_errors, remove_leftovers
 from ..ticket.tensors import UNUSABLE, typed
 from . import shards, tokenise, vocabulary

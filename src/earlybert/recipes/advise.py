@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from ..anatomy import of
-from ..config import Finetune
-from ..config_methods import METHODS
-from ..config_recipe import with_recipe
+from ..config.finetune import Finetune
+from ..config.methods import METHODS
+from ..config.recipe import with_recipe
 from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from ..anatomy import Refused
-from ..config import Finetune
+from ..config.finetune import Finetune
 from ..ticket import load
 from ..ticket.files import write_atomically
 from .comparison.comparison import Comparison, cell_name

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.progress import Progress, ProgressColumn
 
-from ..config import LogMode
+from ..config.finetune import LogMode
 
 WIDE = 120
 """Columns of what is printed where there is no terminal."""

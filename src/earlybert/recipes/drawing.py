@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel
 
 from ..anatomy import Anatomy, of
-from ..config import Drawing, Finetune
+from ..config.finetune import Drawing, Finetune
 from ..tasks.head import load_config
 from ..ticket import Scores, Settled, Ticket, draw
 from ..ticket.joint import draw_jointly

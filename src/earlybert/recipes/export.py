@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from ..anatomy import Refused
-from ..config_checks import BadSetting
-from ..config_file import parse
+from ..config.checks import BadSetting
+from ..config.file import parse
 from ..export import FORMATS
 from ..report.folder import ITS_OWN
 from ..ticket import load, save

@@ -14,9 +14,10 @@ import numpy as np
 
 from ..anatomy import Refused, of
 from ..baselines import layerdrop
-from ..config import NO_RESULT, Finetune, changed, to_dict
-from ..config_methods import METHODS, RIVALS
-from ..config_recipe import BUDGET, with_recipe
+from ..config.finetune import NO_RESULT, Finetune
+from ..config.methods import METHODS, RIVALS
+from ..config.recipe import BUDGET, with_recipe
+from ..config.values import changed, to_dict
 from ..tasks import Predictions
 from ..ticket import Scores, Ticket, load
 from ..ticket.files import HALF, disk_errors

@@ -21,8 +21,8 @@ import torch
 from rich.progress import Progress
 
 from ..anatomy import Refused
-from ..config import LogMode
-from ..config_checks import BadSetting
+from ..config.checks import BadSetting
+from ..config.finetune import LogMode
 from ..ticket import CutMismatch
 from ..ticket.files import write_atomically
 from ..ticket.memory import out_of_memory

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..anatomy import Refused
-from ..config import changed
-from ..config_pretrain import Pretrain
+from ..config.pretrain import Pretrain
+from ..config.values import changed
 from ..data import shards
 from . import finetune, pretrain
 from .pretraining.run import PretrainRun

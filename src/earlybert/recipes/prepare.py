@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from ..anatomy import Refused
-from ..config import Preparation
+from ..config.prepare import Preparation
 from ..data import prepare as data
 from ..data import sources
 from ..tasks import demo

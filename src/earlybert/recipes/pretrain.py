@@ -11,8 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import NO_RESULT, changed
-from ..config_pretrain import Pretrain
+from ..config.finetune import NO_RESULT
+from ..config.pretrain import Pretrain
+from ..config.values import changed
 from ..ticket.files import write_atomically
 from ..train.engine import unasked
 from ..train.ranks import reached

@@ -20,10 +20,11 @@ from torch import nn
 
 from .. import __version__
 from ..anatomy import Refused
-from ..config import Finetune, to_dict, typed
-from ..config_checks import BadSetting, shown
-from ..config_file import parse
-from ..config_pretrain import Pretrain
+from ..config.checks import BadSetting, shown
+from ..config.file import parse
+from ..config.finetune import Finetune
+from ..config.pretrain import Pretrain
+from ..config.values import to_dict, typed
 from ..ticket import Scores
 from ..ticket.files import write_atomically
 from ..ticket.tensors import UNUSABLE

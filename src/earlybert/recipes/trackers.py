@@ -14,7 +14,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..anatomy import Refused, first_line
-from ..config import TRACKERS, to_dict, trackers_of
+from ..config.finetune import TRACKERS, trackers_of
+from ..config.values import to_dict
 from ..train.steplog import read_steps
 from .display import display, say
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..config import Finetune
-from ..config_methods import RIVALS
+from ..config.finetune import Finetune
+from ..config.methods import RIVALS
 from ..ticket import load
 from ..ticket.files import write_atomically
 from .display import display, say

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from ..config import Finetune
-from ..config_file import parse
-from ..config_methods import METHODS, RIVALS
-from ..config_pretrain import Pretrain
+from ..config.file import parse
+from ..config.finetune import Finetune
+from ..config.methods import METHODS, RIVALS
+from ..config.pretrain import Pretrain
 from ..ticket import History, Scores, Ticket
 from ..train.steplog import STAGES, Totals, read_steps, totals
 from .metrics import parts_of, whole

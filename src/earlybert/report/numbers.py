@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import Finetune
-from ..config_pretrain import Pretrain
+from ..config.finetune import Finetune
+from ..config.pretrain import Pretrain
 from ..train.steplog import NO_STEPS, STAGES
 from .folder import RunFolder
 from .metrics import MEMORY, PARTS, parts_of
@@ -285,7 +285,7 @@ def _is_default(kind: type[Finetune] | type[Pretrain], name: str, value: Any) ->
         return False
     default = kind.__dataclass_fields__[name].default
     if name == "max_length" and default == 0:
-        from ..config import DEFAULT_LENGTH
+        from ..config.finetune import DEFAULT_LENGTH
 
         default = DEFAULT_LENGTH  # what 0 stands for where no task says otherwise
     return type(value) is type(default) and value == default

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from ..anatomy import Refused
-from ..config import Data
+from ..config.finetune import Data
 from . import demo, files, glue, squad
 from .examples import Examples
 from .groups import for_tuning

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..anatomy import Refused
-from ..config_checks import shown
+from ..config.checks import shown
 from .examples import Examples
 from .source import listed
 from .table import read, suffix

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config import Data
+from ..config.finetune import Data
 from . import hub
 from .examples import Examples
 from .source import read_jsonl, require

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..anatomy import Refused
-from ..config_checks import shown
+from ..config.checks import shown
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from ..config import Data
+from ..config.finetune import Data
 from . import hub
 from .answers import exact_match, f1
 from .batches import Rows

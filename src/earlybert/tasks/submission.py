@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Data
+from ..config.finetune import Data
 from . import glue, squad
 from .examples import Examples
 from .predictions import Predictions

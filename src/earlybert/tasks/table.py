@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..config_checks import shown
+from ..config.checks import shown
 from .source import listed, opened, read_jsonl, unreadable
 
 Row = Mapping[str, Any]

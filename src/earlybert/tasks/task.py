@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from ..config import Data
+from ..config.finetune import Data
 from .batches import Rows
 from .encode import encode
 from .examples import Examples

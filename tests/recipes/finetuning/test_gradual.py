@@ -11,7 +11,7 @@ import torch
 
 import earlybert as eb
 from earlybert.anatomy import of
-from earlybert.config import Finetune
+from earlybert.config.finetune import Finetune
 from earlybert.recipes import finetune
 from earlybert.recipes.drawing import after_cut
 from earlybert.recipes.finetuning import gradual

@@ -15,8 +15,8 @@ import torch
 import earlybert as eb
 from earlybert.anatomy import of
 from earlybert.baselines import imp
-from earlybert.config import Finetune
-from earlybert.config_methods import METHODS, RIVALS
+from earlybert.config.finetune import Finetune
+from earlybert.config.methods import METHODS, RIVALS
 from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.finetuning.methods import WAYS
 from earlybert.recipes.finetuning.plan import stand_in

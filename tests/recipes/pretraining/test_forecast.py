@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from earlybert.anatomy import Refused
-from earlybert.config import typed
-from earlybert.config_pretrain import Pretrain
+from earlybert.config.pretrain import Pretrain
+from earlybert.config.values import typed
 from earlybert.data.masking import most
 from earlybert.recipes.pretraining.estimate import RATE, work
 from earlybert.recipes.pretraining.forecast import forecast

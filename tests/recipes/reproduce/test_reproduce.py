@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from earlybert.anatomy import Refused
-from earlybert.config_checks import BadSetting
+from earlybert.config.checks import BadSetting
 from earlybert.recipes.reproduce import experiment as files
 from earlybert.recipes.reproduce.claims import CHECKS
 from earlybert.recipes.reproduce.estimate import estimate

@@ -13,8 +13,8 @@ import torch
 
 import earlybert as eb
 from earlybert.anatomy import Refused
-from earlybert.config_checks import BadSetting
-from earlybert.config_pretrain import Pretrain
+from earlybert.config.checks import BadSetting
+from earlybert.config.pretrain import Pretrain
 from earlybert.recipes.study import estimate
 from earlybert.recipes.study.run import run_study, with_corpus
 from earlybert.recipes.study.scale import read_scaled, scaled

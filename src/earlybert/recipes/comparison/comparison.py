@@ -9,10 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...config import Data, Drawing, Finetune, Searching, Ticketing, typed
-from ...config_checks import BadSetting, named
-from ...config_methods import METHODS, RIVALS, untimed
-from ...config_recipe import RECIPES, with_recipe
+from ...config.checks import BadSetting, named
+from ...config.finetune import Data, Drawing, Finetune, Searching, Ticketing
+from ...config.methods import METHODS, RIVALS, untimed
+from ...config.recipe import RECIPES, with_recipe
+from ...config.values import typed
 from ...tasks import NAMES
 from ..grid import Cell
 
@@ -176,7 +177,7 @@ class Comparison:
             merged = with_recipe({**merged, "method": self.method_of(row)})
         for name in ("like", TUNE):
             merged.pop(name, None)
-        merged = typed(merged)
+        merged = typed(merged, Finetune)
         if METHODS[self.method_of(row)].dense:  # the same run, whatever its neighbours are cut to
             for name in OF_A_TICKET:
                 merged.pop(name, None)
@@ -202,7 +203,11 @@ class Comparison:
     def trials(self, row: str) -> list[dict[str, Any]]:
         """Every combination of the values that a row's `tune` lists."""
         lists: Mapping[str, Sequence[Any]] = self.methods[row].get(TUNE) or {}
-        return [typed(dict(zip(lists, values, strict=True))) for values in product(*lists.values())] if lists else []
+        return (
+            [typed(dict(zip(lists, values, strict=True)), Finetune) for values in product(*lists.values())]
+            if lists
+            else []
+        )
 
     def cells(self) -> list[Cell]:
         """All runs: seed by seed, so that a comparison that is stopped has whole seeds."""

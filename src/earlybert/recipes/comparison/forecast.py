@@ -10,9 +10,9 @@ from typing import Any
 
 from ...anatomy import of
 from ...baselines import imp, layerdrop
-from ...config import Finetune, Ticketing
-from ...config_methods import METHODS, RIVALS
-from ...config_recipe import with_recipe
+from ...config.finetune import Finetune, Ticketing
+from ...config.methods import METHODS, RIVALS
+from ...config.recipe import with_recipe
 from ...cost import count
 from ...report.sheet import Sheet
 from ...ticket import apply

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ...anatomy import Refused
-from ...config import Finetune
-from ...config_methods import RIVALS
+from ...config.finetune import Finetune
+from ...config.methods import RIVALS
 from ...tasks import Predictions
 from ..grid import Outcome
 from ..statistics import Difference, difference, holm

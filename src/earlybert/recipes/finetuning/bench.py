@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ...anatomy import Refused, family_of
-from ...config import Data, Finetune
+from ...config.finetune import Data, Finetune
 from ...tasks import Examples, Predictions, Task
 from ...tasks import load as load_task
 from ...tasks.batches import Rows, Stream

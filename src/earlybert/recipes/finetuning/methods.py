@@ -13,8 +13,8 @@ from torch import nn
 from ...anatomy import Refused, of
 from ...baselines import dense as dense_rival
 from ...baselines import inverted, layerdrop, magnitude, random_ticket
-from ...config import Data, Scope
-from ...config_methods import METHODS, RIVALS, untimed
+from ...config.finetune import Data, Scope
+from ...config.methods import METHODS, RIVALS, untimed
 from ...cost import count
 from ...ticket import Scores, Ticket
 from ...train.steplog import NO_STEPS, SCORING, add_line, totals, truncate

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from ...anatomy import Anatomy, Refused
 from ...baselines import random_ticket
-from ...config import Drawing, Finetune
-from ...config_methods import METHODS, RIVALS
-from ...config_recipe import BUDGET
+from ...config.finetune import Drawing, Finetune
+from ...config.methods import METHODS, RIVALS
+from ...config.recipe import BUDGET
 from ...ticket import Ticket
 from ...train.engine import unasked
 from ...train.schedule import Schedule, linear

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from ...anatomy import Refused
-from ...config_pretrain import Pretrain
+from ...config.pretrain import Pretrain
 from ...data import shards
 from ...data.corpus import Corpus
 from ...data.masking import most

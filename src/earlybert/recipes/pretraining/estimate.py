@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
-from ...config_pretrain import Pretrain
+from ...config.pretrain import Pretrain
 from ...cost import PEAK, MaskedCost, masked
 from ...data.masking import most
 from ...ticket.surgery import cut

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from ...config import Preparation
-from ...config_pretrain import Pretrain
+from ...config.prepare import Preparation
+from ...config.pretrain import Pretrain
 from ...cost import PEAK
 from ...report.sheet import Sheet
 from ...train.ranks import ALONE

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from ...anatomy import Refused, of
-from ...config_pretrain import Pretrain
+from ...config.pretrain import Pretrain
 from ...ticket import Scores, Ticket
 from ...train.schedule import Phase, shortened, split
 from ..drawing import draw_ticket

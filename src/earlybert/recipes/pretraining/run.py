@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...config_pretrain import Pretrain
+from ...config.pretrain import Pretrain
 from ..run import RunFolder
 
 

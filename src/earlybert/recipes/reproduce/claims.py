@@ -15,9 +15,9 @@ from typing import Literal
 import numpy as np
 from scipy.stats import rankdata
 
-from ...config import Preparation
-from ...config_file import parse
-from ...config_pretrain import Pretrain
+from ...config.file import parse
+from ...config.prepare import Preparation
+from ...config.pretrain import Pretrain
 from ...tasks import Predictions
 from ...ticket import History, Ticket
 from ...ticket.draw import Scope

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...config_methods import METHODS, RIVALS
+from ...config.methods import METHODS, RIVALS
 from ..comparison.comparison import Comparison
 from ..comparison.forecast import STEP_ON_H100
 

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from ...anatomy import Refused
-from ...config_checks import BadSetting, named
+from ...config.checks import BadSetting, named
 from ..comparison.comparison import Comparison
 from .claims import CHECKS
 from .estimate import estimate

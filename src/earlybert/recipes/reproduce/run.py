@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ...config import Finetune, typed
+from ...config.finetune import Finetune
+from ...config.values import typed
 from ..compare import compare
 from ..comparison.comparison import Comparison, cell_name
 from ..comparison.verdict import Verdicts, mean_over_tasks
@@ -143,7 +144,7 @@ def _row(each: Experiment, row: str, verdicts: Verdicts) -> Row:
 
 
 def _differs(each: Experiment, comparison: Comparison) -> str:
-    settings, seeds = {**asdict(Finetune()), **typed(comparison.settings)}, len(comparison.seeds)
+    settings, seeds = {**asdict(Finetune()), **typed(comparison.settings, Finetune)}, len(comparison.seeds)
     runs = f"{seeds} seed{'s' if seeds > 1 else ''}"
     if each.scale == "paper":
         return f"{settings['model']}, {runs}; the paper's settings on other hardware, widths in multiples of 64."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config_checks import BadSetting
+from ...config.checks import BadSetting
 from ..study.estimate import estimate, refuse_without_device
 from ..study.result import StudyResult, StudyRow
 from ..study.run import refuse_without_text, run_study, with_corpus

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ...anatomy import Refused
-from ...config import Preparation
-from ...config_pretrain import Pretrain
+from ...config.prepare import Preparation
+from ...config.pretrain import Pretrain
 from ..pretraining.estimate import ASSUMED_MFU, RATE, SEARCH, STATE_BYTES, number, work
 from .study import Study
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...config import to_dict
-from ...config_pretrain import Pretrain
+from ...config.pretrain import Pretrain
+from ...config.values import to_dict
 from ...ticket import History
 from ...train.steplog import read_steps
 from ..grid import Cell, Outcome

@@ -10,8 +10,9 @@ from pathlib import Path
 import yaml
 
 from ...anatomy import Refused
-from ...config import Preparation, to_dict
-from ...config_pretrain import Pretrain
+from ...config.prepare import Preparation
+from ...config.pretrain import Pretrain
+from ...config.values import to_dict
 from ...data import shards
 from ...ticket import History
 from ...ticket.files import write_atomically

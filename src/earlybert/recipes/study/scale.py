@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from ...anatomy import first_line
-from ...config_checks import BadSetting, named
+from ...config.checks import BadSetting, named
 
 SCALES = ("paper", "small")
 """Sections of such a file; what stands outside of them holds for both."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ...config import Finetune, to_dict, typed
-from ...config_checks import BadSetting, above_zero, between, named
-from ...config_pretrain import Architecture, EarlyDrawing, EarlySearch, Pretrain
-from ...config_recipe import with_recipe
+from ...config.checks import BadSetting, above_zero, between, named
+from ...config.finetune import Finetune
+from ...config.pretrain import Architecture, EarlyDrawing, EarlySearch, Pretrain
+from ...config.recipe import with_recipe
+from ...config.values import to_dict, typed
 from ..comparison.comparison import Comparison, by_name, slug
 from ..grid import Cell
 from .scale import SCALES

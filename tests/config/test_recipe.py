@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from earlybert.config import Finetune
-from earlybert.config_checks import BadSetting
-from earlybert.config_recipe import RECIPES, with_recipe
+from earlybert.config.checks import BadSetting
+from earlybert.config.finetune import Finetune
+from earlybert.config.recipe import RECIPES, with_recipe
 from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.run import Run
 from earlybert.ticket import Ticket

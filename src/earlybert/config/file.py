@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from .config_checks import BadSetting
+from .checks import BadSetting
 
 
 class _Plain(yaml.SafeLoader):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config_methods import METHODS
+from .methods import METHODS
 
 BUDGET = ("heads", "neurons", "heads_scope", "neurons_scope")
 """Settings that say what goes by kind, where `joint` says it for both together."""

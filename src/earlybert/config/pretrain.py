@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .config import Bookkeeping, Drawing
-from .config_checks import BadSetting, above_zero, between
+from .checks import BadSetting, above_zero, between
+from .finetune import Bookkeeping, Drawing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,12 @@
-"""What a YAML file or a flag may say. Frozen, validated when built, saved beside every result."""
+"""What a YAML file or a flag may say of fine-tuning."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Literal
 
-from .config_checks import BadSetting, above_zero, between, named, shown
-from .config_methods import METHODS, RIVALS
+from .checks import BadSetting, above_zero, between, named
+from .methods import METHODS, RIVALS
 
 Scope = Literal["layer", "global"]
 LogMode = Literal["auto", "bars", "plain", "json", "quiet"]
@@ -312,80 +310,6 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
             raise BadSetting("rewarm is for weights: keep; with weights: reset use warmup.")
 
 
-def typed(settings: Mapping[str, Any], kind: type = Finetune) -> dict[str, Any]:
-    """Settings as their dataclass wants them, from the plain values of a YAML file.
-
-    Args:
-        settings: By name.
-        kind: The dataclass.
-
-    Raises:
-        BadSetting: One is unknown or of another type.
-    """
-    hints = _hints(kind)
-    return {name: _typed(name, value, hints[named(name, hints, "setting")]) for name, value in settings.items()}
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    if get_origin(hint) is Literal:
-        return named(value, get_args(hint), name)
-    kinds = get_args(hint) or (hint,)
-    if type(value) in kinds:
-        return value
-    if float in kinds and type(value) in (int, str):
-        try:
-            return float(value)  # YAML reads 1e-4 as text
-        except (ValueError, OverflowError):
-            pass
-    words = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise BadSetting(f"{name} must be {words}, got {shown(value)}.")
-
-
 def trackers_of(setting: str) -> tuple[str, ...]:
     """Names in a `tracker` setting."""
     return tuple(name.strip() for name in setting.split(",") if name.strip() not in ("", "none"))
-
-
-def changed(before: Any, after: Any) -> list[str]:
-    """Names of the settings that differ, for a refusal to mix two runs."""
-    return [f.name for f in fields(before) if getattr(before, f.name) != getattr(after, f.name)]
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Plain values, for YAML."""
-    return {f.name: getattr(config, f.name) for f in fields(config)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preparation:
-    """What decides the bytes of a prepared corpus, besides the text."""
-
-    text: str = "text"
-    """Column of the text in JSON lines and in data sets."""
-    wrong_bytes: Literal["refuse", "skip", "replace"] = "refuse"
-    """What to do about bytes that are not UTF-8: stop, leave the document out, or repair it with U+FFFD."""
-    tokenizer: str | None = None
-    """Model folder or hub name (or minilm) whose tokenizer is taken; a WordPiece vocabulary is trained without it."""
-    vocabulary: int = 30_528
-    """Tokens of a trained vocabulary; BERT's 30,522 rounded up to a multiple of 64, which matrix units want."""
-    lowercase: bool = True
-    """Train the vocabulary on lower-case text without accents."""
-    sample: int = 200
-    """Millions of characters, from the start of the text, that a vocabulary is trained on."""
-    language: str = "en"
-    """Language of the rules that split sentences, as an ISO 639 code."""
-    held_out: float = 0.01
-    """Share of the documents kept for validation, chosen by the hash of their text."""
-    shard_tokens: int = 1 << 24
-    """A shard ends soon after so many tokens."""
-
-    def __post_init__(self) -> None:
-        between("held_out", self.held_out, 0, 0.5)
-        between("vocabulary", self.vocabulary, 64, 1 << 24)
-        between("sample", self.sample, 1)
-        between("shard_tokens", self.shard_tokens, 1, 1 << 31)
