@@ -15,7 +15,7 @@ from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.run import Run
 from earlybert.ticket import Ticket
 
-from .recipes.conftest import run, tiny_flags
+from ..recipes.conftest import run, tiny_flags
 
 BEST = RECIPES["best"]
 
