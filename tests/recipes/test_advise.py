@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from earlybert.recipes.advise import Estimate, _advice, duration
+from earlybert.recipes.finetuning.beside import Beside
 
 from .conftest import run
 
 
-def estimate(ticket_step: float = 0.7, search_steps: int = 20, ticket_steps: int = 200) -> Estimate:
+def estimate(
+    ticket_step: float = 0.7, search_steps: int = 20, ticket_steps: int = 200, beside: Sequence[Beside] = ()
+) -> Estimate:
     return Estimate(
         dense_steps=300,
         search_steps=search_steps,
@@ -20,6 +25,8 @@ def estimate(ticket_step: float = 0.7, search_steps: int = 20, ticket_steps: int
         search_step=1.1,
         ticket_step=ticket_step,
         flops_ratio=0.6,
+        dense_flops=50.0,
+        beside=beside,
     )
 
 
@@ -31,6 +38,16 @@ def test_the_arithmetic_by_hand() -> None:
     assert found.pays_after == 74  # 22 s of search / 0.3 s a step
     assert found.rival_steps == 162
     assert found.flops == pytest.approx((20 + 120) / 300)
+
+
+def test_what_is_done_beside_the_steps_counts() -> None:
+    found = estimate(
+        beside=[Beside("scoring", seconds=5.0, flops=400.0), Beside("refitting", seconds=3.0, flops=100.0)]
+    )
+    assert found.ticket_time == pytest.approx(162 + 8)
+    assert found.rival_steps == 170
+    assert found.pays_after == 100  # 22 + 8 s / 0.3 s a step
+    assert found.flops == pytest.approx((20 + 120 + 500 / 50) / 300)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +86,16 @@ def test_the_command_prints_a_table_and_advice_and_writes_nothing(
     said = capsys.readouterr().out
     for expected in ("dense, same time", "training time", "A ticket's step takes", "Advice: ", "of its FLOPs"):
         assert expected in said
-    assert "comes on top" not in said
+    assert "scoring" not in said
     more = ["--recipe", "best", "--device", "cpu", "--seconds", "0.1"]
     assert run("advise", *words, *more) == 0
-    assert "What match and refit and scoring 16 batches cost comes on top" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (r"scoring \d+ batches", r"refitting on 8 batches", r"matching in \d+ steps"):
+        assert re.search(rf"[+-]\d+\.\d% for {part}", said), (part, said)
+    assert "refit: " not in said
+    assert "were not timed" not in said
+    assert run("advise", *words, *more, "--cuts", "2") == 0
+    assert "The run has several cuts, whose steps were not timed" in " ".join(capsys.readouterr().out.split())
     assert list(tmp_path.iterdir()) == []
 
 

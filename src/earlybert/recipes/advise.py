@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 
 from ..anatomy import of
 from ..config.finetune import Finetune
-from ..config.methods import METHODS
+from ..config.methods import METHODS, untimed
 from ..config.recipe import with_recipe
 from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply
 from .display import display, say
 from .finetuning.bench import SHARED_ORDER, Bench
+from .finetuning.beside import Beside, beside
 from .finetuning.plan import Plan, advice, plan, stand_in
 from .finetuning.timing import contenders, in_turns, inference_seconds, some_batches
 
@@ -41,6 +42,15 @@ class Estimate:
     ticket_step: float
     flops_ratio: float
     """Of a ticket's step, to a dense one's."""
+    dense_flops: float
+    """Of a dense step."""
+    beside: Sequence[Beside] = ()
+    """What comes on top of search and training."""
+
+    @property
+    def on_top(self) -> float:
+        """Seconds of what is done beside plain steps."""
+        return sum(each.seconds for each in self.beside)
 
     @property
     def dense_time(self) -> float:
@@ -49,8 +59,8 @@ class Estimate:
 
     @property
     def ticket_time(self) -> float:
-        """Seconds of search and training."""
-        return self.search_steps * self.search_step + self.ticket_steps * self.ticket_step
+        """Seconds of search, training and what is done beside them."""
+        return self.search_steps * self.search_step + self.ticket_steps * self.ticket_step + self.on_top
 
     @property
     def saved(self) -> float:
@@ -59,11 +69,11 @@ class Estimate:
 
     @property
     def pays_after(self) -> int | None:
-        """Training steps after which the smaller network has earned the search; None when it never does."""
+        """Training steps after which the smaller network has earned what it cost; None when it never does."""
         gain = self.dense_step - self.ticket_step
         if self.ticket_step >= FASTER * self.dense_step:
             return None
-        return math.ceil(self.search_steps * self.search_step / gain)
+        return math.ceil((self.search_steps * self.search_step + self.on_top) / gain)
 
     @property
     def rival_steps(self) -> int:
@@ -72,8 +82,9 @@ class Estimate:
 
     @property
     def flops(self) -> float:
-        """FLOPs of search and training, of the dense run's."""
-        return (self.search_steps + self.ticket_steps * self.flops_ratio) / self.dense_steps
+        """FLOPs of all that, of the dense run's."""
+        more = sum(each.flops for each in self.beside) / self.dense_flops
+        return (self.search_steps + self.ticket_steps * self.flops_ratio + more) / self.dense_steps
 
 
 def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
@@ -95,10 +106,11 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
     ticket = stand_in(bench.config, of(model))
     small = apply(model, ticket, check=False)
     say(f"timing dense, search and ticket steps in turns for {seconds:g} s ...")
-    with contenders(bench, {"ticket": ticket}) as steps:
+    with contenders(bench, {"ticket": ticket}, match=bench.config.match) as steps:
         times = in_turns(steps, some_batches(bench), seconds=seconds)
     inference = inference_seconds(bench, {"dense": model.eval(), "ticket": small.eval()})
-    estimate = estimated(bench, lengths, times, count(model), count(small))
+    costs = count(model), count(small)
+    estimate = estimated(bench, lengths, times, *costs, beside(bench, lengths, times, model, small))
     ratio = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     display.show(table(bench, estimate, inference, ratio).rich())
     for sentence in sentences(bench, estimate, times):
@@ -106,8 +118,10 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
     return estimate
 
 
-def estimated(bench: Bench, lengths: Plan, times: Mapping[str, list[float]], dense: Cost, small: Cost) -> Estimate:
-    """From step times by pass, and the shapes of the first steps."""
+def estimated(
+    bench: Bench, lengths: Plan, times: Mapping[str, list[float]], dense: Cost, small: Cost, more: Sequence[Beside]
+) -> Estimate:
+    """From step times by pass, the shapes of the first steps, and what is done beside them."""
     stream = bench.stream(SHARED_ORDER)
     shapes = [stream.shapes(step, padded=bench.engine == "eager") for step in range(SAMPLED_STEPS)]
     flops = [sum(cost.step(shape) for shape in shapes) for cost in (dense, small)]
@@ -115,7 +129,7 @@ def estimated(bench: Bench, lengths: Plan, times: Mapping[str, list[float]], den
     train = lengths.train - (search if bench.config.weights == "keep" else 0)  # with keep the search is part of it
     seconds = {name: statistics.median(passes) for name, passes in times.items()}
     each = (seconds["dense"], seconds["search"], seconds["ticket"])
-    return Estimate(lengths.dense, search, train, *each, flops[1] / flops[0])
+    return Estimate(lengths.dense, search, train, *each, flops[1] / flops[0], flops[0] / SAMPLED_STEPS, more)
 
 
 def table(bench: Bench, found: Estimate, inference: Mapping[str, float], parameters: float) -> Sheet:
@@ -157,18 +171,18 @@ def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -
         f"{len(ratios)} passes), at {found.flops_ratio:.2f} of its FLOPs; a search step takes "
         f"{found.search_step / found.dense_step:.2f}.",
         f"The ticket would save {found.saved:.0%} of the dense training time: {fewer:+.0%} by fewer epochs, "
-        f"{smaller:+.0%} by the smaller network, {-searching:+.0%} for the search.",
+        f"{smaller:+.0%} by the smaller network, {-searching:+.0%} for the search"
+        + "".join(f", {-each.seconds / found.dense_time:+.1%} for {each.name}" for each in found.beside)
+        + ".",
     ]
     if found.pays_after is not None:
-        said.append(f"The smaller network has earned its search after {found.pays_after:,} training steps.")
+        its = "its search" + (" and what comes with it" if found.beside else "")
+        said.append(f"The smaller network has earned {its} after {found.pays_after:,} training steps.")
     said.append(
         f"The dense model can have the same saving by stopping after {rival:.2f} epochs ({found.rival_steps:,} steps)."
     )
-    uncounted = [name for name in ("match", "refit") if getattr(bench.config, name)]
-    if bench.config.method.startswith(("taylor", "fisher", "surgeon")):
-        uncounted.append(f"scoring {bench.config.score_batches} batches")
-    if uncounted:
-        said.append(f"What {' and '.join(uncounted)} cost comes on top, in time and FLOPs: it was not timed.")
+    if what := untimed(bench.config.method, bench.config.cuts):
+        said.append(f"The run has {what}, whose steps were not timed: it takes longer than this.")
     said += [f"note: {note}" for note in advice(bench)]
     return [*said, f"Advice: {_advice(found, rival)}"]
 

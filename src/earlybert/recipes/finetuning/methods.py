@@ -26,7 +26,7 @@ from .gradual import begin_gradually
 from .masked_search import masked_objective
 from .rounds import begin_imp, imp_rounds
 from .scoring import Scored, sensitivity
-from .stages import Begin, Begun, begin_dense, begin_ticket, search_stage, searched
+from .stages import Begin, Begun, begin_dense, begin_ticket, matched_steps, search_stage, searched
 from .timing import contenders, in_turns, some_batches
 
 SAME = (
@@ -89,7 +89,7 @@ def _steps_in_its_time(bench: Bench, run: Run) -> int:
     trained = stages["train"].steps
     taken = {
         "search": stages["search"].steps if "search" in stages else 0,
-        "matched": round(its.match_share * trained) if its.match else 0,
+        "matched": matched_steps(its, trained),
     }
     taken["ticket"] = trained - taken["matched"]
     other = sum(stages[name].seconds for name in NO_STEPS if name in stages)

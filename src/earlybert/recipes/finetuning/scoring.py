@@ -18,6 +18,11 @@ from .bench import Bench
 Scored = Kind | Literal["surgeon"]
 
 
+def batches_scored(bench: Bench, order: int) -> int:
+    """Batches that scores are taken from: `score_batches`, but an epoch at most."""
+    return min(bench.config.score_batches, bench.stream(order).steps_per_epoch * bench.config.accumulate)
+
+
 def sensitivity(
     bench: Bench, model: nn.Module, kind: Scored, first: int, order: int
 ) -> tuple[Scores, list[tuple[float, int]]]:
@@ -37,7 +42,7 @@ def sensitivity(
     cost = count(model)
     clock, flops = Clock(bench.device), list[int]()
     batches = (batch for step in bench.stream(order).starting_at(first) for batch in step)
-    enough = min(bench.config.score_batches, bench.stream(order).steps_per_epoch * bench.config.accumulate)
+    enough = batches_scored(bench, order)
     for batch in batches:
         prepared = to_device(batch, bench.device)
         with clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from ...anatomy import Refused
+from ...config.finetune import Finetune
 from ...cost import count, peak_memory, sized, watch_memory
-from ...tasks.batches import shape_of
+from ...tasks.batches import Batch, shape_of
 from ...ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
+from ...ticket.refit import Refit, refit
 from ...ticket.refit import flops as refit_flops
-from ...ticket.refit import refit
 from ...ticket.settled import Watch
 from ...ticket.surgery import fold
 from ...train import checkpoint
@@ -212,7 +213,7 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
         end=lengths.train,
         state=begun.state,
     )
-    until = begun.first + round(config.match_share * (lengths.train - begun.first)) if begun.teacher else 0
+    until = begun.first + matched_steps(config, lengths.train - begun.first) if begun.teacher else 0
     while True:
         stop = begun.later[0][0] if begun.later else lengths.train
         if begun.teacher is not None and first < until:
@@ -231,6 +232,11 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
             begun.model = cut_again(begun.model, step.optimizer)
             static = begun.static and begun.teacher is None
             step = _step(bench, begun.model, step.optimizer, static=static)
+
+
+def matched_steps(config: Finetune, steps: int) -> int:
+    """How many of a ticket's steps match hidden states, its first ones."""
+    return round(config.match_share * steps) if config.match else 0
 
 
 def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, static: bool) -> EagerStep:
@@ -286,18 +292,28 @@ def begin_ticket(bench: Bench, run: Run, theta_0: nn.Module) -> Begun:
 
 
 def refit_next(bench: Bench, small: nn.Module, dense: nn.Module, order: int, first: int) -> int:
-    """Refit on the batches that come next; the FLOPs it took."""
-    steps = bench.stream(order).starting_at(first)
-    micro_batches = islice((batch for step in steps for batch in step), bench.config.refit)
-    batches = [to_device(batch, bench.device) for batch in micro_batches]
-    results = refit(small, dense, batches)
+    """Refit on the batches that come next, and say what came of it; the FLOPs it took."""
+    results, flops = refitted(small, dense, next_batches(bench, order, first))
     kept = sum(result.after < result.before for result in results)
     before, after = (sum(getattr(result, which) for result in results) / len(results) for which in ("before", "after"))
     say(f"refit: {kept} of {len(results)} linears; mean relative error {before:.3f} -> {after:.3f}")
+    return flops
+
+
+def next_batches(bench: Bench, order: int, first: int) -> list[Batch]:
+    """The `refit` micro-batches behind step `first` of an order, on the device."""
+    steps = bench.stream(order).starting_at(first)
+    micro_batches = islice((batch for step in steps for batch in step), bench.config.refit)
+    return [to_device(batch, bench.device) for batch in micro_batches]
+
+
+def refitted(small: nn.Module, dense: nn.Module, batches: Sequence[Batch]) -> tuple[list[Refit], int]:
+    """`refit`, and the FLOPs it took."""
+    results = refit(small, dense, batches)
     shapes = [shape_of(batch) for batch in batches]
     tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
     together = [(sum(rows for rows, _ in shapes), max(length for _, length in shapes))]
-    return refit_flops(small, count(small).forward(together), count(dense).forward(shapes), tokens)
+    return results, refit_flops(small, count(small).forward(together), count(dense).forward(shapes), tokens)
 
 
 def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
