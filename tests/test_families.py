@@ -451,10 +451,10 @@ def test_one_graph(name: str) -> None:
             exported = torch.export.export(small, (), batch).module()
             torch.testing.assert_close(exported(**batch).logits, expected, rtol=1e-5, atol=1e-5)
             with pytest.raises(Refused, match="has a decoder, whose steps depend on the data"):
-                graph(small)
+                graph(small).__enter__()
             return
-        ready = graph(small)
-        traced = torch.export.export(ready.module, (), ready.batches[0], dynamic_shapes=ready.dynamic).module()
+        with graph(small) as ready:
+            traced = torch.export.export(ready.module, (), ready.batches[0], dynamic_shapes=ready.dynamic).module()
         for rows, length in ((4, LENGTH), (1, 2), (6, 31)):
             batch = inputs_of(model, rows, length)
             if "token_type_ids" in ready.batches[0]:

@@ -13,21 +13,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BartForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import earlybert
-from earlybert import Refused, Ticket, apply, export
+from earlybert import Refused, Ticket, apply, draw, export
+from earlybert.anatomy import of
+from earlybert.baselines import random_ticket
 from earlybert.cli import main
 from earlybert.export import graph as graphs
 from earlybert.export import onnx_file
+from earlybert.tasks import demo
 from tests.conftest import HEADS, LAYERS, NEURONS, VOCABULARY, tiny_batch, tiny_model
 
 TICKET = Ticket(
@@ -141,10 +150,60 @@ def test_the_graph_of_a_pair_takes_what_the_exported_tokenizer_gives(
 @pytest.mark.parametrize(("family", "types", "takes"), [("bert", 2, 3), ("bert", 1, 2), ("distilbert", None, 2)])
 def test_a_graph_takes_types_where_the_model_has_more_than_one(family: str, types: int | None, takes: int) -> None:
     model = tiny_model(family, **({"type_vocab_size": types} if types else {}), pad_token_id=0)
-    batches = graphs.graph(model).batches
+    with graphs.graph(model) as ready:
+        batches = ready.batches
     assert all(list(batch) == ["input_ids", "attention_mask", "token_type_ids"][:takes] for batch in batches)
     if takes == 3:
         assert all(set(row.tolist()) == {0, 1} for batch in batches for row in batch["token_type_ids"])
+
+
+def test_mixed_precision_of_a_trainer_is_not_exported(tmp_path: Path) -> None:
+    """`accelerate` leaves a forward on the model that computes in bf16: what is written is fp32 all the same."""
+    model = AutoModelForTokenClassification.from_pretrained(demo.model_path(), num_labels=3)
+    AcceleratorState._reset_state(True)  # one process has one precision
+    try:
+        model = Accelerator(mixed_precision="bf16", cpu=True).prepare(model)
+    finally:
+        AcceleratorState._reset_state(True)
+    scores = random_ticket.scores(of(model), 0)
+    small = apply(model, draw(scores, heads=4, neurons=0.4))  # the check of the cut is in fp32, too
+    mixed = vars(small)["forward"]
+    written = torch.export.load(export.program(small, tmp_path / "torch"))
+    assert "bfloat16" not in str(written)
+    assert vars(small)["forward"] is mixed
+    export.expanded(small, tmp_path / "expanded")
+
+
+def test_an_export_leaves_cache_and_generation_as_they_were(tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(
+        GPT2Config(n_layer=LAYERS, n_head=HEADS, n_embd=32, n_inner=NEURONS, vocab_size=VOCABULARY, pad_token_id=0)
+    )
+    model.generation_config.max_new_tokens = 7
+    small = apply(model, replace(TICKET, model_type="gpt2"))
+    assert small.config.use_cache
+    with graphs.graph(small):
+        assert not small.config.use_cache
+    assert small.config.use_cache
+    assert export.expand(small).generation_config.max_new_tokens == 7
+
+
+def test_flash_attention_gives_way_to_one_that_takes_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels take half precision alone; a cut is checked, and a graph traced, in fp32."""
+
+    def kernel(module: Any, query: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if query.dtype is torch.float32:
+            raise RuntimeError("only support fp16 and bf16 data type")
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("half_alone", kernel)
+    model = tiny_model(pad_token_id=0, attn_implementation="sdpa")
+    model.config._attn_implementation = "half_alone"
+    small = apply(model, TICKET)
+    assert small.config._attn_implementation == "half_alone"
+    with graphs.graph(small) as ready:
+        assert ready.expected
+    assert small.config._attn_implementation == "half_alone"
+    export.expand(small)
 
 
 def test_the_encoder_of_a_t5_alone(tmp_path: Path) -> None:

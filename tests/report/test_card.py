@@ -18,7 +18,7 @@ from huggingface_hub import CommitOperationAdd, ModelCard
 import earlybert as eb
 from earlybert.recipes.report import write_card
 from earlybert.recipes.run import Run
-from earlybert.ticket.card import one_line
+from earlybert.ticket.card import model_card, one_line
 from tests.conftest import tiny_batch, tiny_model
 
 from .conftest import read_json
@@ -42,6 +42,13 @@ def test_the_card_of_a_run_says_what_its_folder_says(compared: Path) -> None:
     card, metrics = ModelCard.load(compared / "model" / "README.md"), read_json(compared / "metrics.json")
     data = card.data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-classification")
+    for kind, task in (
+        ("GPT2LMHeadModel", "text-generation"),
+        ("LlamaForCausalLM", "text-generation"),
+        ("BertModel", "feature-extraction"),
+        ("GPT2DoubleHeadsModel", None),
+    ):
+        assert ModelCard(model_card(kind, "gpt2", None)).data.pipeline_tag == task
     assert {"earlybert", "bert", "pruned"} <= set(data.tags)
     assert data.base_model is None  # a folder on this machine is no name on the hub
     assert data.datasets == ["nyu-mll/glue"]

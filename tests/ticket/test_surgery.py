@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import earlybert
 from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, export, rebind
@@ -167,6 +168,82 @@ def test_rebound_optimizer_does_what_the_masked_one_does() -> None:
         rebind(carried, full, full)
 
 
+def test_an_optimizer_that_cannot_be_carried_over_is_refused() -> None:
+    model = tiny_model()
+    small = apply(model, uneven("bert"))
+    with pytest.raises(Refused, match="holds no parameter of the model from before the cut"):
+        rebind(torch.optim.AdamW(tiny_model().parameters()), model, small)
+    factored = torch.optim.Adafactor(model.parameters())
+    model(**tiny_batch()).loss.backward()
+    factored.step()
+    with pytest.raises(Refused, match="Adafactor keeps state"):
+        rebind(factored, model, small)
+    assert all(p is q for p, q in zip(factored.param_groups[0]["params"], model.parameters(), strict=True))
+    optimizer = torch.optim.AdamW(model.parameters())
+    apply(model, uneven("bert"), inplace=True)
+    with pytest.raises(Refused, match="without inplace"):
+        rebind(optimizer, model, model)
+
+
+def test_hooks_stay_and_a_shared_configuration_does_not_know_of_the_cut() -> None:
+    config = tiny_model().config
+    student, teacher = type(tiny_model())(config), type(tiny_model())(config)
+    seen: list[int] = []
+    linear = student.get_submodule(of(student).layers[0].down)
+    linear.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
+    apply(student, uneven("bert"), inplace=True)
+    seen.clear()  # of the check
+    student(**tiny_batch())
+    assert seen == [of(student).layers[0].neurons]
+    assert student.config is not config
+    assert student.base_model.config is student.config
+    assert teacher.config is config
+    assert of(teacher).whole
+    assert earlybert.ticket.ticket_of(teacher) is None
+
+
+class Mine(BertForSequenceClassification):
+    """A class of somebody's own."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.more = torch.nn.Linear(config.hidden_size, 3)
+
+
+def test_a_class_of_ones_own_is_loaded_by_giving_it(tmp_path: Path) -> None:
+    model = Mine(tiny_model().config)
+    small = apply(model, uneven("bert"))
+    earlybert.save(small, tmp_path)
+    with pytest.raises(Refused, match=r"earlybert\.load\(.+, kind=Mine\)"):
+        earlybert.load(tmp_path)
+    with pytest.raises(Refused, match="subclass of PreTrainedModel"):
+        earlybert.load(tmp_path, kind=dict)
+    again, info = earlybert.load(tmp_path, kind=Mine, output_loading_info=True, use_safetensors=True)
+    assert type(again) is Mine
+    assert not info["missing_keys"]
+    for name, value in small.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+def test_adapters_alone_are_not_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    model.peft_config = {}
+    with pytest.raises(Refused, match="merge_and_unload"):
+        earlybert.save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_of_a_tokenizer_are_replaced(tmp_path: Path) -> None:
+    class Tokenizer:
+        def save_pretrained(self, folder: Path) -> None:
+            (Path(folder) / "additional_chat_templates").mkdir()
+            (Path(folder) / "additional_chat_templates" / "tool.jinja").write_text("x")
+
+    for _ in range(2):
+        earlybert.save(tiny_model(), tmp_path / "out", tokenizer=Tokenizer())
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool.jinja").exists()
+
+
 def test_tickets_for_other_models_are_refused() -> None:
     ticket = uneven("bert")
     with pytest.raises(Refused, match="model type is bert in the ticket and roberta"):
@@ -232,6 +309,13 @@ def test_models_of_few_positions_are_cut_and_checked(family: str, positions: int
     export.expanded(small, tmp_path / "whole")
     if positions == 12:
         export.program(small, tmp_path / "torch")
+
+
+def test_a_negative_padding_id_is_no_token() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": HEADS}
+    config = LlamaConfig(**sizes, intermediate_size=NEURONS, vocab_size=50, pad_token_id=-1)
+    small = apply(LlamaForCausalLM(config), uneven("llama"))
+    assert small.config.pad_token_id == -1
 
 
 def test_scores_are_no_ticket() -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    BertForSequenceClassification,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 import earlybert
 from earlybert import EarlyBirdCallback, Gates, Refused, Settled, apply, draw, rebind
@@ -243,10 +250,27 @@ def test_what_it_does_not_support_is_refused_and_leaves_the_model_alone(
 
 def test_an_optimizer_whose_state_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     callback = EarlyBirdCallback(steps=2, **CUT)
-    with pytest.raises(Refused, match=r"Adafactor keeps state .* weights='reset'"):
-        trainer(tiny_model(), tmp_path, [callback], optim="adafactor").train()
-    callback.close()
-    trainer(tiny_model(), tmp_path, [EarlyBirdCallback(steps=2, weights="reset", **CUT)], optim="adafactor").train()
+    with pytest.raises(Refused, match=r"Adafactor keeps state .*weights='reset'"):
+        trainer(model := tiny_model(), tmp_path, [callback], optim="adafactor").train()
+    trainer(model, tmp_path, [EarlyBirdCallback(steps=2, weights="reset", **CUT)], optim="adafactor").train()
+
+
+def test_a_module_that_is_no_model_of_transformers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="Linear"):
+        trainer(torch.nn.Linear(2, 2), tmp_path, [EarlyBirdCallback(steps=2, **CUT)]).train()
+
+
+def test_folds_that_share_a_configuration_are_each_cut(tmp_path: Path) -> None:
+    config = tiny_model().config
+    sizes = set[int]()
+    for _ in range(2):
+        model = BertForSequenceClassification(config)
+        whole = model.num_parameters()
+        trainer(model, tmp_path, [EarlyBirdCallback(steps=2, **CUT)], max_steps=3).train()
+        sizes.add(model.num_parameters())
+    assert len(sizes) == 1
+    assert sizes.pop() < whole
+    assert not hasattr(config, "earlybert")
 
 
 def test_a_checkpoint_of_the_full_model_is_refused(tmp_path: Path) -> None:

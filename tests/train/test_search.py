@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def search(model: nn.Module, batches=BATCHES, **settings) -> eb.Scores:
     return eb.search(model, batches, **{"steps": 6, "lr": 1e-3, "precision": "no", **settings})
 
 
+def test_a_model_that_gives_tuples_is_searched_alike() -> None:
+    plain, tuples = search(tiny_model()), search(tiny_model(return_dict=False))
+    for a, b in zip((*plain.heads, *plain.neurons), (*tuples.heads, *tuples.neurons), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
     model = tiny_model(family).eval()
     model.classifier.train()
@@ -40,7 +47,8 @@ def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     config = copy.deepcopy(model.config.to_dict())
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    scores = search(model, history=tmp_path / "history.bin")
+    drawing = (batch for batch in cycle(BATCHES) if random.random() + np.random.rand() + torch.rand(1) >= 0)
+    scores = search(model, drawing, history=tmp_path / "history.bin")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
     assert model.config.to_dict() == config

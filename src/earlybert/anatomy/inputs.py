@@ -19,7 +19,7 @@ def text(config: Any, rows: int, length: int, padding: int = 0) -> dict[str, Ten
     attention = torch.ones_like(ids)
     if padding:
         attention[-1, -padding:] = 0
-        ids[-1, -padding:] = config.pad_token_id
+        ids[-1, -padding:] = config.pad_token_id if 0 <= config.pad_token_id < config.vocab_size else 0
     return {"input_ids": ids, "attention_mask": attention}
 
 

@@ -47,9 +47,9 @@ def _for_head(model: nn.Module, x: Tensor) -> Tensor:
 
 @contextmanager
 def _padding_id(config: Any) -> Iterator[None]:
-    """A model that was never told its padding id is lent one: some heads take no batch without."""
+    """A model that was told no padding id, or a negative one, is lent one: some heads take no batch without."""
     before = getattr(config, "pad_token_id", None)
-    if before is None:
+    if before is None or before < 0:
         config.pad_token_id = 0
     try:
         yield

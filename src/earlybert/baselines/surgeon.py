@@ -14,7 +14,7 @@ from ..anatomy.modes import evaluating
 from ..cost import Cost
 from ..tasks.batches import Batch, Shape
 from ..ticket import Scores
-from ..ticket.surgery import full_precision
+from ..ticket.exact import full_precision
 from ..train.losses import SPAN
 from ..train.precision import autocast
 

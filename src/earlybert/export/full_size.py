@@ -10,9 +10,10 @@ import torch
 
 from ..anatomy import Refused, of
 from ..anatomy.probe import two_rows
+from ..ticket.exact import exact_copy, full_precision
 from ..ticket.portable import stock_class
 from ..ticket.store import quiet, ticket_of
-from ..ticket.surgery import full_precision, slices
+from ..ticket.surgery import slices
 from .folder import new_folder
 
 TOLERANCE = 1e-5
@@ -45,6 +46,8 @@ def expand(model: Any) -> Any:
             value = torch.zeros_like(state[name]).index_copy_(dim, index.to(value.device), value)
         state[name] = value
     whole.load_state_dict(state)
+    if whole.can_generate():
+        whole.generation_config = copy.deepcopy(model.generation_config)
     return whole
 
 
@@ -62,7 +65,7 @@ def expanded(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
     whole = expand(model)
     anatomy = of(whole)
     with torch.no_grad(), full_precision():
-        pair = [copy.deepcopy(each).float().cpu().eval() for each in (model, whole)]
+        pair = [exact_copy(each).cpu() for each in (model, whole)]
         cut, full = (two_rows(each, anatomy) for each in pair)
     for name, expected in cut.items():
         if isinstance(expected, torch.Tensor) and expected.is_floating_point():

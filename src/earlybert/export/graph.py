@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Anatomy, Refused, of
-from ..ticket.surgery import full_precision
+from ..ticket.exact import as_written, full_precision
 from .folder import new_folder
 
 SIZES = ((3, 11), (1, 2), (5, 23))
@@ -97,8 +98,9 @@ class Graph:
                     )
 
 
-def graph(model: Any) -> Graph:
-    """Make a model ready to be traced: fp32, in eval mode, on the CPU, in place.
+@contextmanager
+def graph(model: Any) -> Iterator[Graph]:
+    """A model ready to be traced inside: in fp32 and eval mode on the CPU, which it stays, and `as_written`.
 
     Raises:
         Refused: The model is unsupported, or more than one graph.
@@ -109,15 +111,19 @@ def graph(model: Any) -> Graph:
     if kind.endswith(("ForMultipleChoice", "DoubleHeadsModel", "ForPreTraining")):
         raise Refused(f"{kind} takes or gives more than rows and logits; export it with another head, or none.")
     model = model.float().cpu().eval()
-    if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False
+    with as_written(model):
+        yield _ready(model, anatomy)
+
+
+def _ready(model: Any, anatomy: Anatomy) -> Graph:
     longest = anatomy.family.longest(model.config)
     batches = [batch_of(model, anatomy, rows, min(length, longest)) for rows, length in SIZES]
     with torch.no_grad(), full_precision():
         found = [model(**batch, return_dict=True) for batch in batches]
         outputs = next((kept for names in OUTPUTS if (kept := tuple(name for name in names if name in found[0]))), None)
         if outputs is None:
-            raise Refused(f"{kind} gives neither logits nor hidden states; export it with another head, or none.")
+            name = type(model).__name__
+            raise Refused(f"{name} gives neither logits nor hidden states; export it with another head, or none.")
     kinds = {"pixel_values": OfImages, "token_type_ids": OfTypedText}
     module = next((kind for name, kind in kinds.items() if name in batches[0]), OfText)
     expected = [tuple(each[name] for name in outputs) for each in found]
@@ -162,8 +168,7 @@ def program(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
     Raises:
         Refused: The model cannot be exported, the folder is not empty, or what was written is not equal.
     """
-    ready = graph(model)
-    with new_folder(folder, model, tokenizer) as fresh:
+    with graph(model) as ready, new_folder(folder, model, tokenizer) as fresh:
         file = fresh / "model.pt2"
         with torch.no_grad(), full_precision():
             try:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..anatomy import Refused
-from ..ticket.surgery import full_precision
+from ..ticket.exact import full_precision
 from .folder import new_folder
 from .graph import graph, one_line
 
@@ -40,8 +40,7 @@ def onnx(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
         )
     import onnxruntime
 
-    ready = graph(model)
-    with new_folder(folder, model, tokenizer) as fresh:
+    with graph(model) as ready, new_folder(folder, model, tokenizer) as fresh:
         file = fresh / "model.onnx"
         with torch.no_grad(), full_precision(), _quiet():
             try:
@@ -58,7 +57,10 @@ def onnx(model: Any, folder: str | Path, *, tokenizer: Any = None) -> Path:
                 raise Refused(f"torch cannot write {type(model).__name__} as ONNX ({one_line(error)}).") from error
             assert written is not None
             written.save(str(file))  # weights of more than 2 GB go into a file beside it
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        try:
+            session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        except Exception as error:  # as above
+            raise Refused(f"onnxruntime cannot open {type(model).__name__} as ONNX ({one_line(error)}).") from error
         ready.compare(
             lambda batch: session.run(None, {name: value.numpy() for name, value in batch.items()}), "ONNX model"
         )

@@ -18,9 +18,14 @@ PIPELINES = {
     "ForQuestionAnswering": "question-answering",
     "ForMaskedLM": "fill-mask",
     "ForTokenClassification": "token-classification",
+    "ForImageClassification": "image-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+    "ForMultipleChoice": "multiple-choice",
+    "DoubleHeadsModel": None,
     "Model": "feature-extraction",
 }
-"""Tasks of the hub, by how the name of a model class ends."""
+"""Tasks of the hub, by how the name of a model class ends; the first that fits counts."""
 
 
 def model_card(

@@ -15,7 +15,7 @@ from ..anatomy.linear import Linear, linear_at, matrix
 from ..anatomy.linear import inputs as inputs_of
 from ..anatomy.linear import outputs as outputs_of
 from ..anatomy.modes import evaluating
-from .surgery import full_precision
+from .exact import full_precision
 
 RIDGE = 1e-2
 """Pull towards the columns as they were, in units of the mean square of the inputs."""

@@ -35,8 +35,14 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
         tokenizer: Saved along, so that `AutoTokenizer.from_pretrained(path)` finds it.
 
     Raises:
-        Refused: The path is a file, the disk is full, or the folder cannot be written; what was there is unchanged.
+        Refused: The path is a file, the disk is full, or the folder cannot be written, or the model has adapters on it;
+            what was there is unchanged.
     """
+    if hasattr(model, "peft_config"):
+        raise Refused(
+            "the model has adapters on it, and would save those alone; merge them (merge_and_unload), or save the base "
+            "model with earlybert.save and the adapters with their own save_pretrained."
+        )
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise Refused(f"{target} is a file; choose a folder to save to.")
@@ -64,44 +70,46 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def load(path: str | os.PathLike[str], **options: Any) -> Any:
+def load(path: str | os.PathLike[str], *, kind: type | None = None, **options: Any) -> Any:
     """Load what `save` or `save_pretrained` wrote, cut or whole, in eval mode.
 
     Args:
         path: A model folder.
+        kind: Class of the model, where it is not one of `transformers`, such as a subclass with a head of your own.
         **options: Passed on to `from_pretrained` (`dtype`, `device_map`, ...).
 
     Returns:
-        A model of the class it was saved from, with label names; the ticket is `ticket_of(model)`.
+        A model of the class it was saved from, with label names; the ticket is `ticket_of(model)`. With
+        `output_loading_info=True` the model and that information.
 
     Raises:
-        Refused: The folder is missing, broken, holds no safetensors, or an unsupported model.
+        Refused: The folder is missing, broken, holds no safetensors or an unsupported model; `kind` is no model class.
     """
     folder = Path(path)
     config = read_config(folder)
     family_of(stock_type(config))
-    kind = _model_class(config, folder)
+    kind = _model_class(config, folder, kind)
     if not any(folder.glob("*.safetensors")):
         raise Refused(f"model folder {folder} holds no safetensors file; other formats are not opened.")
     refuse_climbing(folder)
-    build = kind
+    build: Any = kind
     if config.get("earlybert") is not None:
         ticket_in(config["earlybert"], f"the ticket in {folder}")
         build = model_class(kind)
     try:
         with quiet():
-            model: Any = build.from_pretrained(folder, use_safetensors=True, local_files_only=True, **options)
+            found: Any = build.from_pretrained(folder, **{**options, "use_safetensors": True, "local_files_only": True})
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         if isinstance(error, Refused):
             raise
         raise Refused(f"model folder {folder} cannot be loaded ({first_line(error)}).") from error
-    return model.eval()
+    (found[0] if isinstance(found, tuple) else found).eval()
+    return found
 
 
 def ticket_of(model: nn.Module) -> Ticket | None:
     """The ticket a cut model was made with; None for a whole model."""
-    config: Any = model.config
-    entry = getattr(config, "earlybert", None)
+    entry = getattr(getattr(model, "config", None), "earlybert", None)
     return Ticket.from_dict(entry["ticket"], "the ticket in the model's config") if entry else None
 
 
@@ -161,12 +169,17 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _model_class(config: dict[str, Any], folder: Path) -> Any:
-    names = config.get("architectures") or [None]
-    kind = getattr(transformers, str(names[0]), None)
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise Refused(f"model folder {folder} names the class {names[0]!r}, which transformers does not have.")
-    return kind
+def _model_class(config: dict[str, Any], folder: Path, given: type | None) -> Any:
+    name = str((config.get("architectures") or [None])[0])
+    kind = getattr(transformers, name, None) if given is None else given
+    if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
+        return kind
+    if given is not None:
+        raise Refused(f"kind must be a model class, a subclass of PreTrainedModel, not {given!r}.")
+    raise Refused(
+        f"model folder {folder} names the class {name!r}, which transformers does not have; if it is yours, give it: "
+        f"earlybert.load(folder, kind={name})."
+    )
 
 
 def _move(fresh: Path, target: Path) -> None:
@@ -177,6 +190,8 @@ def _move(fresh: Path, target: Path) -> None:
         return
     new = {file.name for file in fresh.iterdir()}
     for file in sorted(fresh.iterdir(), key=lambda file: file.name == "config.json"):
+        if file.is_dir():  # such as a tokenizer's chat templates; a folder is only replaced by an empty one
+            shutil.rmtree(target / file.name, ignore_errors=True)
         os.replace(file, target / file.name)
     # Weights of an earlier save, under the names transformers gives them, and code; other files are not ours to remove.
     for pattern in ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json", CODE):

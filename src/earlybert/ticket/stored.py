@@ -6,6 +6,7 @@ of the model calls, names in `config.json` the code that loads the folder, and w
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from functools import lru_cache
@@ -44,17 +45,22 @@ class StoredConfig(portable.CutConfig):
 
 
 def remember(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
-    """Note in the configuration of a model that was just cut what was cut, in place.
+    """Note in the configuration of a model that was just cut what was cut.
 
     Args:
-        model: Its configuration becomes a `StoredConfig`, unless it is somebody's own class.
+        model: It gets a configuration of its own, as others may share the one it has: a `StoredConfig`, unless it is of
+            somebody's own class.
         anatomy: Of the model before the cut.
         ticket: What it keeps.
     """
-    config: Any = model.config
+    shared: Any = model.config
+    config = copy.deepcopy(shared)
     config.earlybert = {"ticket": ticket.to_dict(), "parts": parts(model, anatomy)}
     if type(config).__module__.startswith("transformers."):
         object.__setattr__(config, "__class__", config_class(type(config)))
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = config
 
 
 def parts(model: nn.Module, anatomy: Anatomy) -> dict[str, Any]:

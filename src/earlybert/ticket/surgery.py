@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ..anatomy import Anatomy, Blocks, Refused, linear, of, places
 from ..anatomy.probe import two_rows
+from .exact import exact_copy, full_precision
 from .gates import expand_heads
 from .scores import Scores
 from .stored import remember
@@ -78,9 +78,7 @@ def cut(model: nn.Module, ticket: Ticket) -> None:
         module_name, _, tensor_name = name.rpartition(".")
         part = linear.linear_at(model, module_name)
         if tensor_name == "weight":
-            part = linear.resized(part, dim, len(index))
-            parent, _, child = module_name.rpartition(".")
-            setattr(model.get_submodule(parent), child, part)
+            linear.resize(part, dim, len(index))
         old: Tensor | None = getattr(part, tensor_name)
         if old is not None:
             small = old.detach().index_select(dim, index.to(old.device))
@@ -127,12 +125,21 @@ def rebind(optimizer: torch.optim.Optimizer, old: nn.Module, new: nn.Module) -> 
         The same optimizer, on the parameters of `new`.
 
     Raises:
-        Refused: `new` was not cut from a model like `old`.
+        Refused: `new` was not cut from a model like `old`, or is `old` itself; the optimizer is not of `old`, or keeps
+            state that cannot be cut along. Nothing was changed.
     """
-    config: Any = new.config
+    config: Any = getattr(new, "config", None)
     if not getattr(config, "earlybert", None):
         raise Refused("rebind needs a cut model; this one carries no ticket.")
     ticket = Ticket.from_dict(config.earlybert["ticket"])
+    if old is new:
+        raise Refused("rebind needs the model from before the cut, too: let apply make a copy, without inplace.")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if held.isdisjoint(map(id, old.parameters())):
+        raise Refused(
+            "the optimizer holds no parameter of the model from before the cut; give the one it was made for."
+        )
+    refuse_factored(optimizer)
     anatomy = of(old)
     ticket.fits(anatomy)
     return carry(optimizer, dict(old.named_parameters()), new, slices(anatomy, ticket))
@@ -227,6 +234,22 @@ def _slice_like(value: Any, parameter: Tensor, kept: tuple[int, Tensor] | None) 
     return value.index_select(dim, index.to(value.device))
 
 
+def refuse_factored(optimizer: Any) -> None:
+    """Refuse an optimizer whose state cannot be cut as its weights are.
+
+    Raises:
+        Refused: It keeps tensors of another shape than the weight's, as Adafactor does.
+    """
+    for parameter, state in optimizer.state.items():
+        for value in state.values():
+            if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
+                raise Refused(
+                    f"{kind} keeps state that is not one number a weight, which cannot be cut along; use AdamW, or "
+                    "go on from the weights before the search with a fresh optimizer (weights='reset' in the callback)."
+                )
+
+
 def _update(module: nn.Module, attributes: tuple[str, ...], value: int) -> None:
     for attribute in attributes:
         if hasattr(module, attribute):
@@ -257,8 +280,7 @@ def _load_searched(model: nn.Module, anatomy: Anatomy, scores: Scores | None) ->
 
 def _check(model: nn.Module, anatomy: Anatomy, ticket: Ticket) -> None:
     """Hold the cut against the mask, both as fp32 copies in eval mode, on two short rows, one of them padded."""
-    masked = copy.deepcopy(model).float().eval()
-    smaller = copy.deepcopy(model).float().eval()
+    masked, smaller = exact_copy(model), exact_copy(model)
     mask(masked, ticket)
     cut(smaller, ticket)
     with torch.no_grad(), full_precision():
@@ -276,25 +298,3 @@ def _tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
     for name, value in output.items():
         if isinstance(value, Tensor) and value.is_floating_point():
             yield name, value
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 products as fp32, not TF32 or bf16; whoever has set it otherwise finds it so behind."""
-    parts: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
-    parts = [part for part in parts if hasattr(part, "fp32_precision")]
-    # Where torch has both, the older interface raises once somebody has used this one.
-    before = [part.fp32_precision for part in parts] if parts else torch.get_float32_matmul_precision()
-    _set_precision(parts, ["ieee"] * len(parts) if parts else "highest")
-    try:
-        yield
-    finally:
-        _set_precision(parts, before)
-
-
-def _set_precision(parts: list[Any], precision: list[str] | str) -> None:
-    if isinstance(precision, str):
-        torch.set_float32_matmul_precision(precision)
-    else:
-        for part, each in zip(parts, precision, strict=True):
-            part.fp32_precision = each

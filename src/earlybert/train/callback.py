@@ -14,10 +14,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.training_args import ParallelMode
 
 from ..anatomy import Refused, of
-from ..ticket import Gates, Scores, Settled, Ticket, apply, draw
+from ..ticket import Gates, Scores, Settled, Ticket, apply, draw, ticket_of
 from ..ticket.draw import Scope
 from ..ticket.settled import Watch
-from ..ticket.surgery import carry, fold, slices
+from ..ticket.surgery import carry, fold, refuse_factored, slices
 from .search import l1_pair
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ class EarlyBirdCallback(TrainerCallback):
 
         callback = earlybert.EarlyBirdCallback(steps=200, heads=4, neurons=0.4)
         Trainer(model, arguments, ..., callbacks=[callback]).train()
+
+    Give it to the constructor, as here: by `add_callback` it hears too late of a checkpoint that does not fit.
 
     The Trainer's data, loss, optimizer, clipping and schedule are used as they are. The coefficients have an AdamW of
     their own whose rate follows the Trainer's schedule. Evaluations and checkpoints begin after the cut: one from
@@ -119,7 +121,7 @@ class EarlyBirdCallback(TrainerCallback):
             self._fitting.remove()
         _refuse_setup(args, objects["optimizer"])
         model, scheduler = objects["model"], objects["lr_scheduler"]
-        if getattr(model.config, "earlybert", None):
+        if ticket_of(model) is not None:
             if state.global_step == 0 and self.ticket is None:
                 raise Refused("this model has already been cut; train it without this callback.")
             if isinstance(scheduler, LambdaLR) and scheduler.last_epoch < state.global_step:
@@ -163,7 +165,11 @@ class EarlyBirdCallback(TrainerCallback):
             return
         optimizer = objects["optimizer"]
         if state.global_step == 1 and self.weights == "keep":
-            _refuse_factored(optimizer)
+            try:
+                refuse_factored(optimizer)
+            except Refused:
+                self.close()
+                raise
         done, watch = state.global_step, searching.watch
         settled = watch is not None and watch.due(done) and watch.check_gates(done, searching.gates)
         if done < self.steps and not settled:
@@ -254,13 +260,7 @@ def _cut(
         model.load_state_dict(start)
         optimizer.state.clear()
     before, smaller = dict(model.named_parameters()), slices(of(model), ticket)
-    # Mixed precision replaces the forward of this object; the check of the cut is to run in fp32.
-    mixed = vars(model).pop("forward", None)
-    try:
-        apply(model, ticket, inplace=True)
-    finally:
-        if mixed is not None:
-            vars(model)["forward"] = mixed
+    apply(model, ticket, inplace=True)
     carry(getattr(optimizer, "optimizer", optimizer), before, model, smaller)
 
 
@@ -307,14 +307,3 @@ def _refuse_setup(args: TrainingArguments, optimizer: Any) -> None:
     found = [name for name, is_so in wrong.items() if is_so]
     if found:
         raise Refused(f"the callback does not support {' and '.join(found)}: it cuts one plain model on one device.")
-
-
-def _refuse_factored(optimizer: Any) -> None:
-    for parameter, state in optimizer.state.items():
-        for value in state.values():
-            if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != parameter.shape:
-                kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
-                raise Refused(
-                    f"{kind} keeps state that is not one number a weight, which cannot be cut along; "
-                    "use AdamW, or weights='reset'."
-                )

@@ -20,6 +20,8 @@ def loss_of(output: Any) -> Tensor:
         Refused: It has none, because it has no task head or the batch no labels.
     """
     loss = getattr(output, "loss", None)
+    if isinstance(output, tuple) and isinstance(output[0], Tensor) and output[0].dim() == 0:
+        loss = output[0]  # of a model whose config says return_dict: false
     if loss is None:
         raise Refused("the model gives no loss: it needs a task head, and labels in every batch.")
     return loss

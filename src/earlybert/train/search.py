@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -294,10 +296,13 @@ def untouched(model: nn.Module) -> Iterator[None]:
     cuda = [value.device for value in values if value.device.type == "cuda"]
     config: Any = model.config
     problem = getattr(config, "problem_type", None)
+    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()  # a collator may draw from them
     try:
         with modes_kept(model), torch.random.fork_rng(devices=sorted({device.index or 0 for device in cuda})):
             yield
     finally:
+        random.setstate(drawn)
+        np.random.set_state(drawn_by_numpy)
         with torch.no_grad():
             for value, before in zip(values, saved, strict=True):
                 value.copy_(before)
