@@ -86,7 +86,7 @@ def test_killed_runs_go_on_to_the_same_bytes(
     folder = tmp_path / "c"
     script = """
 import os, signal, sys
-from earlybert.config import Preparation
+from earlybert.config.prepare import Preparation
 from earlybert.data import prepare, shards, sources
 from pathlib import Path
 prepare.CHUNK = 2_000
