@@ -30,7 +30,7 @@ from .finetuning.stages import close, search_stage, train_stage
 from .lock import locked
 from .places import same_places
 from .report import write_card, write_report
-from .run import Run, copy_search, default_output, resuming
+from .run import AGAIN, WITH_ITS_OWN, Run, copy_search, default_output, resuming
 from .trackers import require, tracked
 from .versus import versus
 
@@ -106,12 +106,7 @@ def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
         Refused: One of these is another.
     """
     given = {**settings, **same_places(run.config, settings)}
-    different = changed(run.config, replace(run.config, **given))
-    if different:
-        raise Refused(
-            f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
-            "or choose another --output."
-        )
+    run.refuse_changed(replace(run.config, **given), WITH_ITS_OWN)
 
 
 def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
@@ -124,12 +119,7 @@ def refuse_other(run: Run, settings: Mapping[str, Any]) -> None:
     same: dict[str, Any] = {name: getattr(run.config, name) for name in NO_RESULT}
     if wanted.method in RIVALS:
         same["dense_steps"] = run.config.dense_steps  # read off the ticket
-    different = changed(run.config, replace(wanted, **same, **same_places(run.config, to_dict(wanted))))
-    if different:
-        raise Refused(
-            f"run folder {run.path} was made with other settings ({', '.join(different)}); choose another --output, or "
-            "remove it to do that run again."
-        )
+    run.refuse_changed(replace(wanted, **same, **same_places(run.config, to_dict(wanted))), AGAIN)
 
 
 def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..anatomy import Refused
 from ..config.pretrain import Pretrain
-from ..config.values import changed
 from ..data import shards
 from . import finetune, pretrain
 from .pretraining.run import PretrainRun
-from .run import Run
+from .run import AGAIN, Run
 
 Kind = Literal["finetune", "pretrain", "search"]
 RESULTS = ("metrics.json", "search.json")
@@ -118,15 +118,7 @@ def _refuse_other(run: PretrainRun, settings: Mapping[str, Any], metrics: Mappin
     Raises:
         Refused: A setting is another, or the corpus holds another text.
     """
-    different = [name for name in changed(run.config, Pretrain(**settings)) if name != "corpus"]
-    if different:
-        raise Refused(
-            f"run folder {run.path} was made with other settings ({', '.join(different)}); choose another --output, or "
-            "remove it to do that run again."
-        )
+    run.refuse_changed(replace(Pretrain(**settings), corpus=run.config.corpus), AGAIN)
     manifest = Path(str(settings.get("corpus"))) / shards.MANIFEST
     if manifest.exists() and hashlib.sha256(manifest.read_bytes()).hexdigest() != metrics["corpus"]:
-        raise Refused(
-            f"run folder {run.path} was made on another text than {manifest.parent} holds; choose another --output, or "
-            "remove it to do that run again."
-        )
+        raise Refused(f"run folder {run.path} was made on another text than {manifest.parent} holds; {AGAIN}")

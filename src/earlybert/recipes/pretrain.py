@@ -13,7 +13,6 @@ from typing import Any
 from ..anatomy import Refused
 from ..config.finetune import NO_RESULT
 from ..config.pretrain import Pretrain
-from ..config.values import changed
 from ..ticket.files import write_atomically
 from ..train.engine import unasked
 from ..train.ranks import reached
@@ -26,7 +25,7 @@ from .pretraining.estimate import hours
 from .pretraining.run import PretrainRun
 from .pretraining.stages import search_stage, ticket_stage, train_stage
 from .report import write_report
-from .run import environment
+from .run import WITH_ITS_OWN, environment
 from .trackers import require, tracked
 
 SEARCHED = "search.json"
@@ -70,12 +69,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool) -> S
         # Of a corpus the content is compared; checkpoints hold whole tensors; models on the way change nothing.
         free = ("corpus", "shard", "save_every", "keep_models", *NO_RESULT)
         run.config = replace(run.config, **{name: value for name, value in settings.items() if name in free})
-        different = changed(run.config, replace(run.config, **settings))
-        if different:
-            raise Refused(
-                f"run folder {run.path} was made with other settings ({', '.join(different)}); resume it with its own, "
-                "or choose another --output."
-            )
+        run.refuse_changed(replace(run.config, **settings), WITH_ITS_OWN)
         machine = Machine.found(run.config)
     require(run.config.tracker)
     bench = Bench.set_up(run.config, machine)

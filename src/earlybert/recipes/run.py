@@ -24,7 +24,7 @@ from ..config.checks import BadSetting, shown
 from ..config.file import parse
 from ..config.finetune import Finetune
 from ..config.pretrain import Pretrain
-from ..config.values import to_dict, typed
+from ..config.values import changed, to_dict, typed
 from ..ticket import Scores
 from ..ticket.files import write_atomically
 from ..ticket.tensors import UNUSABLE
@@ -39,6 +39,10 @@ Folder = TypeVar("Folder", bound="RunFolder[Any]")
 
 KINDS = {Finetune: "fine-tuning", Pretrain: "pre-training"}
 """Runs by their settings."""
+
+
+WITH_ITS_OWN = "resume it with its own, or choose another --output."
+AGAIN = "choose another --output, or remove it to do that run again."
 
 
 def resuming(command: str, path: Path) -> str:
@@ -125,6 +129,19 @@ class RunFolder(Generic[Settings]):
             return cls(folder, cls.kind(**typed(values, cls.kind)))
         except BadSetting as error:
             raise Refused(f"{file} is broken: {error}") from None
+
+    def refuse_changed(self, settings: Settings, remedy: str) -> None:
+        """A run keeps the settings it was made with.
+
+        Args:
+            settings: Those that are wanted.
+            remedy: What can be done, the end of the sentence.
+
+        Raises:
+            Refused: One of them is another.
+        """
+        if different := changed(self.config, settings):
+            raise Refused(f"run folder {self.path} was made with other settings ({', '.join(different)}); {remedy}")
 
     def refuse_other_text(self, text: str, where: str | os.PathLike[str]) -> None:
         """A run goes on with the text it began with.
