@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from earlybert.recipes.report import intervals
-from earlybert.recipes.statistics import METRICS, difference, holm, interval, over_tasks
+from earlybert.recipes.statistics import METRICS, _judge, _judged, difference, holm, interval, over_tasks
 from earlybert.tasks import Predictions
 from earlybert.tasks.metrics import compute
 
@@ -35,6 +35,24 @@ def test_a_resample_by_counts_is_the_metric_of_the_repeated_rows(name: str, clas
     for row, got in zip(counts.astype(int), found, strict=True):
         expected = compute([name], np.repeat(values, row), np.repeat(labels, row), classes=classes)[name]
         assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_tests_by_hand() -> None:
+    """Non-inferiority is one-sided, at the margin 1/2 and smaller for less of a loss; a difference is two-sided."""
+    at, less, none = (_judged(mean, 0.001, np.inf, 3, 0.003) for mean in (-0.003, -0.001, 0.0))
+    assert at.inferior == pytest.approx(0.5)
+    assert less.inferior == pytest.approx(0.02275, abs=1e-5)  # two standard errors
+    assert less.different == pytest.approx(0.31731, abs=1e-5)  # one, on either side
+    assert none.different == pytest.approx(1.0)
+
+
+def test_the_larger_variance_counts_with_the_freedom_of_its_seeds() -> None:
+    found = _judge(0.01, 0.0, 4e-6, 4, 0.0)
+    assert found.error == pytest.approx(2e-3)
+    assert found.freedom == pytest.approx(3)
+    found = _judge(0.01, 8e-6, 4e-6, 4, 0.0)
+    assert found.error == pytest.approx(8e-6**0.5)
+    assert found.freedom == pytest.approx(12)
 
 
 def simulated(rows: int, seeds: int, effect: float, spread: float, random: np.random.Generator) -> tuple:

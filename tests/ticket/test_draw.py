@@ -106,6 +106,11 @@ def test_counts_are_round_half_up_of_the_number_as_written() -> None:
     matrix = np.random.default_rng(0).random((1, 1000))
     for ratio, removed in ((0.285, 285), (0.0005, 1), (0.0004, 0), (1 / 3, 333), (0.5, 500)):
         assert (~keep_mask(matrix, ratio, scope="layer")).sum() == removed
+    assert (~keep_mask(matrix[:, :10], 0.35, scope="layer")).sum() == 4  # 3 by the nearest binary fraction, below 0.35
+
+
+def test_where_nothing_goes_nothing_is_aligned() -> None:
+    assert keep_mask(np.ones((2, 70)), 0, scope="global", align=64).all()
 
 
 def test_ties_spread_over_layers_and_indices_and_follow_the_seed() -> None:

@@ -107,7 +107,31 @@ def test_a_naive_cut_is_caught_and_nothing_changes(monkeypatch: pytest.MonkeyPat
     with pytest.raises(CutMismatch, match="differs from the masked"):
         apply(model, ticket, inplace=True)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    searched = Scores.of_gates(Gates(model), weights=model.state_dict())
+    with pytest.raises(CutMismatch, match="differs from the masked"):
+        apply(model, ticket, weights=searched)
     apply(model, ticket, check=False)  # can be turned off by name
+
+
+def test_a_cut_that_gives_no_number_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from earlybert.ticket import surgery
+
+    model, ticket, real = tiny_model(), uneven("bert"), surgery.cut
+
+    def broken(small: torch.nn.Module, kept: Ticket) -> None:
+        real(small, kept)
+        next(small.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(surgery, "cut", broken)
+    with pytest.raises(CutMismatch, match="nan"):
+        apply(model, ticket)
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    model = tiny_model()
+    model.base_model.requires_grad_(False)
+    small = apply(model, uneven("bert"))
+    assert [p.requires_grad for p in small.parameters()] == [p.requires_grad for p in model.parameters()]
 
 
 def test_searched_weights_are_folded_in(family: str) -> None:

@@ -190,7 +190,7 @@ def _count(remove: int | float, whole: int, what: str) -> int:
         return remove
     if not 0 <= remove < 1:
         raise Refused(f"the fraction of {what} to remove must be in [0, 1), got {remove!r}.")
-    # As the number was written, not as its binary neighbour: 0.285 of 1000 is 285.
+    # As the number was written, not as its binary neighbour, which is less: 0.35 of 10, rounded half up, is 4.
     return int(Fraction(repr(remove)) * whole + Fraction(1, 2))
 
 
