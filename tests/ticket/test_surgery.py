@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -238,8 +239,13 @@ def test_a_class_of_ones_own_is_loaded_by_giving_it(tmp_path: Path) -> None:
     model = Mine(tiny_model().config)
     small = apply(model, uneven("bert"))
     earlybert.save(small, tmp_path)
-    with pytest.raises(Refused, match=r"earlybert\.load\(.+, kind=Mine\)"):
+    with pytest.raises(Refused, match=r"'Mine', .+ earlybert\.load\(.+, kind=\.\.\.\)"):
         earlybert.load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": 5}))
+    with pytest.raises(Refused, match="'None'"):
+        earlybert.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(Refused, match="subclass of PreTrainedModel"):
         earlybert.load(tmp_path, kind=dict)
     again, info = earlybert.load(tmp_path, kind=Mine, output_loading_info=True, use_safetensors=True)

@@ -170,7 +170,8 @@ def quiet() -> Iterator[None]:
 
 
 def _model_class(config: dict[str, Any], folder: Path, given: type | None) -> Any:
-    name = str((config.get("architectures") or [None])[0])
+    names = config.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else "None"
     kind = getattr(transformers, name, None) if given is None else given
     if isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel):
         return kind
@@ -178,7 +179,7 @@ def _model_class(config: dict[str, Any], folder: Path, given: type | None) -> An
         raise Refused(f"kind must be a model class, a subclass of PreTrainedModel, not {given!r}.")
     raise Refused(
         f"model folder {folder} names the class {name!r}, which transformers does not have; if it is yours, give it: "
-        f"earlybert.load(folder, kind={name})."
+        "earlybert.load(folder, kind=...)."
     )
 
 
