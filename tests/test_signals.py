@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +31,14 @@ sys.argv = ["earlybert", *{words!r}]
 sys.exit(main())
 """
 MOMENTS = ("jsonargparse", "torch", "torch.nn.modules.linear", "transformers", "earlybert.recipes.finetune")
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so would all that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def stopped_at(module: str, number: signal.Signals, *words: str) -> subprocess.CompletedProcess[str]:
