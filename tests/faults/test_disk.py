@@ -16,7 +16,7 @@ import pytest
 
 from earlybert.recipes import lock
 from earlybert.recipes.finetuning import stages as recipe_stages
-from earlybert.ticket import files, history, store
+from earlybert.ticket import files, history
 from earlybert.train import steplog
 from tests.recipes.conftest import equal, run, steps
 
@@ -39,7 +39,7 @@ def test_a_disk_that_fails_at_every_file_in_turn(
     """Each attempt ends at the next file with one sentence; the last one has the result of a run left alone."""
     assert run("finetune", *flags, *SETTINGS, "--output", tmp_path / "whole") == 0
     out, failing = tmp_path / "run", ""
-    real_replace, real_open, real_mkdtemp = os.replace, open, store.tempfile.mkdtemp
+    real_replace, real_open, real_mkdtemp = os.replace, open, files.tempfile.mkdtemp
 
     def fails(name: str) -> None:
         if name == failing:
@@ -59,7 +59,7 @@ def test_a_disk_that_fails_at_every_file_in_turn(
         return real_mkdtemp(prefix=prefix, **more)
 
     monkeypatch.setattr(files.os, "replace", replace)
-    monkeypatch.setattr(store.tempfile, "mkdtemp", made)
+    monkeypatch.setattr(files.tempfile, "mkdtemp", made)
     for module in (history, steplog):
         monkeypatch.setattr(module, "open", opened, raising=False)
     for failing in SITES:

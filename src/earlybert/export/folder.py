@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..ticket.files import is_disk_error
+from ..ticket.files import half_folder, is_disk_error
 
 
 @contextmanager
@@ -29,21 +26,15 @@ def new_folder(folder: str | Path, model: Any = None, tokenizer: Any = None) -> 
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise Refused(f"{target} exists; choose another folder to export to.")
-    fresh = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        if model is not None:
-            (fresh / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(fresh)
-        yield fresh
-        os.chmod(fresh, 0o755)
-        fresh.rename(target)
+        with half_folder(target) as fresh:
+            if model is not None:
+                (fresh / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(fresh)
+            yield fresh
+            fresh.rename(target)
     except Exception as error:
         if is_disk_error(error):
             raise Refused(f"{target} could not be written ({error}); free some space and export again.") from error
         raise
-    finally:
-        if fresh is not None:
-            shutil.rmtree(fresh, ignore_errors=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ from ..config.recipe import BUDGET, with_recipe
 from ..config.values import changed, to_dict
 from ..tasks import Predictions
 from ..ticket import Scores, Ticket, load
-from ..ticket.files import HALF, disk_errors
+from ..ticket.files import disk_errors, half_folder
 from .display import say
 from .drawing import draw_stage, draw_ticket, head_price_of
 from .finetuning.bench import Bench
@@ -250,17 +248,11 @@ def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
     """A new run folder with the same search; it is there whole or not at all."""
     if into.exists():
         raise Refused(f"{into} exists; choose another --into.")
-    with disk_errors(into):
-        into.parent.mkdir(parents=True, exist_ok=True)
-        half = Path(tempfile.mkdtemp(prefix=f".{into.name}.", suffix=HALF, dir=into.parent))
-        try:
-            copied = Run(half, config)
-            copy_search(run, copied)
-            copied.write_config()
-            half.chmod(0o755)
-            half.rename(into)
-        finally:
-            shutil.rmtree(half, ignore_errors=True)
+    with disk_errors(into), half_folder(into) as half:
+        copied = Run(half, config)
+        copy_search(run, copied)
+        copied.write_config()
+        half.rename(into)
     return Run(into, config)
 
 

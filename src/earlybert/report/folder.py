@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..anatomy import Refused
 from ..config.file import parse
@@ -34,20 +33,6 @@ BROKEN = (
 
 
 @dataclass(frozen=True)
-class Importance:
-    """Scores of heads and neurons, as plain arrays."""
-
-    heads: NDArray[np.float32]
-    """`[layers, heads]`."""
-    neurons: NDArray[np.float32]
-    """`[layers, neurons]`."""
-    source: str
-    """`coefficients`, or the name of another importance."""
-    steps: int
-    info: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class RunFolder:
     """One run as its folder tells it. A part is None, or empty, when it is not there or cannot be used."""
 
@@ -56,9 +41,9 @@ class RunFolder:
     metrics: dict[str, Any] | None = None
     compare: dict[str, Any] | None = None
     ticket: Ticket | None = None
-    scores: Importance | None = None
+    scores: Scores | None = None
     """Of the search."""
-    importance: Importance | None = None
+    importance: Scores | None = None
     """What the ticket was drawn from: the search's scores, or others."""
     history: History | None = None
     steps: tuple[dict[str, Any], ...] = ()
@@ -124,19 +109,7 @@ def read(path: Path) -> RunFolder:
     """
     if not (path / CONFIG).is_file():
         raise Refused(f"{path} is not a run folder: it has no {CONFIG}.")
-    missing: list[str] = []
-
-    def part(name: str, load: Callable[[Path], Part], without: str, *, wanted: bool = True) -> Part | None:
-        if not (path / name).exists():
-            if wanted:
-                missing.append(f"{name} is not there: {without}.")
-            return None
-        try:
-            return load(path / name)
-        except BROKEN:
-            missing.append(f"{name} is broken: {without}.")
-            return None
-
+    part = _Parts(path)
     config = part(CONFIG, _config, "the settings and the command are not known") or {}
     pretraining = bool(ITS_OWN & set(config)) if config else _is_of_pretraining(path / METRICS)
     draft = RunFolder(path, config, pretraining=pretraining)
@@ -151,41 +124,67 @@ def read(path: Path) -> RunFolder:
     drawn = draft.cuts and not only_searched
     ticket = part("ticket.json", Ticket.load, "no heads and neurons were chosen yet", wanted=drawn)
     scores = part("scores.safetensors", _scores, "the search has not finished", wanted=draft.cuts)
-    name = "sensitivity.safetensors"
-    others = (path / name).exists()
-    importance = part(name, _scores, "heads are shown without scores") if others else scores
-    if ticket is not None and importance is not None and importance.heads.shape != (ticket.layers, ticket.num_heads):
-        name = name if others else "scores.safetensors"
-        missing.append(f"{name} is of another model than ticket.json: heads are shown without scores.")
-        importance = None
     searched = draft.method in METHODS and METHODS[draft.method].searches
+    compare, evaluations = None, ()
+    if pretraining:
+        evaluations = part(EVALUATIONS, _evaluations, "there is no held-out loss on the way", wanted=False) or ()
+    else:
+        without = "nothing says what the run saved, nor what the dense model reaches at the same cost"
+        again = "(earlybert finetune --compare trains both)"
+        wanted = draft.method == "ticket" and metrics is not None
+        compare = part("compare.json", _compare, f"{without} {again}", wanted=wanted)
     return RunFolder(
         path=path,
         config=config,
         metrics=metrics,
-        compare=None
-        if pretraining
-        else part(
-            "compare.json",
-            _compare,
-            "nothing says what the run saved, nor what the dense model reaches at the same cost "
-            "(earlybert finetune --compare trains both)",
-            wanted=draft.method == "ticket" and metrics is not None,
-        ),
+        compare=compare,
         ticket=ticket,
         scores=scores,
-        importance=importance,
+        importance=_importance(part, ticket, scores),
         history=part("history.bin", _history, "there are no mask distances and no coefficients", wanted=searched),
         stages=stages[0],
         steps=stages[1],
         profile=part("profile.json", _profile, "nothing says where the time of a step goes", wanted=False) or {},
-        evaluations=part(EVALUATIONS, _evaluations, "there is no held-out loss on the way", wanted=False) or ()
-        if pretraining
-        else (),
+        evaluations=evaluations,
         pretraining=pretraining,
         only_searched=only_searched,
-        missing=tuple(missing),
+        missing=tuple(part.missing),
     )
+
+
+class _Parts:
+    """Reads the files of a folder, and collects a sentence for each that is not there or broken."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.missing: list[str] = []
+
+    def __call__(self, name: str, load: Callable[[Path], Part], without: str, *, wanted: bool = True) -> Part | None:
+        """What `load` makes of a file; None, and what is lost `without` it, where it makes nothing."""
+        if not (self.path / name).exists():
+            if wanted:
+                self.missing.append(f"{name} is not there: {without}.")
+            return None
+        try:
+            return load(self.path / name)
+        except BROKEN:
+            self.missing.append(f"{name} is broken: {without}.")
+            return None
+
+
+def _importance(part: _Parts, ticket: Ticket | None, scores: Scores | None) -> Scores | None:
+    """What the ticket was drawn from, if it is of the ticket's model."""
+    name, without = "sensitivity.safetensors", "heads are shown without scores"
+    if (part.path / name).exists():
+        scores = part(name, _scores, without)
+    else:
+        name = "scores.safetensors"
+    if ticket is not None and scores is not None:
+        sizes = len(scores.heads), len(scores.heads[0])
+        if sizes != (ticket.layers, ticket.num_heads):
+            part.missing.append(f"{name} is of another model than ticket.json: {without}.")
+            return None
+    return scores
 
 
 def _is_of_pretraining(file: Path) -> bool:
@@ -230,10 +229,8 @@ def _compare(file: Path) -> dict[str, Any]:
     return {"rows": rows, "saved": saved}
 
 
-def _scores(file: Path) -> Importance:
-    scores = Scores.load(file, weights=False)
-    heads, neurons = (np.stack([vector.numpy() for vector in part]) for part in (scores.heads, scores.neurons))
-    return Importance(heads, neurons, scores.source, scores.steps, scores.info)
+def _scores(file: Path) -> Scores:
+    return Scores.load(file, weights=False)
 
 
 def _history(file: Path) -> History:

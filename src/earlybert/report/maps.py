@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from ..ticket import History, Ticket
+from ..ticket import History, Scores, Ticket
 from ..ticket.history import Kind
 from .drawing import FAINT, FIRST, GRID, INK, SECOND, WIDTH, Drawing, drawn, empty
-from .folder import Importance, RunFolder
+from .folder import RunFolder
 
 COLOURS = "cividis"
 """Dark for masks that are close, as in Fig. 1; reads the same to colour-blind eyes and in grey."""
@@ -75,7 +75,7 @@ class DistanceMap:
         }
 
 
-def ending(scores: Importance | None, steps: int) -> str:
+def ending(scores: Scores | None, steps: int) -> str:
     """Why a search ended, in words."""
     if scores is None:
         return f"step {steps}, the last one so far"
@@ -84,7 +84,7 @@ def ending(scores: Importance | None, steps: int) -> str:
 
 
 @drawn
-def mask_distance_map(of: DistanceMap, scores: Importance | None, *, layer: int | None = None) -> Drawing:
+def mask_distance_map(of: DistanceMap, scores: Scores | None, *, layer: int | None = None) -> Drawing:
     """Fig. 1 for all layers together, or for one of them (counted from 0); the end of the search is marked."""
     shown = of.overall if layer is None else of.per_layer[layer]
     figure = empty(3.6)
@@ -156,10 +156,10 @@ def heads_map(run: RunFolder) -> Drawing:
     return Drawing("heads-kept", "Heads kept", about, figure, tips)
 
 
-def head_tip(ticket: Ticket, scores: Importance | None, layer: int, head: int) -> str:
+def head_tip(ticket: Ticket, scores: Scores | None, layer: int, head: int) -> str:
     """One head in words, layers and heads counted from 1."""
     state = "kept" if head in ticket.heads[layer] else "removed"
     if scores is None:
         return f"layer {layer + 1}, head {head + 1}: {state}"
     what = "coefficient" if scores.source == "coefficients" else f"{scores.source} score"
-    return f"layer {layer + 1}, head {head + 1}: {state}, {what} {scores.heads[layer, head]:.6g}"
+    return f"layer {layer + 1}, head {head + 1}: {state}, {what} {scores.heads[layer][head]:.6g}"

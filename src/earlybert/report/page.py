@@ -218,7 +218,7 @@ def _heads(run: RunFolder) -> list[tuple[int, list[tuple[str, str]]]]:
             [
                 (
                     "kept" if head in ticket.heads[layer] else "removed",
-                    "" if scores is None else f"{scores.heads[layer, head]:.6g}",
+                    "" if scores is None else f"{scores.heads[layer][head]:.6g}",
                 )
                 for head in range(ticket.num_heads)
             ],

@@ -26,29 +26,44 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
         Refused: The disk is full or the folder cannot be written. Nothing was changed.
     """
     target = Path(path)
-    half = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         # A folder, since some writers leave files of their own beside the one they were asked for when killed.
-        half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
-        temporary = half / target.name
-        if callable(content):
-            content(str(temporary))
-        else:
-            temporary.write_bytes(content)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-        half.rmdir()
-    except BaseException as error:
-        if half is not None:
-            shutil.rmtree(half, ignore_errors=True)
+        with half_folder(target) as half:
+            temporary = half / target.name
+            if callable(content):
+                content(str(temporary))
+            else:
+                temporary.write_bytes(content)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+    except Exception as error:
         if is_disk_error(error):
             raise Refused(
                 f"{target} could not be written ({error}); the file that was there before is unchanged."
             ) from error
         raise
+
+
+@contextmanager
+def half_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to write in beside `path`, to be renamed to it when it is whole; what is left of it behind goes.
+
+    Args:
+        path: A file or folder. The folder around it is made if needed.
+
+    Raises:
+        OSError: The folder around it cannot be written.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
+    try:
+        half.chmod(0o777 & ~_umask())
+        yield half
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -72,10 +87,8 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
         Refused: The folder around it cannot be written.
     """
     target = Path(path)
-    with disk_errors(target):
-        half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
+    with disk_errors(target), half_folder(target) as half:
         target.rename(half / target.name)
-        shutil.rmtree(half)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from transformers.utils import logging as hf_logging
 from ..anatomy import Refused, family_of, first_line
 from . import card
 from .code import CODE
-from .files import HALF, is_disk_error
+from .files import half_folder, is_disk_error
 from .ordinary import model_class, stock_type, ticket_in
 from .ticket import Ticket
 
@@ -46,17 +45,15 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise Refused(f"{target} is a file; choose a folder to save to.")
-    fresh = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
-        with quiet():
-            model.save_pretrained(fresh)  # pyright: ignore[reportCallIssue]
-            if tokenizer is not None:
-                tokenizer.save_pretrained(fresh)
-        if card.is_ours(target / card.NAME):  # somebody's own card stays
-            (fresh / card.NAME).write_text(card.card_of(model, ticket_of(model)), encoding="utf-8")
-        _move(fresh, target)
+        with half_folder(target) as fresh:
+            with quiet():
+                model.save_pretrained(fresh)  # pyright: ignore[reportCallIssue]
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(fresh)
+            if card.is_ours(target / card.NAME):  # somebody's own card stays
+                (fresh / card.NAME).write_text(card.card_of(model, ticket_of(model)), encoding="utf-8")
+            _move(fresh, target)
     except Exception as error:
         if is_disk_error(error):
             why = getattr(error, "strerror", None) or first_line(error)  # without the name of `fresh`
@@ -65,9 +62,6 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
                 "again."
             ) from error
         raise
-    finally:
-        if fresh is not None:
-            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def load(path: str | os.PathLike[str], *, kind: type | None = None, **options: Any) -> Any:
@@ -185,7 +179,6 @@ def _model_class(config: dict[str, Any], folder: Path, given: type | None) -> An
 
 def _move(fresh: Path, target: Path) -> None:
     """Put every file of `fresh` in place; a new folder appears at once."""
-    os.chmod(fresh, 0o755)
     if not target.exists():
         fresh.rename(target)
         return
