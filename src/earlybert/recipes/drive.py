@@ -20,77 +20,12 @@ from ..train.schedule import Schedule
 from ..train.step import EagerStep
 from ..train.steplog import Counts, StepLog, truncate
 from .display import say
-from .finetuning.bench import Bench
 from .progress import Distances, Live
-from .run import Run, RunFolder
+from .run import RunFolder
 from .trackers import Tracker
-
-Batches = Callable[[int], Iterable[Sequence[Batch]]]
-"""Optimizer steps done to the micro-batches of each step from there on."""
 
 
 def drive(
-    bench: Bench,
-    run: Run,
-    stage: str,
-    step: EagerStep,
-    *,
-    first: int,
-    steps: int,
-    lr: float,
-    schedule: Schedule,
-    order: int,
-    observers: Sequence[Observer],
-    before_checkpoint: Sequence[Callable[[], None]] = (),
-    cost: Counts | None = None,
-    batches: Batches | None = None,
-    distances: Distances = (),
-    end: int | None = None,
-    state: Callable[[], dict[str, Any]] = dict,
-) -> int:
-    """Run the loop of a stage with its log, its checkpoints and its bar.
-
-    Args:
-        bench: With the data and the settings.
-        run: The folder.
-        stage: Name in the log and in the checkpoint.
-        step: Does one.
-        first: Optimizer steps done before.
-        steps: The cap, `first` included.
-        lr: Base learning rate, for the log.
-        schedule: Of the learning rate.
-        order: Which of the two data orders.
-        observers: Called after every step, behind the log.
-        before_checkpoint: Called before a checkpoint is written.
-        cost: Counts the FLOPs of a step; the model's own by default.
-        batches: What to train on instead of the task's rows in that order.
-        distances: Of the masks, while a search runs; to be shown.
-        end: Of the stage, where other steps follow these; `steps` when None.
-        state: What a checkpoint has to remember besides stage and step. JSON values only.
-
-    Returns:
-        Optimizer steps done in all.
-    """
-    return take(
-        run,
-        stage,
-        step,
-        (batches or bench.stream(order).starting_at)(first),
-        title=stage if stage == "search" else f"train {bench.config.method}",
-        first=first,
-        steps=steps,
-        lr=lr,
-        schedule=schedule,
-        observers=observers,
-        before_checkpoint=before_checkpoint,
-        cost=cost,
-        distances=distances,
-        end=end,
-        state=lambda: {"text": bench.text, **state()},
-    )
-
-
-def take(
     run: RunFolder[Any],
     stage: str,
     step: EagerStep,
@@ -110,26 +45,26 @@ def take(
     left: Callable[[], float] | None = None,
     end: int | None = None,
 ) -> int:
-    """Take optimizer steps on any batches, as `drive`.
+    """Run the loop of a stage with its log, its checkpoints and its bar.
 
     Args:
         run: The folder, whose settings say how often to log and to write checkpoints.
-        stage: As in `drive`.
-        step: As in `drive`.
+        stage: Name in the log and in the checkpoint.
+        step: Does one.
         batches: Micro-batches of each optimizer step, from step `first` on.
         title: Of the bar.
-        first: As in `drive`.
-        steps: As in `drive`.
-        lr: As in `drive`.
-        schedule: As in `drive`.
-        observers: As in `drive`.
-        before_checkpoint: As in `drive`.
-        cost: As in `drive`.
-        state: As in `drive`.
+        first: Optimizer steps done before.
+        steps: The cap, `first` included.
+        lr: Base learning rate, for the log.
+        schedule: Of the learning rate.
+        observers: Called after every step, behind the log.
+        before_checkpoint: Called before a checkpoint is written.
+        cost: Counts the FLOPs of a step; the model's own by default.
+        state: What a checkpoint has to remember besides stage and step. JSON values only.
         ranks: The processes of the job; only the first writes and shows anything.
-        distances: As in `drive`.
+        distances: Of the masks, while a search runs; to be shown.
         left: Seconds left, where they do not depend on the steps left.
-        end: As in `drive`.
+        end: Of the stage, where other steps follow these; `steps` when None.
 
     Returns:
         Optimizer steps done in all.
@@ -259,7 +194,7 @@ def profiled(
         run: The folder, whose settings say how many.
         stage: As in `drive`.
         step: Of the stage; not to be used any more.
-        batches: As in `take`.
+        batches: As in `drive`.
         main: Whether this process writes; all take the steps.
     """
     if run.config.profile_steps == 0:

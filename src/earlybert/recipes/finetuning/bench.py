@@ -100,6 +100,10 @@ class Bench:
         """SHA-256 of the training rows and the names of their classes: a run goes on with those it began with."""
         return hashlib.sha256("\n".join([self.train.digest(), *self.task.labels]).encode()).hexdigest()
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint of any stage has to remember: what it was trained on."""
+        return {"text": self.text}
+
     @property
     def where(self) -> str:
         """Where the data come from."""

@@ -56,17 +56,19 @@ def _one_round(bench: Bench, run: Run, number: int) -> None:
     )
     begins, ends = number * lengths.train, (number + 1) * lengths.train
     say(f"round {number + 1} of {imp.ROUNDS}: {1 - imp.sparsity(model):.0%} of the encoder's weights are there")
+    first = resume(run, ROUND_STEPS, step, begins=begins)
     drive(
-        bench,
         run,
         ROUND_STEPS,
         step,
-        first=resume(run, ROUND_STEPS, step, begins=begins),
+        bench.stream(SHARED_ORDER).starting_at(first),
+        title=f"train {config.method}",
+        first=first,
         steps=ends,
         lr=lengths.train_lr,
         schedule=lambda step: lengths.train_schedule(step - begins),
-        order=SHARED_ORDER,
         observers=(),
+        state=bench.state,
     )
     imp.shrink(model)
     FILE.write(_masks(run, number), imp.masks(model), {"round": number + 1})

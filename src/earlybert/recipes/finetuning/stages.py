@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -34,7 +33,7 @@ from ...train.step import EagerStep, to_device
 from ...train.steplog import Counts, add_line, truncate
 from ..display import say
 from ..drawing import glimpse
-from ..drive import Batches, drive, profiled, resume
+from ..drive import drive, profiled, resume
 from ..report import write_card
 from ..result import Evaluations
 from ..run import Run, digest
@@ -81,7 +80,8 @@ class Objective:
     """What a search trains on instead of the task."""
 
     model: nn.Module
-    batches: Batches
+    batches: Callable[[int], Iterable[Sequence[Batch]]]
+    """Optimizer steps done to the micro-batches of each step from there on."""
     cost: Counts
 
 
@@ -99,8 +99,9 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
     config, lengths = bench.config, plan(bench)
     model = bench.theta_0()
     theta_0 = digest(model)
+    batches = bench.stream(SHARED_ORDER).starting_at
     if objective is not None:
-        model = objective.model
+        model, batches = objective.model, objective.batches
     torch.manual_seed(config.seed)
     with searching(
         model,
@@ -124,19 +125,19 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         last = StopRule(gates, watch) if watch else Watching(gates, shown)
         with closing(HistoryWriter(run.history, gates, rows=first)) as writer:
             done = drive(
-                bench,
                 run,
                 "search",
                 step,
+                batches(first),
+                title="search",
                 first=first,
                 steps=first if over else lengths.search,
                 lr=lengths.search_lr,
                 schedule=lengths.search_schedule,
-                order=SHARED_ORDER,
                 observers=[Recorder(writer), last],
                 before_checkpoint=[writer.flush],
                 cost=objective.cost if objective else None,
-                batches=objective.batches if objective else None,
+                state=bench.state,
                 distances=shown.distances,
             )
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
@@ -145,7 +146,6 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
             checkpoint.save(run.searched, model=model, optimizer=step.optimizer, gates=gates, state={"step": done})
         scores.save(run.scores)  # its presence says that the stage is done
         run.checkpoint.unlink(missing_ok=True)
-        batches = objective.batches if objective else bench.stream(SHARED_ORDER).starting_at
         profiled(run, "search", step, batches(0))
     return scores
 
@@ -201,30 +201,37 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
     config, lengths = bench.config, plan(bench)
     observers: list[Observer] = [Evaluations(run, lambda: bench.score(begun.model), first)] if config.eval_every else []
     watched = begun.watch(first)
-    go = partial(
-        drive,
-        bench,
-        run,
-        "train",
-        lr=lengths.train_lr,
-        schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
-        order=begun.order,
-        observers=[*observers, *([watched[0]] if watched else [])],
-        end=lengths.train,
-        state=begun.state,
-    )
+    stream = bench.stream(begun.order)
+
+    def go(steps: int, cost: Counts | None) -> int:
+        return drive(
+            run,
+            "train",
+            step,
+            stream.starting_at(first),
+            title=f"train {config.method}",
+            first=first,
+            steps=steps,
+            lr=lengths.train_lr,
+            schedule=rewarmed(lengths.train_schedule, begun.first, config.rewarm),
+            observers=[*observers, *([watched[0]] if watched else [])],
+            cost=cost,
+            state=lambda: {**bench.state(), **begun.state()},
+            end=lengths.train,
+        )
+
     until = begun.first + matched_steps(config, lengths.train - begun.first) if begun.teacher else 0
     while True:
         stop = begun.later[0][0] if begun.later else lengths.train
         if begun.teacher is not None and first < until:
             cost = MatchedCost(count(begun.model), count(begun.teacher))
             with matching(step, begun.teacher, config.match):
-                first = go(step, first=first, steps=min(until, stop), cost=cost)
+                first = go(min(until, stop), cost)
         if begun.teacher is not None and first >= until:
             begun.teacher = None  # makes room
             step = _step(bench, begun.model, step.optimizer, static=begun.static)
         if begun.teacher is None or first >= stop:
-            first = go(step, first=first, steps=stop, cost=watched[1] if watched else None)
+            first = go(stop, watched[1] if watched else None)
         if first >= stop:
             if not begun.later:
                 return step

@@ -26,7 +26,7 @@ from ...train.search import Recorder, Watching, collect, searching
 from ...train.step import EagerStep
 from ...train.steplog import LAST, Counts, add_line, truncate
 from ..drawing import draw_stage, glimpse
-from ..drive import profiled, resume, take
+from ..drive import drive, profiled, resume
 from ..progress import Distances
 from ..result import Evaluations
 from ..run import digest
@@ -281,7 +281,7 @@ def _go(
         if stage != "search":
             steps, left = LAST, lambda: end - watch.elapsed
     with closing(ahead(bench.stream(leg, order).starting_at(first - begun), depth=2)) as batches:
-        return take(
+        return drive(
             run,
             stage,
             step,
