@@ -217,8 +217,10 @@ def test_a_failure_is_shown_and_tried_again(
 
 def test_the_picture_names_what_costs_are_relative_to() -> None:
     """Without the full dense run that is another row."""
-    svg = frontier({"sst2": {"best": Point(1.0, 80.0, 0.5, False)}}, reference="best").decode()
-    assert "<!-- training FLOPs, of best -->" in svg
+    panels = {"sst2": {"best": Point(1.0, 80.0, 0.5, False)}}
+    svg = frontier(panels, reference="best")
+    assert b"<!-- training FLOPs, of best -->" in svg
+    assert frontier(panels, reference="best") == svg
 
 
 @pytest.mark.slow

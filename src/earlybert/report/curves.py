@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm, to_rgb
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -137,61 +138,50 @@ def neurons_bars(run: RunFolder) -> Drawing:
 @drawn
 def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
     """Seconds of search, scoring, draw and train, a bar a run or rival."""
-    figure = empty(1.25 + 0.42 * len(runs))
-    axis = figure.add_subplot()
-    tips: dict[str, str] = {}
-    whole = max(sum(stages.values()) for _, stages in runs) or 1.0
     colours: dict[str, str] = dict(zip(STAGES, (SECOND, THIRD, INK, FIRST), strict=True))
-    for place, (name, stages) in enumerate(runs):
-        left = 0.0
-        for stage in (stage for stage in STAGES if stage in stages):
-            gid = f"time-{place}-{stage}"
-            axis.barh(place, stages[stage], left=left, color=colours[stage], height=0.6, label=stage)[0].set_gid(gid)
-            tips[gid] = f"{name}: {stage} {stages[stage]:.3g} s, {stages[stage] / sum(stages.values()):.0%}"
-            left += stages[stage]
-        _beside(axis, left, place, f"{left:.3g} s")
-    axis.set_yticks(range(len(runs)), [name for name, _ in runs])
-    axis.set_ylim(len(runs) - 0.4, -0.6)
-    axis.set_xlim(0, whole * 1.18)
-    axis.set_xlabel("seconds of training, data loading left out")
-    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=4, fontsize=8)
-    about = "; ".join(
-        f"{name}: " + ", ".join(f"{stage} {took:.3g} s" for stage, took in stages.items()) for name, stages in runs
-    )
+    figure, tips, about = _stacked("time", runs, colours, "s")
+    figure.axes[0].set_xlabel("seconds of training, data loading left out")
     return Drawing("time", "Where the time went", about, figure, tips)
 
 
 @drawn
 def parts_bars(by_stage: dict[str, dict[str, float]]) -> Drawing:
     """Seconds of each part of a step, a bar a stage. `by_stage` is `numbers.step_parts` of a run."""
-    figure = empty(1.25 + 0.42 * len(by_stage))
-    axis = figure.add_subplot()
-    tips: dict[str, str] = {}
-    colours: dict[str, str] = dict(zip(PARTS, (FAINT, FIRST, SECOND, THIRD, INK), strict=True))
-    for place, (stage, parts) in enumerate(by_stage.items()):
-        left = 0.0
-        for part in (part for part in PARTS if part in parts):
-            gid, took = f"part-{place}-{part}", 1e3 * parts[part]
-            label = "one graph" if part == "whole" else part
-            axis.barh(place, took, left=left, color=colours[part], height=0.6, label=label)[0].set_gid(gid)
-            tips[gid] = f"{stage}: {label} {took:.3g} ms, {parts[part] / sum(parts.values()):.0%}"
-            left += took
-        _beside(axis, left, place, f"{left:.3g} ms")
-    axis.set_yticks(range(len(by_stage)), list(by_stage))
-    axis.set_ylim(len(by_stage) - 0.4, -0.6)
-    axis.set_xlim(0, 1.18e3 * max(sum(parts.values()) for parts in by_stage.values()))
-    axis.set_xlabel("milliseconds of a step, profiled")
-    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=4, fontsize=8)
-    about = "; ".join(
-        f"{stage}: " + ", ".join(f"{part} {1e3 * took:.3g} ms" for part, took in parts.items())
-        for stage, parts in by_stage.items()
-    )
+    words = {part: "one graph" if part == "whole" else part for part in PARTS}
+    colours = dict(zip(words.values(), (FAINT, FIRST, SECOND, THIRD, INK), strict=True))
+    bars = [(stage, {words[part]: 1e3 * took for part, took in parts.items()}) for stage, parts in by_stage.items()]
+    figure, tips, about = _stacked("part", bars, colours, "ms")
+    figure.axes[0].set_xlabel("milliseconds of a step, profiled")
     if any("whole" in parts for parts in by_stage.values()):
         about += "; a whole step that is one CUDA graph has no parts to time"
     about += ". Medians of a few extra steps; what ran in the run itself was not slowed to be timed in parts."
     return Drawing("step-parts", "A step taken apart", about, figure, tips)
+
+
+def _stacked(
+    gid: str, bars: Sequence[tuple[str, dict[str, float]]], colours: Mapping[str, str], unit: str
+) -> tuple[Figure, dict[str, str], str]:
+    """A bar for each name, its pieces in the order of `colours`; also what hovering says, and a description."""
+    figure = empty(1.25 + 0.42 * len(bars))
+    axis = figure.add_subplot()
+    tips: dict[str, str] = {}
+    for place, (name, pieces) in enumerate(bars):
+        left = 0.0
+        for piece in (piece for piece in colours if piece in pieces):
+            its, took = f"{gid}-{place}-{piece}".replace(" ", "-"), pieces[piece]
+            axis.barh(place, took, left=left, color=colours[piece], height=0.6, label=piece)[0].set_gid(its)
+            tips[its] = f"{name}: {piece} {took:.3g} {unit}, {took / sum(pieces.values()):.0%}"
+            left += took
+        _beside(axis, left, place, f"{left:.3g} {unit}")
+    axis.set_yticks(range(len(bars)), [name for name, _ in bars])
+    axis.set_ylim(len(bars) - 0.4, -0.6)
+    axis.set_xlim(0, 1.18 * (max(sum(pieces.values()) for _, pieces in bars) or 1.0))
+    found = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside upper left", ncols=4, fontsize=8)
+    about = "; ".join(
+        f"{name}: " + ", ".join(f"{piece} {took:.3g} {unit}" for piece, took in pieces.items()) for name, pieces in bars
+    )
+    return figure, tips, about
 
 
 @drawn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -56,28 +56,36 @@ def draw(
     head_scores, neuron_scores = importances(scores)
     head_mask = keep_mask(head_scores, heads, scope=heads_scope, seed=scores.seed, what="heads")
     neuron_mask = keep_mask(neuron_scores, neurons, scope=neurons_scope, align=align, seed=scores.seed, what="neurons")
-    return Ticket(
-        heads=_indices(head_mask),
-        neurons=_indices(neuron_mask),
-        model_type=scores.model_type,
-        num_heads=head_mask.shape[1],
-        num_neurons=neuron_mask.shape[1],
-        drawn={
-            "heads": heads,
-            "neurons": neurons,
-            "heads_scope": heads_scope,
-            "neurons_scope": neurons_scope,
-            "align": align,
-            "source": scores.source,
-            "steps": scores.steps,
-            "seed": scores.seed,
-            "scores_sha256": scores.digest(),
-            "margin": {
-                "heads": margin_of(head_scores, head_mask, heads_scope),
-                "neurons": margin_of(neuron_scores, neuron_mask, neurons_scope),
-            },
-        },
-    )
+    how = {"heads": heads, "neurons": neurons, "heads_scope": heads_scope, "neurons_scope": neurons_scope}
+    margins = {
+        "heads": margin_of(head_scores, head_mask, heads_scope),
+        "neurons": margin_of(neuron_scores, neuron_mask, neurons_scope),
+    }
+    return ticket_of_masks(scores, head_mask, neuron_mask, {**how, "align": align}, margins)
+
+
+def ticket_of_masks(
+    scores: Scores, heads: Mask, neurons: Mask, how: dict[str, Any], margins: dict[str, float | None]
+) -> Ticket:
+    """The ticket that keeps what the masks keep.
+
+    Args:
+        scores: What the masks were drawn from.
+        heads: `[layers, heads]`.
+        neurons: `[layers, neurons]`.
+        how: The settings they were drawn with. JSON values only.
+        margins: `margin_of` both.
+    """
+    drawn = {
+        **how,
+        "source": scores.source,
+        "steps": scores.steps,
+        "seed": scores.seed,
+        "scores_sha256": scores.digest(),
+        "margin": margins,
+    }
+    kept = _indices(heads), _indices(neurons)
+    return Ticket(*kept, scores.model_type, num_heads=heads.shape[1], num_neurons=neurons.shape[1], drawn=drawn)
 
 
 def keep_mask(

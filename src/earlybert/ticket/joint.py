@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..anatomy import Refused
-from .draw import importances, layer_order, margin_of, tie_hash
+from .draw import importances, layer_order, margin_of, ticket_of_masks, tie_hash
 from .scores import Scores
 from .ticket import Ticket
 
@@ -65,26 +65,11 @@ def draw_jointly(scores: Scores, *, remove: float, head_price: float, align: int
             f"removing {remove:g} of the FLOPs would keep more than the cut model has; the share counts from the whole "
             "model, what is gone already included: remove more, or use a smaller align."
         )
-    heads_kept, neurons_kept = (tuple(tuple(np.flatnonzero(row).tolist()) for row in mask) for mask in masks)
-    return Ticket(
-        heads=heads_kept,
-        neurons=neurons_kept,
-        model_type=scores.model_type,
-        num_heads=heads.shape[1],
-        num_neurons=units,
-        drawn={
-            "joint": remove,
-            "align": align,
-            "source": scores.source,
-            "steps": scores.steps,
-            "seed": scores.seed,
-            "scores_sha256": scores.digest(),
-            "margin": {
-                "heads": margin_of(heads, masks[HEAD], "global"),
-                "neurons": margin_of(neurons, masks[NEURON], "global"),
-            },
-        },
-    )
+    margins = {
+        "heads": margin_of(heads, masks[HEAD], "global"),
+        "neurons": margin_of(neurons, masks[NEURON], "global"),
+    }
+    return ticket_of_masks(scores, masks[HEAD], masks[NEURON], {"joint": remove, "align": align}, margins)
 
 
 def _ranked(
