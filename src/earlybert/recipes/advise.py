@@ -18,9 +18,10 @@ from ..cost import Cost, count
 from ..report.sheet import Sheet
 from ..ticket import apply
 from .display import display, say
+from .drawing import stand_in
 from .finetuning.bench import SHARED_ORDER, Bench
 from .finetuning.beside import Beside, beside
-from .finetuning.plan import Plan, advice, plan, stand_in
+from .finetuning.plan import Plan, advice, plan
 from .finetuning.timing import contenders, in_turns, inference_seconds, some_batches
 
 FASTER = 0.97

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel
 
 from ..anatomy import Anatomy, of
+from ..baselines import random_ticket
 from ..config.finetune import Drawing, Finetune
 from ..tasks.head import load_config
 from ..ticket import Scores, Settled, Ticket, draw
@@ -97,3 +98,26 @@ def draw_ticket(config: Drawing, scores: Scores, *, head_price: float) -> Ticket
         neurons_scope=config.neurons_scope,
         align=config.align,
     )
+
+
+def stand_in(config: Any, anatomy: Anatomy, *, within: Ticket | None = None) -> Ticket:
+    """A random ticket of a run's budget, for what depends on its size alone.
+
+    Worth per FLOP is spread evenly over the heads and over the neurons of every layer, so that a joint ranking removes
+    about the same share of both, and of every layer.
+
+    Args:
+        config: Of a run; says how much goes.
+        anatomy: Of the whole model.
+        within: What an earlier cut has kept.
+
+    Raises:
+        Refused: As `draw`.
+    """
+    scores = random_ticket.scores(anatomy, config.seed)
+    heads, neurons = (
+        tuple(price * (layer.argsort().argsort() + 0.5) / len(layer) for layer in part)
+        for part, price in ((scores.heads, anatomy.head_price), (scores.neurons, 1))
+    )
+    scores = replace(scores, heads=heads, neurons=neurons, within=within)
+    return draw_ticket(config, scores, head_price=anatomy.head_price)

@@ -276,3 +276,9 @@ def digest(model: nn.Module) -> str:
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
+
+
+def began_elsewhere(run: RunFolder[Any], theta_0: nn.Module) -> bool:
+    """Whether the search of a run is known to have begun with other weights than these."""
+    expected = Scores.load(run.scores, weights=False).info.get("theta_0")
+    return expected is not None and expected != digest(theta_0)

@@ -13,9 +13,9 @@ import earlybert as eb
 from earlybert.anatomy import of
 from earlybert.config.finetune import Finetune
 from earlybert.recipes import finetune
-from earlybert.recipes.drawing import after_cut
+from earlybert.recipes.drawing import after_cut, stand_in
 from earlybert.recipes.finetuning import gradual
-from earlybert.recipes.finetuning.plan import later_cuts, stand_in
+from earlybert.recipes.finetuning.plan import later_cuts
 from earlybert.train.steplog import read_steps
 
 from ...conftest import tiny_model

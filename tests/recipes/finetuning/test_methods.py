@@ -17,9 +17,9 @@ from earlybert.anatomy import of
 from earlybert.baselines import imp
 from earlybert.config.finetune import Finetune
 from earlybert.config.methods import METHODS, RIVALS
+from earlybert.recipes.drawing import stand_in
 from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.finetuning.methods import WAYS
-from earlybert.recipes.finetuning.plan import stand_in
 from earlybert.recipes.finetuning.timing import contenders
 from earlybert.recipes.places import same_places
 from earlybert.recipes.run import Run

@@ -17,9 +17,9 @@ from ...cost import count
 from ...report.sheet import Sheet
 from ...ticket import apply
 from ..advise import duration
-from ..drawing import after_cut
+from ..drawing import after_cut, stand_in
 from ..finetuning.bench import SHARED_ORDER, Bench
-from ..finetuning.plan import later_cuts, plan, stand_in
+from ..finetuning.plan import later_cuts, plan
 from .comparison import Comparison
 from .tuning import trials_of
 from .verdict import reference_row

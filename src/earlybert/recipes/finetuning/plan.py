@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from ...anatomy import Anatomy, Refused
-from ...baselines import random_ticket
-from ...config.finetune import Drawing, Finetune
+from ...anatomy import Refused
+from ...config.finetune import Drawing
 from ...config.methods import METHODS, RIVALS
 from ...config.recipe import BUDGET
 from ...ticket import Ticket
 from ...train.engine import unasked
 from ...train.schedule import Schedule, linear
-from ..drawing import after_cut, anatomy_of, draw_ticket
+from ..drawing import after_cut, anatomy_of, stand_in
 from .bench import SHARED_ORDER, Bench
 
 FEWEST_SEARCH_STEPS = 100
@@ -129,26 +128,3 @@ def check_drawing(bench: Bench) -> None:
     before: Ticket | None = None
     for number in range(1, config.cuts + 1):
         before = stand_in(after_cut(config, number), anatomy, within=before)
-
-
-def stand_in(config: Finetune, anatomy: Anatomy, *, within: Ticket | None = None) -> Ticket:
-    """A random ticket of a run's budget, for what depends on its size alone.
-
-    Worth per FLOP is spread evenly over the heads and over the neurons of every layer, so that a joint ranking removes
-    about the same share of both, and of every layer.
-
-    Args:
-        config: Says how much goes.
-        anatomy: Of the whole model.
-        within: What an earlier cut has kept.
-
-    Raises:
-        Refused: As `draw`.
-    """
-    scores = random_ticket.scores(anatomy, config.seed)
-    heads, neurons = (
-        tuple(price * (layer.argsort().argsort() + 0.5) / len(layer) for layer in part)
-        for part, price in ((scores.heads, anatomy.head_price), (scores.neurons, 1))
-    )
-    scores = replace(scores, heads=heads, neurons=neurons, within=within)
-    return draw_ticket(config, scores, head_price=anatomy.head_price)

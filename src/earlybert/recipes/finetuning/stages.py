@@ -36,7 +36,7 @@ from ..drawing import glimpse
 from ..drive import drive, profiled, resume
 from ..report import write_card
 from ..result import Evaluations
-from ..run import Run, digest
+from ..run import Run, began_elsewhere, digest
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
 from .plan import Plan, plan
 from .result import summary
@@ -345,8 +345,7 @@ def _watch(config: Any, lengths: Plan, run: Run, first: int) -> Watch | None:
 
 
 def _refuse_other_start(run: Run, theta_0: nn.Module) -> None:
-    expected = Scores.load(run.scores).info.get("theta_0")
-    if expected is not None and expected != digest(theta_0):
+    if began_elsewhere(run, theta_0):
         raise Refused(
             f"the model or its head is not the one that run {run.path} searched on (its weights differ), so it "
             "cannot be reset to its start; search again."

@@ -10,9 +10,9 @@ from transformers import BertConfig, BertModel
 
 from ...anatomy import Refused, of
 from ...config.pretrain import Pretrain
-from ...ticket import Scores, Ticket
+from ...ticket import Ticket
 from ...train.schedule import Phase, shortened, split
-from ..drawing import draw_ticket
+from ..drawing import stand_in
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,11 @@ def check_drawing(config: Pretrain, model: BertConfig) -> Ticket:
     """Draw from made-up scores, so that an impossible budget is refused before the search.
 
     Returns:
-        A ticket that costs what the run's own will: heads and neurons count alike wherever they are.
+        A ticket that costs about what the run's own will.
 
     Raises:
         Refused: As `draw`.
     """
     with torch.device("meta"):
         anatomy = of(BertModel(model))
-    layers = len(anatomy.layers)
-    shapes = (layers, anatomy.num_heads), (layers, anatomy.num_neurons)
-    heads, neurons = (tuple(torch.ones(shape)) for shape in shapes)
-    return draw_ticket(config, Scores(heads, neurons, anatomy.model_type), head_price=anatomy.head_price)
+    return stand_in(config, anatomy)

@@ -29,7 +29,7 @@ from ..drawing import draw_stage, glimpse
 from ..drive import drive, profiled, resume
 from ..progress import Distances
 from ..result import Evaluations
-from ..run import digest
+from ..run import began_elsewhere, digest
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
 from .models import Models, whole
 from .plan import Leg
@@ -343,8 +343,7 @@ def _score(bench: Bench, model: nn.Module, watch: Stopwatch) -> dict[str, float]
 
 
 def _refuse_other_start(run: PretrainRun, theta_0: nn.Module) -> None:
-    expected = Scores.load(run.scores).info.get("theta_0")
-    if expected is not None and expected != digest(theta_0):
+    if began_elsewhere(run, theta_0):
         raise Refused(
             f"the random weights are not those that run {run.path} searched on (another version of torch?), so the "
             "ticket cannot be reset to its start; start a new run."

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from ...baselines import imp
+from ...config.finetune import Finetune
 from ...config.methods import METHODS, RIVALS
+from ...config.recipe import with_recipe
 from ..comparison.comparison import Comparison
 from ..comparison.forecast import STEP_ON_H100
 
@@ -71,26 +72,24 @@ def estimate(comparison: Comparison) -> Estimate:
     hours = gigabytes = 0.0
     cells = comparison.cells()
     for cell in cells:
-        settings = cell.settings
-        size = "large" if "large" in str(settings.get("model", "")) else "base"
-        rows = settings.get("train_rows") or ROWS[settings["task"]]
-        batch = settings.get("batch_size", 32)
-        tokens = min(TOKENS[settings["task"]], settings.get("max_length", 512)) * batch
+        config = Finetune(**with_recipe(cell.settings))
+        size = "large" if "large" in config.model else "base"
+        task = str(config.task)
+        tokens = min(TOKENS[task], config.max_length) * config.batch_size
         step = (STEP_ON_H100 + PER_TOKEN * tokens) * (LARGE if size == "large" else 1.0)
-        hours += rows / batch * _epochs(settings) * step / 3600
+        steps = (config.train_rows or ROWS[task]) / config.batch_size * _epochs(config)
+        hours += steps * step / 3600
         parameters, layers, features = PARAMETERS[size]
         peak = STATE_BYTES * parameters + ACTIVATION_BYTES * tokens * layers * features
         gigabytes = max(gigabytes, peak / 1e9)
     return Estimate(len(cells), hours, gigabytes)
 
 
-def _epochs(settings: Mapping[str, Any]) -> float:
-    """In dense steps."""
-    method, kind = settings["method"], METHODS[settings["method"]]
-    search = settings.get("search_epochs", 0.2)
-    ticket = search * SEARCH + settings.get("epochs", 2.0) * TICKET
-    if method == "imp":
-        return 6 * settings.get("dense_epochs", 3.0)
-    if method in RIVALS:
-        return ticket
-    return settings.get("dense_epochs", 3.0) if kind.dense else ticket
+def _epochs(config: Finetune) -> float:
+    """What a run takes, in epochs of dense steps."""
+    if config.method == "imp":
+        return imp.ROUNDS * config.dense_epochs
+    if METHODS[config.method].dense and config.method not in RIVALS:
+        return config.dense_epochs
+    small = config.epochs - (config.search_epochs if config.weights == "keep" else 0)
+    return config.search_epochs * SEARCH + small * TICKET
