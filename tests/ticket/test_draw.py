@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from fractions import Fraction
 from itertools import product
 
@@ -125,6 +126,24 @@ def test_ties_spread_over_layers_and_indices_and_follow_the_seed() -> None:
     assert not np.array_equal(mask, keep_mask(matrix, 0.4, scope="global", seed=1))
 
 
+def test_equal_blocks_go_by_the_hash_of_their_best_unit_and_each_layer_keeps_its_first() -> None:
+    first = np.sort(tie_hash(3, 4, 6), axis=1)[:, ::2]  # a layer's pairs are of neighbours by hash
+    third_best = np.sort(first[:, 1:].ravel())[2]
+    mask = keep_mask(np.ones((4, 6)), 24 - 14, scope="global", align=2, seed=3)  # seven pairs stay
+    assert mask.sum(axis=1).tolist() == (2 + 2 * (first[:, 1:] <= third_best).sum(axis=1)).tolist()
+
+
+def test_equal_heads_and_equal_neurons_follow_the_seed_of_the_scores() -> None:
+    first, other = (draw(scores_of(np.ones((4, 16)), seed), heads=8, neurons=32, align=1) for seed in (0, 1))
+    assert first.heads != other.heads
+    assert first.neurons != other.neurons
+
+
+@pytest.mark.parametrize(("removed", "kept"), [(5, 12), (6, 12), (7, 8)])
+def test_half_a_block_over_is_a_block_more(removed: int, kept: int) -> None:
+    assert keep_mask(np.ones((2, 8)), removed, scope="global", align=4).sum() == kept
+
+
 def test_paper_configuration_on_bert_base_sizes() -> None:
     torch.manual_seed(0)
     scores = Scores(tuple(torch.rand(12, 12)), tuple(torch.rand(12, 3072)), "bert")
@@ -169,6 +188,22 @@ def test_margin_says_how_sure_the_cut_is() -> None:
         "heads": None,
         "neurons": None,
     }
+
+
+def test_the_margin_of_each_kind_is_taken_within_its_own_scope() -> None:
+    scores = scores_of(np.array([[1.0, 0.625], [0.5, 0.375]]))  # 1.0 and 0.5 stay in either scope
+    for heads_scope, neurons_scope in (("layer", "global"), ("global", "layer")):
+        ticket = draw(scores, heads=0.5, neurons=0.5, heads_scope=heads_scope, neurons_scope=neurons_scope, align=1)  # type: ignore[call-overload]
+        margin = ticket.drawn["margin"]
+        by_scope = {heads_scope: margin["heads"], neurons_scope: margin["neurons"]}
+        assert by_scope == {"layer": 0.125, "global": -0.125}  # 0.5 stays as its layer's best, and 0.625 does not
+
+
+def test_a_ticket_names_the_scores_it_came_from() -> None:
+    heads, neurons = torch.rand(2, 4), torch.rand(2, 64)
+    scores = Scores(tuple(heads), tuple(neurons), "bert")
+    written = heads.numpy().tobytes() + neurons.numpy().tobytes()
+    assert draw(scores, heads=1, neurons=0.5, align=8).drawn["scores_sha256"] == hashlib.sha256(written).hexdigest()
 
 
 def test_same_scores_give_the_same_bytes(tmp_path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -66,6 +66,24 @@ def test_the_dear_units_have_to_be_worth_it() -> None:
     assert len(draw_jointly(richer, remove=0.3, head_price=16, align=8).heads[0]) == 4
 
 
+def test_what_is_worth_less_does_not_go_in_where_a_dear_unit_no_longer_fits() -> None:
+    scores = scores_of([[9.0, 8.0, 7.0]], [[1.0] * 8])
+    ticket = draw_jointly(scores, remove=0.5, head_price=4, align=1)  # 10 of 20: two heads and a neuron are 9
+    assert (ticket.heads_kept, ticket.neurons_kept) == (2, 1)
+
+
+def test_equal_units_are_spread_over_layers_by_the_seed_heads_otherwise_than_neurons() -> None:
+    ones = [[1.0] * 64] * 6
+    spread = [
+        [len(kept) for kept in layers]
+        for seed in (0, 1)
+        for ticket in [draw_jointly(scores_of(ones, ones, seed), remove=0.5, head_price=1, align=1)]
+        for layers in (ticket.heads, ticket.neurons)
+    ]
+    for one, other in combinations(spread, 2):
+        assert max(abs(a - b) for a, b in zip(one, other, strict=True)) > 2  # not just another unit that stays first
+
+
 def test_nothing_removed_keeps_all_and_every_layer_keeps_something() -> None:
     scores = scores_of([[1.0, 2.0], [0.0, 0.0]], [[1.0] * 8, [0.0] * 8])
     assert draw_jointly(scores, remove=0, head_price=4, align=4).neurons_kept == 16
@@ -84,6 +102,10 @@ def test_refused() -> None:
     ):
         with pytest.raises(Refused, match=said):
             draw_jointly(scores, remove=remove, head_price=4, align=align)
+    least = draw_jointly(scores, remove=0.5, head_price=4, align=4)  # 8 of 16, which is a head and 4 neurons
+    assert (least.heads_kept, least.neurons_kept) == (1, 4)
+    with pytest.raises(Refused, match="less than a head and 4 neurons"):
+        draw_jointly(scores, remove=0.51, head_price=4, align=4)
 
 
 def test_from_scores_of_a_cut_model_the_share_counts_from_the_whole_one() -> None:
@@ -129,5 +151,6 @@ def test_the_budget_is_met_however_a_family_lays_its_linears_out(kind: str, dear
 
 def test_neurons_that_fill_no_block_count_among_what_goes() -> None:
     scores = scores_of([[1.0] * 4] * 2, [[0.1] * 20] * 2)
-    kept = draw_jointly(scores, remove=0.3, head_price=10, align=16)  # 32 of 40 neurons can stay at most
-    assert kept.heads_kept * 10 + kept.neurons_kept == pytest.approx(0.7 * (8 * 10 + 40), abs=8)
+    kept = draw_jointly(scores, remove=0.35, head_price=10, align=16)  # 32 of 40 neurons can stay at most
+    assert kept.neurons_kept == 32
+    assert kept.heads_kept * 10 + 32 == pytest.approx(0.65 * (8 * 10 + 40), abs=5)  # to half a head
