@@ -93,7 +93,7 @@ def test_ties_do_not_settle_before_the_minimum_and_noise_does_not_settle() -> No
     watch = rule.watch(cap=100)
     still = np.ones((LAYERS, HEADS), np.float32), np.ones((LAYERS, NEURONS), np.float32)
     stops = [step for step in range(1, 41) if watch.due(step) and watch.check(step, *still)]
-    assert stops[0] == 30  # checks at 20, 25, 30: two distances of zero
+    assert stops == [30, 35, 40]  # checks at 20, 25, 30: two distances of zero, and they stay so
     random = np.random.default_rng(0)
     watch = rule.watch(cap=100)
     noise = [
@@ -105,8 +105,32 @@ def test_ties_do_not_settle_before_the_minimum_and_noise_does_not_settle() -> No
     assert len(watch.distances) == 16
 
 
+@pytest.mark.parametrize("moving", ["heads", "neurons"])
+def test_a_search_settles_when_heads_and_neurons_both_do(moving: str) -> None:
+    random = np.random.default_rng(0)
+    watch = Settled(heads=1, neurons=0.4, every=1, window=2, min_steps=1).watch(cap=100)
+    now = {"heads": np.ones((LAYERS, HEADS), np.float32), "neurons": np.ones((LAYERS, NEURONS), np.float32)}
+    for step in range(1, 6):
+        now[moving] = random.random(now[moving].shape).astype(np.float32)
+        assert not watch.check(step, **now)
+
+
+def test_masks_are_compared_within_the_scope_of_their_kind() -> None:
+    """Ten times as large, the first layer keeps a third unit of four in place of one of the other layer."""
+    before = np.array([[1, 2, 3, 4], [1.5, 2.5, 3.5, 4.5]], dtype=np.float32)
+    after = before * np.array([[10], [1]], dtype=np.float32)
+    for scopes, moved in ((("layer", "global"), (0.0, 0.25)), (("global", "layer"), (0.25, 0.0))):
+        heads_scope, neurons_scope = scopes
+        rule = Settled(heads=0.5, neurons=0.5, heads_scope=heads_scope, neurons_scope=neurons_scope)  # type: ignore[arg-type]
+        watch = rule.watch(cap=100)
+        watch.check(60, before, before)
+        watch.check(80, after, after)
+        assert watch.distances == [(80, *moved)]
+
+
 def test_default_spacing_is_five_per_cent_of_the_cap() -> None:
     assert Settled().watch(cap=1000).every == 50
+    assert Settled().watch(cap=1010).every == 51  # so that there are 20 checks at most
     assert Settled().watch(cap=100).every == 20
     assert Settled(every=3).watch(cap=1000).every == 3
     with pytest.raises(Refused):
