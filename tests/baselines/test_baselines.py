@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from earlybert import Gates, Scores, apply, draw
+from earlybert import Gates, Scores, Ticket, apply, draw
 from earlybert.anatomy import Refused, of
 from earlybert.anatomy.linear import linear_at
 from earlybert.baselines import dense, imp, inverted, layerdrop, magnitude, random_ticket
@@ -55,6 +55,8 @@ def test_a_random_ticket_of_the_same_widths() -> None:
     assert other.neurons != ticket.neurons
     assert other == random_ticket.like(ticket, 7)
     apply(tiny_model(), other)
+    alike = random_ticket.like(Ticket(((0, 1, 2, 3),), ((0, 1, 2, 3),), "bert", 16, 16), 7)
+    assert alike.heads != alike.neurons  # drawn apart, as where the numbers differ
 
 
 def test_the_inverted_ticket_keeps_what_the_ticket_removes() -> None:

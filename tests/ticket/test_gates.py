@@ -187,6 +187,17 @@ def test_gates_on_gates_are_refused() -> None:
         apply(model, draw(scores, heads=1, neurons=0.3, align=1))
 
 
+def test_a_coefficient_that_bf16_does_not_know_scales_bf16_all_the_same() -> None:
+    """It lies between 1 and the next number of bf16, 1.0078, and its product with 1.9922 nearer to 2 than to that."""
+    from earlybert.ticket.gates import scaled_input, scaled_weight
+
+    linear, c = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16), torch.tensor([1.0035])
+    large, one = torch.tensor([1.9921875], dtype=torch.bfloat16), torch.ones(1, dtype=torch.bfloat16)
+    for scale, weight, x in ((scaled_weight, large, one), (scaled_input, one, large)):
+        linear.weight.data = weight[None]
+        assert scale(linear, x, c).item() == 2.0
+
+
 def test_folding_scales_in_fp32_under_autocast() -> None:
     linear = torch.nn.Linear(8, 8)
     c = torch.linspace(0.9, 1.1, 8)

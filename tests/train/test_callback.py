@@ -170,6 +170,14 @@ def test_it_does_what_a_loop_of_ones_own_does(weights: Any, tmp_path: Path) -> N
         torch.testing.assert_close(value, small.state_dict()[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
+def test_a_rate_of_its_own_follows_the_trainers_schedule(tmp_path: Path) -> None:
+    callback = EarlyBirdCallback(steps=3, gate_lr=0.01, l1=1e6, **CUT)  # so strong that Adam steps by the rate
+    trainer(tiny_model(), tmp_path, [callback], warmup_steps=4).train()
+    assert callback.scores is not None
+    for row in (*callback.scores.heads, *callback.scores.neurons):
+        torch.testing.assert_close(row, torch.full_like(row, 1 - 0.01 * (0 + 1 / 4 + 2 / 4)))
+
+
 @pytest.mark.parametrize("saved", [SEARCHED, 5])
 @pytest.mark.parametrize("weights", ["keep", "reset"])
 def test_a_checkpoint_from_after_the_cut_is_gone_on_with(weights: Any, saved: int, tmp_path: Path) -> None:

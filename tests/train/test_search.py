@@ -165,6 +165,11 @@ def test_gradients_are_clipped_without_the_coefficients() -> None:
     assert gates.neurons.grad.norm() > 10
 
 
+def test_a_rate_of_0_leaves_the_coefficients_where_they_are() -> None:
+    scores = search(tiny_model(), gate_lr=0.0)
+    assert all((row == 1).all() for row in (*scores.heads, *scores.neurons))
+
+
 def test_stop_rule_ends_the_search_and_nothing_after_it_is_computed(tmp_path: Path) -> None:
     rule = eb.Settled(heads=1, neurons=0.4, every=2, window=1, threshold=1.0, min_steps=4)
     scores = search(tiny_model(), steps=50, stop=rule, history=tmp_path / "history.bin")
