@@ -55,6 +55,13 @@ def test_the_larger_variance_counts_with_the_freedom_of_its_seeds() -> None:
     assert found.freedom == pytest.approx(12)
 
 
+def test_a_resample_varies_as_the_mean_does_by_seeds_and_by_examples() -> None:
+    """Two seeds that differ by 2 have a mean of variance 1, and so do these rows; the two variances add."""
+    rows = np.tile([-10.0, 10.0], 50)  # variance 100, of the mean of 100 rows 1
+    found = difference([rows - 1, rows + 1], [np.zeros(100)] * 2, np.zeros(100), "mean", margin=0.0)
+    assert found.error**2 == pytest.approx(1 + 1, rel=0.1)
+
+
 def simulated(rows: int, seeds: int, effect: float, spread: float, random: np.random.Generator) -> tuple:
     """Two methods whose true accuracies differ by `effect`; every run's own accuracy scatters by `spread`."""
     difficulty = random.random(rows)

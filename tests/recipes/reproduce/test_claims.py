@@ -92,15 +92,14 @@ def test_a_mean_over_tasks_needs_all_of_them(runs: Runs, tmp_path: Path) -> None
     assert (high - low) == pytest.approx((one[2] - one[1]) / 2**0.5)  # two tasks that do not depend on each other
 
 
-def _search(folder: Path, *, settles_at: int, steps: int = 50) -> None:
-    """Coefficients that are drawn anew until a step, and then stay."""
+def _search(folder: Path, *, settles_at: int, away: range = range(0), steps: int = 50) -> None:
+    """Coefficients that are drawn anew until a step, and then stay; in `away` they are others for a while."""
     gates = Gates(tiny_model())
-    torch.manual_seed(0)
     writer = HistoryWriter(folder / "history.bin", gates)
     for step in range(1, steps + 1):
-        if step <= settles_at:
-            for parameter in gates.parameters():
-                parameter.data = torch.rand_like(parameter)
+        torch.manual_seed(step if step <= settles_at or step in away else 0)
+        for parameter in gates.parameters():
+            parameter.data = torch.rand_like(parameter)
         writer.record()
     writer.close()
     settings = {"heads": 2, "heads_scope": "layer", "neurons": 0.5, "neurons_scope": "global"}
@@ -114,6 +113,13 @@ def test_a_mask_settles_early_or_late(runs: Runs, tmp_path: Path, kind: str, ste
     found = CHECKS["settles"](runs, row="good", kind=kind)
     assert found.answer == answer, found.evidence
     assert "chance is 0.500" in found.evidence
+
+
+def test_a_mask_that_leaves_and_comes_back_has_not_settled_early(runs: Runs, tmp_path: Path) -> None:
+    _search(tmp_path / "good", settles_at=9, away=range(20, 30))
+    found = CHECKS["settles"](runs, row="good", kind="neurons")
+    assert found.answer == "not held"
+    assert "after 10 of 50 steps the neurons differ from the last mask by 0.000" in found.evidence
 
 
 def _wandering(folder: Path, *, still: range, steps: int = 100) -> None:
