@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from earlybert.cli import main
+from earlybert.config.finetune import Finetune
 from earlybert.recipes import pretrain
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
@@ -44,6 +45,13 @@ def tiny_flags(model_folder: Path, data_dir: Path) -> list[str]:
         *("--dense-lr", "1e-3", "--lr", "2e-3", "--log-every", "5", "--checkpoint-every", "4"),
         *("--profile-steps", "0"),
     ]
+
+
+@pytest.fixture
+def config(model_folder: Path, data_dir: Path) -> Finetune:
+    """The same for a test that needs no command line; 24 steps an epoch."""
+    places: dict[str, Any] = {"model": str(model_folder), "task": "sst2", "data_dir": str(data_dir), "device": "cpu"}
+    return Finetune(**places, max_length=16, batch_size=4, precision="no", align=8, heads=1)
 
 
 def run(*words: object) -> int:

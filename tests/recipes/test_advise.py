@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from earlybert.recipes.advise import Estimate, _advice, duration
+from earlybert.config.finetune import Finetune
+from earlybert.cost import count
+from earlybert.recipes.advise import Estimate, _advice, duration, estimated
+from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.finetuning.beside import Beside
+from earlybert.recipes.finetuning.plan import plan
 
 from .conftest import run
 
@@ -97,6 +103,18 @@ def test_the_command_prints_a_table_and_advice_and_writes_nothing(
     assert run("advise", *words, *more, "--cuts", "2") == 0
     assert "The run has several cuts, whose steps were not timed" in " ".join(capsys.readouterr().out.split())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("weights", "trained"), [("reset", 48), ("keep", 48 - 10)])  # of 24 an epoch
+def test_steps_of_a_search_whose_weights_are_kept_are_among_those_of_the_training(
+    weights: Literal["reset", "keep"], trained: int, config: Finetune
+) -> None:
+    bench = Bench.set_up(replace(config, epochs=2, search_steps=10, weights=weights))
+    times = {"dense": [1.0], "search": [1.5], "ticket": [0.5]}
+    cost = count(bench.theta_0())
+    found = estimated(bench, plan(bench), times, cost, cost, ())
+    assert (found.search_steps, found.ticket_steps) == (10, trained)
+    assert found.ticket_time == 10 * 1.5 + trained * 0.5
 
 
 @pytest.mark.parametrize(
