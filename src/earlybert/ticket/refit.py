@@ -107,7 +107,7 @@ def flops(small: nn.Module, forward_small: int, forward_dense: int, tokens: int)
     """
     layers = of(small).layers
     linears = [linear_at(small, name) for layer in layers for name in (layer.output, layer.down)]
-    shapes = [(inputs_of(linear) + 1, outputs_of(linear)) for linear in linears]
+    shapes = [(inputs_of(linear) + (linear.bias is not None), outputs_of(linear)) for linear in linears]
     sums = sum(2 * tokens * width * (width + hidden) for width, hidden in shapes)
     solving = sum(width**3 // 3 + 2 * width**2 * hidden for width, hidden in shapes)
     return forward_dense + forward_small + sums + solving
