@@ -7,10 +7,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from earlybert import Ticket, apply
 from earlybert.anatomy import Refused, of
-from earlybert.ticket.refit import refit
+from earlybert.ticket.refit import flops, refit
 
 from ..conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
 
@@ -56,11 +57,16 @@ def test_one_linear_against_the_normal_equations() -> None:
     for grab in grabs:
         grab.remove()
     linear = copy.deepcopy(small.get_submodule(layer.output))
-    refit(small, model, data, ridge=0.05)
-    present = [batch["attention_mask"].bool() for batch in data[:6]]  # a quarter is kept back to check
-    x = np.concatenate([rows[mask].detach().double().numpy() for rows, mask in zip(seen["x"], present, strict=False)])
-    y = np.concatenate([rows[mask].detach().double().numpy() for rows, mask in zip(seen["y"], present, strict=False)])
-    ones = np.hstack([x, np.ones((len(x), 1))])
+    result = refit(small, model, data, ridge=0.05)[0]
+    masks = [batch["attention_mask"].bool() for batch in data]
+
+    def tokens(which: str, batches: slice) -> np.ndarray:
+        pairs = zip(seen[which][batches], masks[batches], strict=True)
+        return np.concatenate([rows[mask].detach().double().numpy() for rows, mask in pairs])
+
+    fitted, checked = slice(6), slice(6, None)  # a quarter is kept back to check
+    ones, others = (np.hstack([x, np.ones((len(x), 1))]) for x in (tokens("x", fitted), tokens("x", checked)))
+    y = tokens("y", fitted)
     old = np.vstack([linear.weight.detach().double().numpy().T, linear.bias.detach().double().numpy()])
     gram = ones.T @ ones
     pull = 0.05 * np.diag(gram).mean()
@@ -68,6 +74,25 @@ def test_one_linear_against_the_normal_equations() -> None:
     new = small.get_submodule(layer.output)
     np.testing.assert_allclose(new.weight.detach().numpy(), (old + change)[:-1].T, atol=1e-2 * np.abs(change).max())
     np.testing.assert_allclose(new.bias.detach().numpy(), (old + change)[-1], atol=1e-2 * np.abs(change).max())
+    wanted = tokens("y", checked)
+    for error, columns in ((result.before, old), (result.after, old + change)):
+        assert error == pytest.approx(((wanted - others @ columns) ** 2).sum() / (wanted**2).sum(), rel=5e-3)
+
+
+@pytest.mark.parametrize(("kind", "column"), [("bert", 1), ("llama", 0)])
+def test_its_flops_are_those_of_products_and_solutions(kind: str, column: int) -> None:
+    """Of 16 inputs from two heads and of 32 neurons, and a column of ones where there is a bias, to 32 outputs."""
+    model = tiny_model(kind)
+    small = apply(model, Ticket(((0, 2),) * LAYERS, (tuple(range(32)),) * LAYERS, kind, HEADS, NEURONS))
+    expected = 0
+    for width in (16 + column, 32 + column):
+        x, missing = torch.ones(10, width), torch.ones(10, 32)  # of ten tokens
+        with FlopCounterMode(display=False) as products:
+            _ = x.T @ x, x.T @ missing
+        expected += products.get_total_flops()
+        expected += width**3 // 3 + 32 * 2 * width**2  # Cholesky's factor, and two triangular systems for each output
+    assert flops(small, forward_small=0, forward_dense=0, tokens=10) == LAYERS * expected
+    assert flops(small, forward_small=5, forward_dense=7, tokens=10) == LAYERS * expected + 12
 
 
 def test_what_does_not_generalise_is_dropped_and_modes_come_back() -> None:
