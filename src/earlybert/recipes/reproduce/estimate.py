@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...baselines import imp
 from ...config.finetune import Finetune
-from ...config.methods import METHODS, RIVALS
+from ...config.methods import METHODS
 from ...config.recipe import with_recipe
 from ..comparison.comparison import Comparison
 from ..comparison.forecast import STEP_ON_H100
@@ -72,7 +72,7 @@ def estimate(comparison: Comparison) -> Estimate:
     hours = gigabytes = 0.0
     cells = comparison.cells()
     for cell in cells:
-        config = Finetune(**with_recipe(cell.settings))
+        config = Finetune(**with_recipe({**cell.settings, **cell.needs}))
         size = "large" if "large" in config.model else "base"
         task = str(config.task)
         tokens = min(TOKENS[task], config.max_length) * config.batch_size
@@ -86,10 +86,12 @@ def estimate(comparison: Comparison) -> Estimate:
 
 
 def _epochs(config: Finetune) -> float:
-    """What a run takes, in epochs of dense steps."""
+    """What a run takes, in epochs of dense steps; what is like a ticket pays for that one's search."""
+    kind = METHODS[config.method]
     if config.method == "imp":
         return imp.ROUNDS * config.dense_epochs
-    if METHODS[config.method].dense and config.method not in RIVALS:
+    if kind.dense:
         return config.dense_epochs
-    small = config.epochs - (config.search_epochs if config.weights == "keep" else 0)
-    return config.search_epochs * SEARCH + small * TICKET
+    searched = config.search_epochs if kind.searches or kind.like else 0.0
+    kept = searched if kind.searches and config.weights == "keep" else 0.0
+    return searched * SEARCH + (config.epochs - kept) * TICKET
