@@ -258,27 +258,29 @@ def test_a_process_killed_for_real_resumes_bit_equal(flags: list[str], tmp_path:
 
 
 class Hours:
-    """A clock that a step moves on by one second, and nothing else does."""
+    """A clock that a step moves on by one second, scoring by a minute, and nothing else does."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        real = EagerStep.__call__
-
-        def slow(step: EagerStep, batches: Any) -> Any:
-            self.now += 1.0
-            return real(step, batches)
-
-        monkeypatch.setattr(EagerStep, "__call__", slow)
+        for kind, name, seconds in ((EagerStep, "__call__", 1.0), (Bench, "score", 60.0)):
+            monkeypatch.setattr(kind, name, self._slow(getattr(kind, name), seconds))
         monkeypatch.setattr(budget.time, "monotonic", lambda: self.now)
+
+    def _slow(self, real: Any, seconds: float) -> Any:
+        def slow(*given: Any) -> Any:
+            self.now += seconds
+            return real(*given)
+
+        return slow
 
 
 def test_with_a_budget_the_schedule_follows_the_clock_also_over_a_kill(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """36 s: 6 of search, then three quarters of the other 30 in phase 1."""
+    """36 s: 6 of search, then three quarters of the other 30 in phase 1. Scoring does not count."""
     clock = Hours(monkeypatch)
     real = time.monotonic
-    words = [*flags, "--minutes", "0.6", "--eval-every", "0"]
+    words = [*flags, "--minutes", "0.6", "--eval-every", "10"]
     assert run("pretrain", *words, "--output", tmp_path / "whole") == 0
     assert real() == clock.now  # the clock was the made-up one
     first = [2e-2 * (p / 0.2843 if p < 0.2843 else (1 - p) ** 0.5) for p in np.arange(23) / 22.5]
