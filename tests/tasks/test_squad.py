@@ -208,6 +208,25 @@ def test_the_best_window_answers_and_long_questions_are_cut(tiny_tokenizer: Any)
     assert rows.answers(nothing, contexts) == ["", ""]
 
 
+def test_the_first_of_several_answers_is_the_target(tiny_tokenizer: Any) -> None:
+    rows, _ = made(["was it"], ["a bad day was one"], [[("day", 6), ("bad", 2), ("one", 14)]], tiny_tokenizer)
+    assert [rows.targets[side] for side in ("start_positions", "end_positions")] == [
+        [6],
+        [6],
+    ]  # [CLS] was it [SEP] a bad
+
+
+def test_what_a_window_says_of_padding_and_of_longer_answers_is_not_read(tiny_tokenizer: Any) -> None:
+    """Of [CLS] was it [SEP] a bad day [SEP] and two places of padding: answers of two tokens at most, the best alone."""
+    rows, _ = made(["was it"], ["a bad day"], [[("bad", 2)]], tiny_tokenizer, n_best=1, longest_answer=2)
+    start, end = torch.zeros(1, 10), torch.zeros(1, 10)
+    start[0, 5], end[0, 6] = 1.0, 2.0
+    start[0, 8], end[0, 8] = 9.0, 9.0  # the first place behind the tokens
+    assert rows.read(SimpleNamespace(start_logits=start, end_logits=end), np.array([0])).tolist() == [[3.0, 1, 2]]
+    start[0, 4] = 3.0  # three tokens
+    assert rows.read(SimpleNamespace(start_logits=start, end_logits=end), np.array([0]))[0, 0] == -np.inf
+
+
 def test_no_room_for_the_context_is_refused(tiny_tokenizer: Any) -> None:
     with pytest.raises(Refused, match="must be more than the stride of 20"):
         made(["was it"], ["a bad day"], [[("bad", 2)]], tiny_tokenizer, stride=20)

@@ -23,7 +23,7 @@ SHARED = Path(__file__).parents[3] / "shared" / "data"
 
 
 def rows_of(lengths: list[int]) -> Rows:
-    return Rows([[7] * length for length in lengths], None, {"labels": list(range(len(lengths)))})
+    return Rows([[7] * length for length in lengths], None, {"labels": list(range(len(lengths)))}, pad_id=1)
 
 
 @settings(deadline=None, max_examples=60)
@@ -54,6 +54,10 @@ def test_batches_hold_little_padding_and_the_right_content() -> None:
     batch = next(stream.starting_at(0))[0]
     assert batch["input_ids"].shape[1] % PAD_TO == 0
     assert torch.equal(batch["attention_mask"], (batch["input_ids"] == 7).long())
+    assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 1).long())
+    assert not batch["attention_mask"].all()
+    longest = [length for step in range(stream.steps_per_epoch) for _, length in stream.shapes(step)]
+    assert sorted(longest) != longest != sorted(longest, reverse=True)  # lengths come in no order
     assert [lengths[label] for label in batch["labels"]] == batch["attention_mask"].sum(1).tolist()
 
 
