@@ -20,6 +20,7 @@ from earlybert.anatomy import Refused
 from earlybert.config.finetune import Data
 from earlybert.tasks import load
 from earlybert.tasks.answers import best_spans, exact_match, f1
+from earlybert.tasks.squad import Questions
 from earlybert.tasks.windows import LONGEST_QUESTION, Windows, windows
 from tests.conftest import BAD, GOOD, PLAIN, question_rows, write_jsonl
 
@@ -208,12 +209,17 @@ def test_the_best_window_answers_and_long_questions_are_cut(tiny_tokenizer: Any)
     assert rows.answers(nothing, contexts) == ["", ""]
 
 
-def test_the_first_of_several_answers_is_the_target(tiny_tokenizer: Any) -> None:
-    rows, _ = made(["was it"], ["a bad day was one"], [[("day", 6), ("bad", 2), ("one", 14)]], tiny_tokenizer)
-    assert [rows.targets[side] for side in ("start_positions", "end_positions")] == [
-        [6],
-        [6],
-    ]  # [CLS] was it [SEP] a bad
+def test_the_first_of_several_answers_is_the_target_and_all_of_them_are_right(
+    tiny_tokenizer: Any, data_dir: Path
+) -> None:
+    context, golds = "a bad day was one", [("day", 6), ("bad", 2), ("one", 14)]
+    rows, _ = made(["was it"], [context], [golds], tiny_tokenizer)
+    targets = [rows.targets[side] for side in ("start_positions", "end_positions")]
+    assert targets == [[6], [6]]  # [CLS] was it [SEP] a bad
+    task, asked = load(Data(task="squad", data_dir=str(data_dir))), Questions.of(["q"], ["was it"], [context], [golds])
+    for place, right in ((1, 1), (2, 1), (3, 0), (4, 1)):
+        said = task.predictions(asked, rows, np.array([[0.0, place, place]]))
+        assert said.score() == {"f1": right, "exact_match": right}
 
 
 def test_what_a_window_says_of_padding_and_of_longer_answers_is_not_read(tiny_tokenizer: Any) -> None:

@@ -69,13 +69,26 @@ def test_first_step_by_hand() -> None:
 
 
 def test_zero_weights_and_zero_gradients() -> None:
-    """Where a norm is 0 the ratio is 1: zero weights move like Adam's, zero gradients stay finite."""
+    """Where a norm is 0 the ratio is 1: zero weights move like Adam's, zero gradients and updates stay finite."""
     a, b, c = (nn.Parameter(torch.tensor([[value, value]])) for value in (0.0, 0.0, 2.0))
     a.grad, b.grad = torch.ones(1, 2), torch.zeros(1, 2)
     Lamb([a, b, c], lr=0.1).step()
     assert a.tolist()[0] == pytest.approx([-0.1, -0.1], abs=1e-5)
     assert b.tolist() == [[0, 0]]
     assert c.tolist() == [[2, 2]]  # no gradient
+    c.grad = torch.zeros(1, 2)
+    Lamb([c], lr=0.1, weight_decay=0.0).step()
+    assert c.tolist() == [[2, 2]]  # weights of some length, an update of none
+
+
+def test_the_moments_are_corrected_to_six_digits() -> None:
+    """Of a gradient that stays the same Adam makes its sign, at every step."""
+    w = nn.Parameter(torch.zeros(2))
+    optimizer = Lamb([{"params": [w], "adapt": False}], lr=1.0, eps=0.0, weight_decay=0.0)
+    for _ in range(5):
+        w.grad = torch.tensor([3.0, -3.0])
+        optimizer.step()
+    assert w.tolist() == pytest.approx([-5, 5], abs=5e-6)
 
 
 def test_only_matrices_have_decay_and_trust_ratio() -> None:
