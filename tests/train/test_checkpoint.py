@@ -34,15 +34,20 @@ def save(path: Path, step: EagerStep) -> None:
 def test_going_on_from_a_checkpoint_is_bit_equal(tmp_path: Path) -> None:
     torch.manual_seed(0)
     step = trained(3)
+    step.model.register_buffer("seen", torch.tensor(3.0))
     save(tmp_path / "c.safetensors", step)
     loss = step(step.prepare([tiny_batch(seed=9)]))
     other = trained(1)
+    other.model.register_buffer("seen", torch.tensor(0.0))
+    for group in other.optimizer.param_groups:
+        group["lr"], group["betas"] = 7.0, (0.5, 0.5)
     state = checkpoint.load(tmp_path / "c.safetensors", model=other.model, optimizer=other.optimizer, gates=other.gates)
     assert state == {"step": 3} == checkpoint.peek(tmp_path / "c.safetensors")
     assert torch.equal(other(other.prepare([tiny_batch(seed=9)])), loss)
     for a, b in zip(step.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
     assert torch.equal(step.gates.neurons, other.gates.neurons)
+    assert other.model.seen == 3
 
 
 def test_a_step_count_shared_by_all_parameters_is_saved(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import AutoModelForMaskedLM, AutoModelForPreTraining
 
 from earlybert.data.corpus import Corpus
@@ -102,23 +103,37 @@ def _labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return labels.reshape(batch["input_ids"].shape)
 
 
-def test_held_out_loss_is_the_mean_over_all_masked_tokens(corpus: Corpus) -> None:  # noqa: F811
-    """Against stock losses, weighed by hand; the number of rows in a batch must not matter."""
+def test_held_out_scores_are_means_over_all_masked_tokens_and_all_rows(corpus: Corpus) -> None:  # noqa: F811
+    """Against stock logits, weighed by hand; the number of rows in a batch must not matter."""
     model = model_of("bert", pairs=True)
+    (some,) = batches(corpus, pairs=True, rows=16)
+    often = some["masked_labels"][some["masked_labels"] != -100].mode().values
+    model.get_output_embeddings().bias.data[often] = 9.0  # it names this token everywhere, and is right now and then
     found = [
         held_out(model, Stream(corpus, Layout(length=32), rows=rows, split="validation").once()) for rows in (3, 50)
     ]
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     assert model.training
-    losses, tokens = [], []
+    losses, following, right, tokens = [], [], 0, 0
     model.eval()
     for batch in Stream(corpus, Layout(length=32), rows=7, split="validation").once():
         names = ("input_ids", "attention_mask", "token_type_ids")
-        logits = model(**{name: batch[name] for name in names}).prediction_logits
-        labels = _labels(batch)
-        losses.append(torch.nn.functional.cross_entropy(logits.reshape(-1, 200), labels.reshape(-1), reduction="sum"))
-        tokens.append(int((labels != -100).sum()))
-    assert found[0]["mlm_loss"] == pytest.approx(float(sum(x.item() for x in losses)) / sum(tokens), abs=1e-5)
+        with torch.no_grad():
+            output = model(**{name: batch[name] for name in names})
+        logits, labels = output.prediction_logits.reshape(-1, 200), _labels(batch).reshape(-1)
+        losses += F.cross_entropy(logits, labels, reduction="none").tolist()  # 0 where no token is masked
+        following += F.cross_entropy(
+            output.seq_relationship_logits, batch["next_sentence_label"], reduction="none"
+        ).tolist()
+        right += int((logits.argmax(-1) == labels).sum())
+        tokens += int((labels != -100).sum())
+    assert 0 < right < tokens
+    expected = {
+        "mlm_loss": sum(losses) / tokens,
+        "masked_accuracy": right / tokens,
+        "nsp_loss": sum(following) / len(following),
+    }
+    assert found[0] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -44,12 +44,16 @@ def test_everything_is_put_back(family: str, tmp_path: Path) -> None:
     model.classifier.train()
     model.zero_grad()
     next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+    model.register_buffer("passes", torch.tensor(0))  # as the statistics of a normalisation that counts along
+    counted: list[int] = []
+    model.register_forward_pre_hook(lambda module, _: counted.append(int(module.passes.add_(1))))
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     config = copy.deepcopy(model.config.to_dict())
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     drawing = (batch for batch in cycle(BATCHES) if random.random() + np.random.rand() + torch.rand(1) >= 0)
     scores = search(model, drawing, history=tmp_path / "history.bin")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert counted[-1] >= 6
     assert [m.training for m in model.modules()] == modes
     assert model.config.to_dict() == config
     assert torch.equal(torch.get_rng_state(), states[0])
@@ -98,6 +102,7 @@ def test_against_a_plain_loop_with_dropout(family: str) -> None:
     model = tiny_model(family)
     torch.manual_seed(7)
     got = search(model, steps=5, l1=(1e-2, 1e-3), gate_lr=3e-3, weight_decay=0.1, schedule=linear(10))
+    assert (got.info["l1"], got.info["lr"], got.info["gate_lr"]) == ([1e-2, 1e-3], 1e-3, 3e-3)
 
     torch.manual_seed(7)
     reference = copy.deepcopy(model).train()
