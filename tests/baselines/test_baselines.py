@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForQuestionAnswering
 
 from earlybert import Gates, Scores, Ticket, apply, draw
 from earlybert.anatomy import Refused, of
@@ -21,8 +25,10 @@ from earlybert.cost import count
 from earlybert.tasks.batches import Rows, Stream
 from earlybert.ticket.refit import refit
 from earlybert.ticket.surgery import mask
+from earlybert.train.loop import Done
+from earlybert.train.losses import SPAN
 
-from ..conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_model
+from ..conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_config, tiny_model
 from ..test_families import build
 
 SIZE = HIDDEN // HEADS
@@ -60,7 +66,8 @@ def test_a_random_ticket_of_the_same_widths() -> None:
 
 
 def test_the_inverted_ticket_keeps_what_the_ticket_removes() -> None:
-    scores = searched()
+    found = searched()  # heads and neurons may have learnt either sign, and the largest may be negative
+    scores = replace(found, heads=tuple(-each for each in found.heads), neurons=tuple(0.5 - n for n in found.neurons))
     for scope in ("layer", "global"):
         kept = draw(scores, heads=0.5, neurons=0.5, heads_scope="layer", neurons_scope=scope, align=1)
         gone = draw(inverted.scores(scores), heads=0.5, neurons=0.5, heads_scope="layer", neurons_scope=scope, align=1)
@@ -109,6 +116,32 @@ def test_sensitivity_is_that_of_single_examples(kind: Any) -> None:
     torch.testing.assert_close(torch.stack(found.heads), sums[0], rtol=1e-4, atol=1e-9)
     torch.testing.assert_close(torch.stack(found.neurons), sums[1], rtol=1e-4, atol=1e-9)
     assert found.source == kind
+
+
+def test_sensitivity_to_a_span_does_not_see_padding() -> None:
+    """The same questions, padded further: the model's own loss would take in the logits there."""
+    torch.manual_seed(0)
+    model = AutoModelForQuestionAnswering.from_config(tiny_config("bert"))
+    short = {**tiny_batch(labels=False), **{name: torch.tensor([1, 4, 0, 5]) for name in SPAN}}
+    long = {name: F.pad(value, (0, 8)) if value.dim() == 2 else value for name, value in short.items()}
+    found = []
+    for batch in (short, long):
+        sensitivity = Sensitivity(model, "taylor")
+        sensitivity.add(batch)
+        found.append(sensitivity.scores())
+    for one, other in zip((*found[0].heads, *found[0].neurons), (*found[1].heads, *found[1].neurons), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [Sensitivity, Surgeon])
+def test_scoring_is_said_to_cost_what_torch_counts(kind: Any) -> None:
+    model, batch = tiny_model(attn_implementation="eager"), tiny_batch(rows=8, length=24)
+    scorer = kind(model, "taylor") if kind is Sensitivity else kind(model)
+    with FlopCounterMode(display=False) as counter:
+        scorer.add(batch)
+    said = scorer.flops(count(model), (8, 24), int(batch["attention_mask"].sum()))
+    # a backward pass to the coefficients ends in the first layer, before its projections
+    assert said == pytest.approx(counter.get_total_flops(), rel=0.1 if kind is Sensitivity else 1e-6)
 
 
 def test_sensitivity_refuses_what_it_cannot_score() -> None:
@@ -169,7 +202,7 @@ def test_skipped_layers_are_removed_layers(kind: str) -> None:
     dropping = layerdrop.LayerDrop(model, count(model), rate=0.4, seed=3)
     seen = set()
     for step in range(12):
-        dropping._draw(step)
+        assert not dropping(Done(step, torch.tensor(0.0), (), 1.0))  # ends nothing; the next step is number `step`
         seen.add(tuple(dropping.present))
         removed = copy.deepcopy(whole)
         layerdrop.remove_layers(removed, dropping.present)
