@@ -179,7 +179,7 @@ def collect(
         "gate_lr": rates[-1],
         "precision": step.precision,
         "cap": cap,
-        "ended": "cap" if done >= cap else ("settled" if watch is not None and watch.settled else "data"),
+        "ended": "settled" if watch is not None and watch.settled else ("cap" if done >= cap else "data"),
     }
     if watch is not None:
         info["distances"] = watch.distances
