@@ -175,10 +175,13 @@ def test_a_rate_of_0_leaves_the_coefficients_where_they_are() -> None:
     assert all((row == 1).all() for row in (*scores.heads, *scores.neurons))
 
 
-def test_stop_rule_ends_the_search_and_nothing_after_it_is_computed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cap", [50, 6])
+def test_stop_rule_ends_the_search_and_nothing_after_it_is_computed(cap: int, tmp_path: Path) -> None:
+    """A mask that settles at the last step that it may take has settled, as the callback says, too."""
     rule = eb.Settled(heads=1, neurons=0.4, every=2, window=1, threshold=1.0, min_steps=4)
-    scores = search(tiny_model(), steps=50, stop=rule, history=tmp_path / "history.bin")
-    assert (scores.steps, scores.info["ended"]) == (6, "settled")
+    scores = search(tiny_model(), steps=cap, stop=rule, history=tmp_path / "history.bin")
+    assert (scores.steps, scores.info["ended"], scores.info["cap"]) == (6, "settled", cap)
+    assert [step for step, *_ in scores.info["distances"]] == [6]  # between the checks at 4 and 6
     assert len(eb.History(tmp_path / "history.bin")) == 6
 
 
