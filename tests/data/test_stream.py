@@ -264,6 +264,14 @@ def test_every_example_once_an_epoch_over_three_ranks(
     assert seen.total() == steps * 24
 
 
+def test_pairs_are_planned_in_ten_ways(corpus: Corpus) -> None:
+    """BERT's script copies the data ten times, with draws of their own; the eleventh epoch plans as the first."""
+    source = stream(corpus)
+    sizes = [source.examples(epoch) for epoch in range(20)]
+    assert len(set(sizes[:10])) > 5
+    assert sizes[10:] == sizes[:10]
+
+
 def test_the_order_is_random_and_new_in_every_epoch(corpus: Corpus) -> None:
     source = stream(corpus, PACKED)
     size = source.examples(0)

@@ -18,21 +18,22 @@ from earlybert.tasks.submission import render, validation
 from tests.conftest import write_jsonl
 
 OFFICIAL = {
-    # task: columns, classes, metrics of the GLUE paper (Table 1), file on the site
-    "cola": ("sentence", 2, {"matthews"}, "CoLA"),
-    "sst2": ("sentence", 2, {"accuracy"}, "SST-2"),
-    "mrpc": ("sentence1 sentence2", 2, {"accuracy", "f1"}, "MRPC"),
-    "stsb": ("sentence1 sentence2", 1, {"pearson", "spearman"}, "STS-B"),
-    "qqp": ("question1 question2", 2, {"accuracy", "f1"}, "QQP"),
-    "mnli": ("premise hypothesis", 3, {"accuracy"}, "MNLI-m"),
-    "qnli": ("question sentence", 2, {"accuracy"}, "QNLI"),
-    "rte": ("sentence1 sentence2", 2, {"accuracy"}, "RTE"),
-    "wnli": ("sentence1 sentence2", 2, {"accuracy"}, "WNLI"),
+    # task: columns; classes 0, 1, ... as the hub's data card names them, or what a value is; metrics of the GLUE paper
+    # (Table 1); file on the site
+    "cola": ("sentence", "unacceptable acceptable", {"matthews"}, "CoLA"),
+    "sst2": ("sentence", "negative positive", {"accuracy"}, "SST-2"),
+    "mrpc": ("sentence1 sentence2", "not_equivalent equivalent", {"accuracy", "f1"}, "MRPC"),
+    "stsb": ("sentence1 sentence2", "similarity", {"pearson", "spearman"}, "STS-B"),
+    "qqp": ("question1 question2", "not_duplicate duplicate", {"accuracy", "f1"}, "QQP"),
+    "mnli": ("premise hypothesis", "entailment neutral contradiction", {"accuracy"}, "MNLI-m"),
+    "qnli": ("question sentence", "entailment not_entailment", {"accuracy"}, "QNLI"),
+    "rte": ("sentence1 sentence2", "entailment not_entailment", {"accuracy"}, "RTE"),
+    "wnli": ("sentence1 sentence2", "not_entailment entailment", {"accuracy"}, "WNLI"),
 }
 
 
 def rows_of(name: str, count: int, *, label: bool = True) -> list[dict[str, Any]]:
-    columns, classes, _, _ = OFFICIAL[name]
+    columns, classes = OFFICIAL[name][0], len(OFFICIAL[name][1].split())
     texts = {column: f"a film {column}" for column in columns.split()}
     labels = [row % classes if classes > 1 else row % 6 / 2 for row in range(count)]
     return [{**texts, **({"label": labels[row]} if label else {}), "idx": row + 100} for row in range(count)]
@@ -49,11 +50,12 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_every_task_loads_scores_and_is_handed_in(name: str, folder: Path) -> None:
-    columns, classes, metrics, file = OFFICIAL[name]
+    columns, names, metrics, file = OFFICIAL[name]
+    classes = len(names.split())
     data = Data(task=name, data_dir=str(folder))
     task = load(data)
     assert set(task.metrics) == metrics
-    assert len(task.labels) == classes
+    assert task.labels == tuple(names.split())
     assert (task.train.pairs is None) == (len(columns.split()) == 1)
     assert task.train.texts[0] == f"a film {columns.split()[0]}"
     rows: Any = SimpleNamespace()
