@@ -23,7 +23,7 @@ from earlybert.cli.parser import parser_of, underscored
 from earlybert.config.finetune import Finetune
 from earlybert.report.curves import thinned
 from earlybert.report.folder import read, told_apart
-from earlybert.report.numbers import Judged, command
+from earlybert.report.numbers import Resampled, command
 
 from .conftest import Page, read_json, read_page, run, write_history
 
@@ -286,7 +286,7 @@ def test_no_broken_value_breaks_the_page(copied: Path, name: str, monkeypatch: p
             place[path[-1]] = value
             (copied / name).write_text(json.dumps(tree))
             run_folder = read(copied)
-            assert page.page([run_folder], [Judged()]), (path, value)
+            assert page.page([run_folder], [Resampled()]), (path, value)
 
 
 def test_a_run_that_has_just_begun(copied: Path, tmp_path: Path) -> None:

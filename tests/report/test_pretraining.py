@@ -19,7 +19,7 @@ from earlybert.config.pretrain import Pretrain
 from earlybert.recipes import pretrain as recipe
 from earlybert.report import page as page_module
 from earlybert.report.folder import read
-from earlybert.report.numbers import Judged, command, second_phase
+from earlybert.report.numbers import Resampled, command, second_phase
 from earlybert.report.pretraining import curve, headline
 from earlybert.train.steplog import read_steps
 
@@ -191,7 +191,7 @@ def test_no_broken_value_breaks_the_page(both: Path, monkeypatch: pytest.MonkeyP
                 place = place[key]
             place[path[-1]] = value
             file.write_text(json.dumps(tree))
-            assert page_module.page([read(both / "ticket"), dense], [Judged()] * 2), (path, value)
+            assert page_module.page([read(both / "ticket"), dense], [Resampled()] * 2), (path, value)
 
 
 def test_runs_that_are_not_finished(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,9 @@ from ..cost import Cost
 from ..tasks.batches import Batch, Shape
 from ..ticket import Scores
 from ..ticket.exact import full_precision
+from ..ticket.refit import RIDGE
 from ..train.losses import SPAN
 from ..train.precision import autocast
-
-RIDGE = 1e-2
-"""As in the refit that follows (`ticket.refit`), in units of the mean square of the inputs."""
 
 
 class Surgeon:

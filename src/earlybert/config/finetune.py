@@ -288,18 +288,19 @@ class Finetune(Data, Training, Searching, Drawing, Ticketing, Dense, Bookkeeping
     def __post_init__(self) -> None:
         for part in PARTS:
             part.__post_init__(self)
-        if self.weights == "keep" and not (METHODS[self.method].keeps or METHODS[self.method].dense):
+        kind = METHODS[self.method]
+        if self.weights == "keep" and not (kind.keeps or kind.dense):
             raise BadSetting(f"method {self.method} has no searched weights to keep; use weights: reset.")
-        if self.match and not (METHODS[self.method].keeps or METHODS[self.method].dense):
+        if self.match and not (kind.keeps or kind.dense):
             raise BadSetting(f"method {self.method} has no searched model to match; use match: 0.")
-        if self.joint is not None and not METHODS[self.method].joint:
+        if self.joint is not None and not kind.joint:
             raise BadSetting(
                 f"joint ranks heads and neurons together, and method {self.method} scores them in no common unit; use "
                 "heads and neurons, or a taylor or fisher method."
             )
-        cuts_nothing = METHODS[self.method].dense or self.method in RIVALS  # a rival has its ticket's settings
+        cuts_nothing = kind.dense or self.method in RIVALS  # a rival has its ticket's settings
         if self.cuts > 1 and not cuts_nothing:
-            if not METHODS[self.method].rescored:
+            if not kind.rescored:
                 raise BadSetting(
                     f"cuts {self.cuts} needs scores that can be taken again in training, and those of method "
                     f"{self.method} cannot; use cuts: 1, or taylor_searched, fisher_searched or surgeon_searched."

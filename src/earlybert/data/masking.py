@@ -14,8 +14,6 @@ SHARE = 0.15
 """Of the tokens of a row, special ones counted, that are predicted."""
 MASKED, KEPT = 0.8, 0.1
 """Of these, how many become the mask token, and how many stay; the rest become a random token."""
-IGNORED = -100
-"""The label that `transformers` leaves out of the loss."""
 
 
 def most(length: int) -> int:

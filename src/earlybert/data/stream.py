@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..anatomy import Refused
+from ..tasks.batches import IGNORED
 from . import plan
 from .corpus import Corpus
-from .masking import IGNORED, choose, hide, most
+from .masking import choose, hide, most
 from .noise import bits
 from .rows import AROUND_PAIR, AROUND_ROW, DRAWS, Row, Writer
 from .shards import Split

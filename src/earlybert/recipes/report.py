@@ -10,14 +10,13 @@ import numpy as np
 
 from ..anatomy import Refused, first_line
 from ..report.card import card
-from ..report.folder import RunFolder, read, told_apart
-from ..report.numbers import Judged
+from ..report.folder import RunRecord, read, told_apart
+from ..report.numbers import Resampled
 from ..tasks.predictions import Predictions
 from ..ticket.card import NAME
 from ..ticket.files import write_atomically
 from .display import say
-from .run import Run
-from .run import RunFolder as RunRecord
+from .run import Run, RunFolder
 from .statistics import METRICS, difference, interval
 
 PAGE = "report.html"
@@ -61,11 +60,11 @@ def report(paths: Sequence[Path], *, output: Path | None = None, figures: Path |
     return target
 
 
-def judge(run: RunFolder) -> Judged:
+def judge(run: RunRecord) -> Resampled:
     """What resampling the predictions in the folder says; nothing where there are none."""
     mine = _predictions(run.path)
     if mine is None:
-        return Judged()
+        return Resampled()
     rival = _predictions(run.path / "dense_same_flops") if run.compare is not None else None
     metric = _headline(mine)
     against = None
@@ -73,7 +72,7 @@ def judge(run: RunFolder) -> Judged:
         against = difference(
             [mine.values], [rival.values], mine.labels, metric, margin=0.0, classes=mine.classes
         ).to_dict()
-    return Judged(intervals(mine), against)
+    return Resampled(intervals(mine), against)
 
 
 def intervals(predictions: Predictions) -> dict[str, tuple[float, float]]:
@@ -103,7 +102,7 @@ def write_card(run: Run) -> None:
         say(f"note: the model card could not be written ({first_line(error)})")
 
 
-def write_report(run: RunRecord[Any]) -> None:
+def write_report(run: RunFolder[Any]) -> None:
     """Write the page of a run that has ended; a page that cannot be made is one line."""
     try:
         report([run.path], output=run.report)

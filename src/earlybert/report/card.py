@@ -8,24 +8,22 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..tasks import glue, squad
 from ..ticket.card import model_card, one_line
 from ..ticket.ordinary import stock_type
 from . import numbers
-from .folder import RunFolder
+from .folder import RunRecord
 from .headline import headline
-from .numbers import Judged, Table
+from .numbers import Resampled, Table
 from .sheet import Sheet
 
-GLUE, SQUAD = "nyu-mll/glue", "rajpurkar/squad"
-SQUAD_TASKS = ("squad",)
-GLUE_TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 BASES = {"minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 """Models with a name of their own here, by their name on the hub."""
 HUB = {"macro_f1": "f1"}
 """Metrics that the hub knows by another name."""
 
 
-def card(run: RunFolder, judged: Judged) -> str:
+def card(run: RunRecord, judged: Resampled) -> str:
     """The card of a finished run.
 
     Raises:
@@ -40,15 +38,14 @@ def card(run: RunFolder, judged: Judged) -> str:
     )
 
 
-def _metadata(run: RunFolder, architecture: str) -> dict[str, Any]:
+def _metadata(run: RunRecord, architecture: str) -> dict[str, Any]:
     assert run.metrics is not None
     model = str(run.config.get("model", ""))
     found: dict[str, Any] = {"model_name": f"{architecture} on {run.task}, {run.method}"}
     base = BASES.get(model, model)
     if base and not Path(model).exists() and base.count("/") <= 1:
         found["base_model"] = base
-    names = {**dict.fromkeys(GLUE_TASKS, GLUE), **dict.fromkeys(SQUAD_TASKS, SQUAD)}
-    data = names.get(run.task)
+    data = glue.REPOSITORY if run.task in glue.TASKS else squad.TASKS.get(run.task)
     if data is not None:
         found["datasets"] = [data]
     found["metrics"] = [
@@ -56,10 +53,10 @@ def _metadata(run: RunFolder, architecture: str) -> dict[str, Any]:
     ] or None
     found["eval_results"] = [
         EvalResult(
-            task_type="question-answering" if run.task in SQUAD_TASKS else "text-classification",
+            task_type="question-answering" if run.task in squad.TASKS else "text-classification",
             dataset_type=data or "local",
             dataset_name=run.task,
-            dataset_config=run.task if data == GLUE else None,
+            dataset_config=run.task if run.task in glue.TASKS else None,
             dataset_split="validation",
             metric_type=str(HUB.get(name, name)),
             metric_value=value,
@@ -70,7 +67,7 @@ def _metadata(run: RunFolder, architecture: str) -> dict[str, Any]:
     return found
 
 
-def _sections(run: RunFolder, judged: Judged) -> list[str]:
+def _sections(run: RunRecord, judged: Resampled) -> list[str]:
     assert run.metrics is not None
     where = run.metrics["environment"]
     said = headline(run, judged)

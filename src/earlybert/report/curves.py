@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ..ticket import History
 from ..ticket.history import Kind
+from ..train.profile import PARTS, WHOLE
 from ..train.steplog import STAGES
 from .drawing import FAINT, FIRST, GRID, INK, SECOND, THIRD, Drawing, drawn, empty
-from .folder import RunFolder
+from .folder import RunRecord
 from .maps import MOST_STEPS
-from .metrics import PARTS
 from .numbers import second_phase
 
 MOST_POINTS = 300
@@ -29,7 +29,7 @@ DENSITY = ListedColormap([(*to_rgb(FIRST), 0.15 + 0.85 * share) for share in np.
 
 
 @drawn
-def stage_curves(run: RunFolder, stage: str) -> Drawing:
+def stage_curves(run: RunRecord, stage: str) -> Drawing:
     """Loss and learning rate of the search or of training."""
     lines = [line for line in run.steps if line["stage"] == stage and "loss" in line and "lr" in line]
     steps, losses, rates = (np.array([line[key] for line in lines], dtype=float) for key in ("step", "loss", "lr"))
@@ -111,7 +111,7 @@ def coefficient_histograms(history: History, kind: Kind) -> Drawing:
 
 
 @drawn
-def neurons_bars(run: RunFolder) -> Drawing:
+def neurons_bars(run: RunRecord) -> Drawing:
     """Neurons kept in each layer, of those there were. For a run with a ticket."""
     ticket = run.ticket
     assert ticket is not None
@@ -147,12 +147,12 @@ def time_bar(runs: Sequence[tuple[str, dict[str, float]]]) -> Drawing:
 @drawn
 def parts_bars(by_stage: dict[str, dict[str, float]]) -> Drawing:
     """Seconds of each part of a step, a bar a stage. `by_stage` is `numbers.step_parts` of a run."""
-    words = {part: "one graph" if part == "whole" else part for part in PARTS}
+    words = {part: "one graph" if part == WHOLE else part for part in PARTS}
     colours = dict(zip(words.values(), (FAINT, FIRST, SECOND, THIRD, INK), strict=True))
     bars = [(stage, {words[part]: 1e3 * took for part, took in parts.items()}) for stage, parts in by_stage.items()]
     figure, tips, about = _stacked("part", bars, colours, "ms")
     figure.axes[0].set_xlabel("milliseconds of a step, profiled")
-    if any("whole" in parts for parts in by_stage.values()):
+    if any(WHOLE in parts for parts in by_stage.values()):
         about += "; a whole step that is one CUDA graph has no parts to time"
     about += ". Medians of a few extra steps; what ran in the run itself was not slowed to be timed in parts."
     return Drawing("step-parts", "A step taken apart", about, figure, tips)
@@ -207,7 +207,7 @@ def size_bars(after: dict[str, float]) -> Drawing:
     return Drawing("size", "Before and after", about, figure, tips)
 
 
-def seconds_by_stage(of: dict[str, Any] | None, run: RunFolder) -> dict[str, float]:
+def seconds_by_stage(of: dict[str, Any] | None, run: RunRecord) -> dict[str, float]:
     """Seconds of each stage: of metrics, or of the steps so far."""
     if of is None:
         return {stage: sums.seconds for stage, sums in run.stages.items()}

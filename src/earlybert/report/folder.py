@@ -33,7 +33,7 @@ BROKEN = (
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunRecord:
     """One run as its folder tells it. A part is None, or empty, when it is not there or cannot be used."""
 
     path: Path
@@ -101,7 +101,7 @@ class RunFolder:
         return self.method not in RIVALS and not (self.method in METHODS and METHODS[self.method].dense)
 
 
-def read(path: Path) -> RunFolder:
+def read(path: Path) -> RunRecord:
     """Read what is there.
 
     Raises:
@@ -112,7 +112,7 @@ def read(path: Path) -> RunFolder:
     part = _Parts(path)
     config = part(CONFIG, _config, "the settings and the command are not known") or {}
     pretraining = bool(ITS_OWN & set(config)) if config else _is_of_pretraining(path / METRICS)
-    draft = RunFolder(path, config, pretraining=pretraining)
+    draft = RunRecord(path, config, pretraining=pretraining)
     stages = part("steps.jsonl", _stages, "there are no curves and no times") or ({}, ())
     only_searched = _only_searched(path, stages[0])
     metrics = part(
@@ -133,7 +133,7 @@ def read(path: Path) -> RunFolder:
         again = "(earlybert finetune --compare trains both)"
         wanted = draft.method == "ticket" and metrics is not None
         compare = part("compare.json", _compare, f"{without} {again}", wanted=wanted)
-    return RunFolder(
+    return RunRecord(
         path=path,
         config=config,
         metrics=metrics,
@@ -253,7 +253,7 @@ def _stages(file: Path) -> tuple[dict[str, Totals], tuple[dict[str, Any], ...]]:
     return totals(file), lines
 
 
-def told_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
+def told_apart(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The same runs; where names repeat, as those of seeds do, with as many folders before them as tell them apart."""
     names = [run.name for run in runs]
     if len(set(names)) == len(names):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..train.steplog import NO_STEPS
-from .folder import RunFolder
-from .numbers import Judged, duration
+from .folder import RunRecord
+from .numbers import Resampled, duration
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Headline:
     sentences: tuple[str, ...]
 
 
-def headline(run: RunFolder, judged: Judged) -> Headline:
+def headline(run: RunRecord, judged: Resampled) -> Headline:
     """Of one run. What is not known is said, never guessed."""
     if run.only_searched:
         return Headline("Searched, not trained", (_so_far(run),))
@@ -40,7 +40,7 @@ def headline(run: RunFolder, judged: Judged) -> Headline:
     )
 
 
-def _compared(run: RunFolder, judged: Judged) -> Headline:
+def _compared(run: RunRecord, judged: Resampled) -> Headline:
     assert run.metrics is not None
     assert run.compare is not None
     saved, rows = run.compare["saved"], run.compare["rows"]
@@ -59,7 +59,7 @@ def _compared(run: RunFolder, judged: Judged) -> Headline:
     return Headline(line, tuple(sentences))
 
 
-def _verdict(run: RunFolder, judged: Judged) -> str:
+def _verdict(run: RunRecord, judged: Resampled) -> str:
     if judged.difference is None:
         return "; whether that is a difference is not known without the predictions of both."
     mean, low, high = (100 * judged.difference[key] for key in ("mean", "low", "high"))
@@ -71,7 +71,7 @@ def _verdict(run: RunFolder, judged: Judged) -> str:
     return f": the ticket is {mean:+.1f} points from it (95 % interval {low:+.1f} to {high:+.1f}), so {verdict}."
 
 
-def _score(run: RunFolder, judged: Judged) -> str:
+def _score(run: RunRecord, judged: Resampled) -> str:
     assert run.metrics is not None
     name = str(run.metrics["headline"])
     around = judged.intervals.get(name)
@@ -79,7 +79,7 @@ def _score(run: RunFolder, judged: Judged) -> str:
     return f"{name[:1].upper()}{name[1:]} {run.metrics['score'][name]:.3f}{interval}"
 
 
-def smaller(run: RunFolder) -> str:
+def smaller(run: RunRecord) -> str:
     """What is left of a finished run's model."""
     assert run.metrics is not None
     before, after = (run.metrics["parameters"][when] for when in ("before", "after"))
@@ -92,7 +92,7 @@ def smaller(run: RunFolder) -> str:
     return sentence + "."
 
 
-def _so_far(run: RunFolder) -> str:
+def _so_far(run: RunRecord) -> str:
     if not run.stages:
         return "No step of it was logged."
     done = ", ".join(

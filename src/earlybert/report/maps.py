@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..ticket import History, Scores, Ticket
 from ..ticket.history import Kind
 from .drawing import FAINT, FIRST, GRID, INK, SECOND, WIDTH, Drawing, drawn, empty
-from .folder import RunFolder
+from .folder import RunRecord
 
 COLOURS = "cividis"
 """Dark for masks that are close, as in Fig. 1; reads the same to colour-blind eyes and in grey."""
@@ -117,7 +117,7 @@ def mask_distance_map(of: DistanceMap, scores: Scores | None, *, layer: int | No
 
 
 @drawn
-def heads_map(run: RunFolder) -> Drawing:
+def heads_map(run: RunRecord) -> Drawing:
     """Heads kept, layers x heads; hovering gives the score. For a run with a ticket."""
     ticket, scores = run.ticket, run.importance
     assert ticket is not None

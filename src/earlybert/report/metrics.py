@@ -6,11 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from ..train.profile import PARTS
 from ..train.steplog import STAGES
 
 MEMORY = ("parameters", "gradients", "optimizer")
-PARTS = ("host", "forward", "backward", "optimizer", "whole")
-"""Of a step, as `train.profile` names them."""
 SECOND = "score_at_second_length"
 """Held-out score of a pre-training run at the length of phase 2."""
 

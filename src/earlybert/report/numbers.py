@@ -10,16 +10,17 @@ from typing import Any
 
 from ..config.finetune import Finetune
 from ..config.pretrain import Pretrain
+from ..train.profile import PARTS
 from ..train.steplog import NO_STEPS, STAGES
-from .folder import RunFolder
-from .metrics import MEMORY, PARTS, parts_of
+from .folder import RunRecord
+from .metrics import MEMORY, parts_of
 
 RIVAL_NAMES = {"dense": "dense", "dense_same_flops": "dense, same cost", "ticket": "ticket"}
 """Rows of `compare.json`, as they are called on the page."""
 
 
 @dataclass(frozen=True)
-class Judged:
+class Resampled:
     """What resampling the predictions of a run says; empty without predictions."""
 
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -51,7 +52,7 @@ class Table:
     rows: Sequence[tuple[str, Sequence[Cell]]]
 
 
-def overview(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> Table:
+def overview(runs: Sequence[RunRecord], judged: Sequence[Resampled]) -> Table:
     """Runs side by side, a column each."""
     finished = [run.metrics or {} for run in runs]
     names = list(dict.fromkeys(name for metrics in finished for name in metrics.get("score", {})))
@@ -120,7 +121,7 @@ def saving(compare: Mapping[str, Any]) -> Table:
     return Table("Where the saving came from", ["of the dense training time"], rows)
 
 
-def times(run: RunFolder) -> Table:
+def times(run: RunRecord) -> Table:
     """Steps, seconds and FLOPs of each stage."""
     stages = (run.metrics or {}).get("stages") or {name: sums.to_dict() for name, sums in run.stages.items()}
     rows: list[tuple[str, list[Cell]]] = []
@@ -148,14 +149,14 @@ PART_NAMES = {"host": "host (data)", "whole": "one graph"}
 """Parts of a step that have another name on the page."""
 
 
-def step_parts(run: RunFolder) -> dict[str, dict[str, float]]:
+def step_parts(run: RunRecord) -> dict[str, dict[str, float]]:
     """Seconds of each part of a step, by stage; with `dense` where the dense model was trained for comparison."""
     found = {stage: dict(run.profile[stage]) for stage in STAGES if stage in run.profile}
     dense = parts_of((run.compare or {}).get("rows", {}).get("dense", {}).get("profile", {}))
     return {**found, **({"dense": dense["train"]} if found and "train" in dense else {})}
 
 
-def parts(run: RunFolder) -> Table:
+def parts(run: RunRecord) -> Table:
     """Where the time of a step goes: host, forward, backward, optimizer."""
     by_stage = step_parts(run)
     names = [name for name in PARTS if any(name in each for each in by_stage.values())]
@@ -170,7 +171,7 @@ def parts(run: RunFolder) -> Table:
     return Table("A step taken apart (medians of a few extra steps)", columns, rows)
 
 
-def memory(run: RunFolder) -> Table:
+def memory(run: RunRecord) -> Table:
     """Bytes that training holds, by shapes, and the most that was measured on a GPU."""
     metrics, rows = run.metrics or {}, list[tuple[str, Sequence[Cell]]]()
     held = metrics.get("memory")
@@ -187,7 +188,7 @@ def memory(run: RunFolder) -> Table:
     return Table("Memory of training, activations left out", ["dense", "this run"], rows)
 
 
-def before_and_after(run: RunFolder) -> Table:
+def before_and_after(run: RunRecord) -> Table:
     """FLOPs, parameters and size of the dense model, and of what was trained."""
     rows: list[tuple[str, list[Cell]]] = []
     metrics, dense = run.metrics, (run.compare or {}).get("rows", {}).get("dense")
@@ -226,7 +227,7 @@ def shares_left(table: Table) -> dict[str, float]:
     return {name: cells[1].value / cells[0].value for name, cells in table.rows if all(cell.value for cell in cells)}
 
 
-def flops_a_token(run: RunFolder, stage: str) -> float | None:
+def flops_a_token(run: RunRecord, stage: str) -> float | None:
     """Forward and backward; the search runs on the dense model, training on the ticket."""
     lines = [line for line in run.steps if line["stage"] == stage and line.get("tokens")]
     if run.pretraining and stage == "train":
@@ -235,7 +236,7 @@ def flops_a_token(run: RunFolder, stage: str) -> float | None:
     return sum(line["flops"] for line in lines) / tokens if tokens else None
 
 
-def second_phase(run: RunFolder) -> int | None:
+def second_phase(run: RunRecord) -> int | None:
     """Index among the steps of training where phase 2 of pre-training begins: where the learning rate rises again.
 
     None where there is one phase, or the second has not begun.
@@ -251,12 +252,12 @@ def second_phase(run: RunFolder) -> int | None:
     return None
 
 
-def settings(run: RunFolder) -> list[tuple[str, str, bool]]:
+def settings(run: RunRecord) -> list[tuple[str, str, bool]]:
     """Name, value, and whether it is not the default."""
     return [(name, str(value), not _is_default(run.settings, name, value)) for name, value in run.config.items()]
 
 
-def command(run: RunFolder, *, public: bool = False) -> str:
+def command(run: RunRecord, *, public: bool = False) -> str:
     """The command line that makes this run again: every setting that is not the default.
 
     Args:
@@ -341,7 +342,7 @@ def speed(metrics: Mapping[str, Any], key: str, stage: str = "train") -> Cell:
     return Cell(f"speed.{stage}.{key}", value, text)
 
 
-def _score(run: RunFolder, judged: Judged, name: str) -> Cell:
+def _score(run: RunRecord, judged: Resampled, name: str) -> Cell:
     value = (run.metrics or {}).get("score", {}).get(name)
     if value is None:
         return NOTHING
@@ -350,7 +351,7 @@ def _score(run: RunFolder, judged: Judged, name: str) -> Cell:
     return Cell(f"score.{name}", value, text)
 
 
-def _kept(run: RunFolder, kind: str) -> Cell:
+def _kept(run: RunRecord, kind: str) -> Cell:
     if run.ticket is None:
         return NOTHING
     count = run.ticket.heads_kept if kind == "heads" else run.ticket.neurons_kept

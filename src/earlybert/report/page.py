@@ -17,10 +17,10 @@ from .. import __version__
 from ..anatomy import Refused
 from . import curves, losses, maps, numbers, pretraining
 from .drawing import Drawing
-from .folder import RunFolder
+from .folder import RunRecord
 from .headline import Headline, headline
 from .maps import DistanceMap
-from .numbers import Judged, Table
+from .numbers import Resampled, Table
 
 MOST_BYTES = 2_000_000
 """Of a page."""
@@ -46,7 +46,7 @@ class Section:
     """What the page says of one run."""
 
     place: str
-    run: RunFolder
+    run: RunRecord
     headline: Headline
     missing: tuple[str, ...]
     tables: list[Table]
@@ -59,7 +59,7 @@ class Section:
     command: str
 
 
-def page(runs: Sequence[RunFolder], judged: Sequence[Judged]) -> bytes:
+def page(runs: Sequence[RunRecord], judged: Sequence[Resampled]) -> bytes:
     """The whole page.
 
     Args:
@@ -104,7 +104,7 @@ def _templates() -> Environment:
     )
 
 
-def drawings(run: RunFolder, distances: Sequence[DistanceMap], *, every_layer: bool = False) -> Iterator[Drawing]:
+def drawings(run: RunRecord, distances: Sequence[DistanceMap], *, every_layer: bool = False) -> Iterator[Drawing]:
     """Every figure that the run has the data for, in the order of the page.
 
     Args:
@@ -138,7 +138,7 @@ def drawings(run: RunFolder, distances: Sequence[DistanceMap], *, every_layer: b
         yield curves.size_bars(left)
 
 
-def distance_maps(run: RunFolder, most: int = maps.MOST_STEPS) -> list[DistanceMap]:
+def distance_maps(run: RunRecord, most: int = maps.MOST_STEPS) -> list[DistanceMap]:
     """Of heads and neurons; none when the run's settings do not fit its history, or are not known."""
     if run.history is None:
         return []
@@ -148,7 +148,7 @@ def distance_maps(run: RunFolder, most: int = maps.MOST_STEPS) -> list[DistanceM
         return []
 
 
-def _section(place: str, run: RunFolder, judged: Judged, most: int, beside: Sequence[RunFolder]) -> Section:
+def _section(place: str, run: RunRecord, judged: Resampled, most: int, beside: Sequence[RunRecord]) -> Section:
     missing = list(run.missing)
     distances = {distance.kind: distance for distance in distance_maps(run, most)}
     if run.history is not None and not distances:
@@ -190,7 +190,7 @@ def _section(place: str, run: RunFolder, judged: Judged, most: int, beside: Sequ
     )
 
 
-def _together(runs: Sequence[RunFolder]) -> Shown | None:
+def _together(runs: Sequence[RunRecord]) -> Shown | None:
     """Held-out loss of several pre-training runs in one figure, where their losses compare."""
     scored = [run for run in runs if run.pretraining and run.metrics is not None]
     curved = {run.name: points for run in scored if len(points := pretraining.curve(run)) > 1}
@@ -201,14 +201,14 @@ def _together(runs: Sequence[RunFolder]) -> Shown | None:
     return Shown(drawing.name, drawing.title, drawing.about, svg)
 
 
-def _spent(run: RunFolder) -> list[tuple[str, dict[str, float]]]:
+def _spent(run: RunRecord) -> list[tuple[str, dict[str, float]]]:
     if run.compare is None:
         return [(run.method, curves.seconds_by_stage(run.metrics, run))]
     rows = run.compare["rows"]
     return [(name, curves.seconds_by_stage(rows[key], run)) for key, name in numbers.RIVAL_NAMES.items()]
 
 
-def _heads(run: RunFolder) -> list[tuple[int, list[tuple[str, str]]]]:
+def _heads(run: RunRecord) -> list[tuple[int, list[tuple[str, str]]]]:
     if run.ticket is None:
         return []
     ticket, scores = run.ticket, run.importance
@@ -227,7 +227,7 @@ def _heads(run: RunFolder) -> list[tuple[int, list[tuple[str, str]]]]:
     ]
 
 
-def _samples(runs: Sequence[RunFolder]) -> int:
+def _samples(runs: Sequence[RunRecord]) -> int:
     """Steps along the side of a map, so that the maps of all runs stay within their bytes."""
     layers = sum(2 * (run.history.layers + 1) for run in runs if run.history is not None)
     if not layers:
@@ -236,6 +236,6 @@ def _samples(runs: Sequence[RunFolder]) -> int:
     return max(12, min(maps.MOST_STEPS, int((2 * a_map) ** 0.5) - 1))
 
 
-def _title(runs: Sequence[RunFolder]) -> str:
+def _title(runs: Sequence[RunRecord]) -> str:
     names = [f"{run.task} ({run.name})" for run in runs]
     return f"{len(runs)} runs: {', '.join(names)}" if len(runs) > 1 else names[0]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .folder import RunFolder
+from .folder import RunRecord
 from .headline import Headline, smaller
 from .metrics import SECOND
 from .numbers import NOTHING, Cell, Table, duration, speed, tera
@@ -23,7 +23,7 @@ SCORED = ("length", "pairs", "across", "whole_words")
 """Settings that decide what a held-out row is."""
 
 
-def headline(run: RunFolder, beside: Sequence[RunFolder]) -> Headline:
+def headline(run: RunRecord, beside: Sequence[RunRecord]) -> Headline:
     """Of a finished pre-training run.
 
     Args:
@@ -49,7 +49,7 @@ def headline(run: RunFolder, beside: Sequence[RunFolder]) -> Headline:
     return Headline(line, (cost, *named, _rival(run, beside), smaller(run)))
 
 
-def _rival(run: RunFolder, beside: Sequence[RunFolder]) -> str:
+def _rival(run: RunRecord, beside: Sequence[RunRecord]) -> str:
     others = [other for other in beside if other.pretraining and other.method == "dense" and other.metrics is not None]
     if not others:
         return (
@@ -83,14 +83,14 @@ def _rival(run: RunFolder, beside: Sequence[RunFolder]) -> str:
     return sentence if same else f"{sentence} That is not the same cost, so it is no honest rival."
 
 
-def _costs(run: RunFolder, rival: RunFolder) -> tuple[float, float]:
+def _costs(run: RunRecord, rival: RunRecord) -> tuple[float, float]:
     """FLOPs and wall-clock time of the rival, relative to those of the run."""
     assert run.metrics is not None
     assert rival.metrics is not None
     return rival.metrics["flops"] / run.metrics["flops"], rival.metrics["elapsed"] / run.metrics["elapsed"]
 
 
-def scored_on(run: RunFolder) -> tuple[Any, ...]:
+def scored_on(run: RunRecord) -> tuple[Any, ...]:
     """What two runs have to share for their held-out losses to compare: the corpus, and the rows taken from it."""
     rows, micro_batch = (run.config.get(name) for name in ("eval_rows", "rows"))
     if isinstance(rows, int) and isinstance(micro_batch, int) and micro_batch > 0:
@@ -98,7 +98,7 @@ def scored_on(run: RunFolder) -> tuple[Any, ...]:
     return ((run.metrics or {}).get("corpus"), rows, *(run.config.get(name) for name in SCORED))
 
 
-def held_out(run: RunFolder) -> Table:
+def held_out(run: RunRecord) -> Table:
     """Scores on held-out documents, at the lengths of both phases."""
     metrics = run.metrics or {}
     places = {"score": "length", SECOND: "second_length"}
@@ -116,7 +116,7 @@ def held_out(run: RunFolder) -> Table:
     return Table("On held-out documents, in rows of", lengths, rows)
 
 
-def speeds(run: RunFolder) -> Table:
+def speeds(run: RunRecord) -> Table:
     """Tokens and FLOPs a second over step times, and their share of the device's peak."""
     metrics = run.metrics or {}
     stages = [stage for stage in ("search", "train") if stage in metrics.get("speed", {})]
@@ -125,7 +125,7 @@ def speeds(run: RunFolder) -> Table:
     return Table("Speed", stages, [row for row in rows if any(cell is not NOTHING for cell in row[1])])
 
 
-def curve(run: RunFolder) -> list[dict[str, float]]:
+def curve(run: RunRecord) -> list[dict[str, float]]:
     """Held-out scores on the way and at the end, steps of the search counted in; none of a fine-tuning run."""
     if not run.pretraining:
         return []

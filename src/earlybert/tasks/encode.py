@@ -36,7 +36,7 @@ def encode(examples: Examples, tokenizer: Any, max_length: int) -> tuple[Rows, i
         )
         ids += encoded["input_ids"]
         types += encoded.get("token_type_ids", [])
-        cut += _overlong(encoded, examples, part, tokenizer, max_length)
+        cut += _overlong(encoded, max_length)
     refuse_unknown(ids, tokenizer)
     return Rows(ids, types or None, {"labels": examples.labels}, tokenizer.pad_token_id, max_length), cut
 
@@ -68,8 +68,8 @@ def refuse_unknown(ids: Sequence[Sequence[int]], tokenizer: Any) -> None:
         )
 
 
-def _overlong(encoded: Any, examples: Examples, part: slice, tokenizer: Any, max_length: int) -> int:
-    """Rows of this part that lost tokens. A fast tokenizer remembers; with a slow one, full rows count."""
+def _overlong(encoded: Any, max_length: int) -> int:
+    """Rows that lost tokens. A fast tokenizer remembers; with a slow one, full rows count."""
     if encoded.encodings is not None:
         return sum(bool(encoding.overflowing) for encoding in encoded.encodings)
     return sum(len(ids) >= max_length for ids in encoded["input_ids"])

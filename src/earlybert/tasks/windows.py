@@ -110,22 +110,9 @@ def windows(
     offsets: list[NDArray[np.int32]] = []
     cut = 0
     for begin in range(0, len(questions), CHUNK):
-        asked, were_cut, longest = _shortened(questions[begin : begin + CHUNK], tokenizer)
+        part = slice(begin, begin + CHUNK)
+        encoded, were_cut = _tokenised(questions[part], contexts[part], tokenizer, max_length, stride)
         cut += were_cut
-        room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - longest
-        if room <= stride:
-            raise Refused(
-                f"windows of max_length {max_length} leave {max(room, 0)} tokens to the context of a question with "
-                f"{longest}, which must be more than the stride of {stride}; raise --max-length or lower --stride."
-            )
-        encoded = tokenizer(
-            asked,
-            list(contexts[begin : begin + CHUNK]),
-            truncation="only_second",
-            max_length=max_length,
-            stride=stride,
-            return_overflowing_tokens=True,
-        )
         question += [begin + number for number in encoded["overflow_to_sample_mapping"]]
         ids += [np.array(row, dtype=np.int32) for row in encoded["input_ids"]]
         types += [np.array(row, dtype=np.int32) for row in encoded.get("token_type_ids", [])]
@@ -149,6 +136,28 @@ def windows(
         longest_answer=longest_answer,
     )
     return made, cut
+
+
+def _tokenised(
+    questions: Sequence[str], contexts: Sequence[str], tokenizer: Any, max_length: int, stride: int
+) -> tuple[Any, int]:
+    """Windows as a fast tokenizer makes them, and how many questions were cut."""
+    asked, cut, longest = _shortened(questions, tokenizer)
+    room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - longest
+    if room <= stride:
+        raise Refused(
+            f"windows of max_length {max_length} leave {max(room, 0)} tokens to the context of a question with "
+            f"{longest}, which must be more than the stride of {stride}; raise --max-length or lower --stride."
+        )
+    encoded = tokenizer(
+        asked,
+        list(contexts),
+        truncation="only_second",
+        max_length=max_length,
+        stride=stride,
+        return_overflowing_tokens=True,
+    )
+    return encoded, cut
 
 
 def _shortened(questions: Sequence[str], tokenizer: Any) -> tuple[list[str], int, int]:

@@ -61,10 +61,10 @@ def apply(
     if check and inplace:
         # Try it on a copy first, so that a failure leaves the model whole.
         trial = copy.deepcopy(model)
-        _load_searched(trial, anatomy, weights)
+        _load_searched(trial, weights)
         _check(trial, anatomy, ticket)
         del trial
-    _load_searched(target, anatomy, weights)
+    _load_searched(target, weights)
     if check and not inplace:
         _check(target, anatomy, ticket)
     cut(target, ticket)
@@ -268,7 +268,7 @@ def _refuse_gated(model: nn.Module, anatomy: Anatomy) -> None:
         raise Refused("the model still has gates on it; detach them before the cut.")
 
 
-def _load_searched(model: nn.Module, anatomy: Anatomy, scores: Scores | None) -> None:
+def _load_searched(model: nn.Module, scores: Scores | None) -> None:
     if scores is None or scores.weights is None:
         return
     try:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..anatomy.modes import evaluating
 from ..tasks.batches import Rows, in_order
 from .precision import autocast
 from .step import to_device
@@ -19,14 +20,12 @@ def predict(
 ) -> NDArray[Any]:
     """What `rows.read` makes of the model's outputs, `[rows, ...]`, in the order of the rows.
 
-    The model is left in the mode it was in.
+    Every module is left in the mode it was in.
     """
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     found: list[NDArray[Any]] = []
     order: list[NDArray[np.int64]] = []
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for numbers, batch in in_order(rows, batch_size):
             for name in rows.targets:
                 batch.pop(name)
@@ -34,7 +33,6 @@ def predict(
                 output = model(**to_device(batch, device))
             found.append(rows.read(output, numbers))
             order.append(numbers)
-    model.train(training)
     predicted = np.concatenate(found)
     in_row_order = np.empty_like(predicted)
     in_row_order[np.concatenate(order)] = predicted

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..anatomy.modes import evaluating
 from ..tasks.batches import IGNORED, Batch
 from ..tasks.mlm import Objective, Sums, without_padding
 from . import sharded
@@ -147,16 +148,15 @@ def held_out(
         `mlm_loss`, nats a masked token; `masked_accuracy`; and with pairs `nsp_loss`, nats a row.
     """
     device = next(model.parameters()).device
-    objective, training = Objective(model), model.training
-    model.eval()
+    objective = Objective(model)
     totals = torch.zeros(5, device=device, dtype=torch.float64)
     try:
-        for batch in batches:
-            with autocast(precision, device):
-                sums = objective(to_device(batch, device))
-            totals += torch.stack([sums.masked, sums.tokens, sums.right, sums.following, sums.rows])
+        with evaluating(model):
+            for batch in batches:
+                with autocast(precision, device):
+                    sums = objective(to_device(batch, device))
+                totals += torch.stack([sums.masked, sums.tokens, sums.right, sums.following, sums.rows])
     finally:
-        model.train(training)
         sharded.close(model)
     masked, tokens, right, following, rows = totals.tolist()
     found = {"mlm_loss": masked / max(1, tokens), "masked_accuracy": right / max(1, tokens)}

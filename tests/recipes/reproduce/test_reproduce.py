@@ -12,9 +12,10 @@ import yaml
 
 from earlybert.anatomy import Refused
 from earlybert.config.checks import BadSetting
+from earlybert.recipes.comparison.comparison import Comparison
 from earlybert.recipes.reproduce import experiment as files
 from earlybert.recipes.reproduce.claims import CHECKS
-from earlybert.recipes.reproduce.estimate import estimate
+from earlybert.recipes.reproduce.estimate import SEARCH, TICKET, estimate
 from earlybert.recipes.reproduce.experiment import SCALES, Scale, experiment, pretrains
 from earlybert.recipes.reproduce.page import load, page
 from earlybert.recipes.reproduce.record import Record
@@ -247,6 +248,22 @@ def test_hours_grow_with_what_is_asked() -> None:
     one, three = (experiment("table7", "paper", {"seeds": seeds}).comparison for seeds in ([1], [1, 2, 3]))
     assert estimate(three).hours == pytest.approx(3 * estimate(one).hours)
     assert estimate(experiment("table2_large", "paper").comparison).gigabytes > estimate(one).gigabytes
+
+
+def test_a_search_is_paid_for_where_there_is_one_and_a_kept_one_is_part_of_the_training() -> None:
+    def hours(row: dict[str, object], **more: object) -> float:
+        rows = {"ticket": {}, "row": row} if row.get("method") == "random_same_widths" else {"row": row}
+        given = {"tasks": ["sst2"], "methods": rows, "seeds": [1], "epochs": 2, "search_epochs": 0.5, **more}
+        return estimate(Comparison.of(given)).hours
+
+    epoch = hours({"method": "dense", "dense_epochs": 1})
+    search, ticket = 0.5 * SEARCH * epoch, 2 * TICKET * epoch
+    assert hours({"method": "dense"}) == pytest.approx(3 * epoch)
+    assert hours({"method": "imp"}) == pytest.approx(6 * 3 * epoch)
+    assert hours({"method": "random"}) == pytest.approx(ticket)
+    assert hours({"method": "ticket"}) == pytest.approx(search + ticket)
+    assert hours({"method": "random_same_widths"}) == pytest.approx(2 * (search + ticket))
+    assert hours({"method": "ticket", "weights": "keep"}) == pytest.approx(search + 0.75 * ticket)
 
 
 def test_the_command_lists_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:

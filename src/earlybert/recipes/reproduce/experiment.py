@@ -14,6 +14,7 @@ import yaml
 from ...anatomy import Refused
 from ...config.checks import BadSetting, named
 from ..comparison.comparison import Comparison
+from ..study.scale import SCALES
 from .claims import CHECKS
 from .estimate import estimate
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Scale = Literal["paper", "small"]
-SCALES = ("paper", "small")
 DEFAULTS, BASE = "scales.yaml", "pretraining.yaml"
 """What tables of fine-tuning, and those of pre-training, begin with."""
 OWN = ("title", "caption", "published", "saved", "changes", "remarks", "claims", "plot", "maps", *SCALES)
