@@ -89,8 +89,8 @@ def test_a_run_goes_on_with_the_rows_it_began_with(
     other_rows_are_refused(*goes_on, "--compare")
 
 
-def written(folder: Path) -> list[list[str]]:
-    return [line.split("\t") for line in (folder / "predictions.tsv").read_text().splitlines()]
+def written(file: Path) -> list[list[str]]:
+    return [line.split("\t") for line in file.read_text().splitlines()]
 
 
 def outputs(folder: Path, *texts: list[str]) -> torch.Tensor:
@@ -108,7 +108,7 @@ def test_new_rows_are_predicted_from_the_run_folder_alone(
     texts = [row["sentence"] for row in sentiment_rows(9, seed=9)]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     assert run("predict", run_folder, "--file", tmp_path / "new.jsonl") == 0
-    header, *lines = written(run_folder / "submission")
+    header, *lines = written(run_folder / "submission" / "predictions-new.tsv")
     assert header == ["index", "prediction", "probability"]
     chances = outputs(run_folder, texts).softmax(-1)
     assert [line[0] for line in lines] == [str(number) for number in range(9)]
@@ -119,7 +119,7 @@ def test_new_rows_are_predicted_from_the_run_folder_alone(
     assert "row 1: column 'text' is empty" in capsys.readouterr().err
     words = ("predict", run_folder, "--file", tmp_path / "other.csv", "--text", "body", "--output", tmp_path / "out")
     assert run(*words) == 0
-    assert written(tmp_path / "out") == [header, *lines]
+    assert written(tmp_path / "out" / "predictions-other.tsv") == [header, *lines]
     (tmp_path / "new.tsv").write_text("text\n" + "".join(f'"{text}"\n' for text in texts))
     assert run("predict", run_folder, "--file", tmp_path / "new.tsv") == 0
     assert "note: 9 of 9 texts in" in capsys.readouterr().out
@@ -154,7 +154,7 @@ def test_values_are_predicted_in_fp32_whatever_they_were_trained_in(model_folder
     settings += ["--max-length", 24, "--precision", "bf16"]
     assert run("finetune", *words, *settings, "--output", tmp_path / "run") == 0
     assert run("predict", tmp_path / "run", "--file", tmp_path / "pairs.csv", "--output", tmp_path / "out") == 0
-    header, *lines = written(tmp_path / "out")
+    header, *lines = written(tmp_path / "out" / "predictions-pairs.tsv")
     assert header == ["index", "prediction"]
     expected = outputs(tmp_path / "run", *([row[side] for row in rows] for side in (0, 1)))[:, 0]
     assert [float(line[1]) for line in lines] == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-6)
@@ -170,7 +170,7 @@ def test_new_rows_of_a_task_known_by_name(
     settings = ["--method", "dense", "--dense-steps", "2"]
     assert run("finetune", *flags, *settings, "--output", tmp_path / "run") == 0
     assert run("predict", tmp_path / "run", "--file", tmp_path / "new.csv") == 0
-    assert written(tmp_path / "run" / "submission")[1][1] in ("negative", "positive")
+    assert written(tmp_path / "run" / "submission" / "predictions-new.tsv")[1][1] in ("negative", "positive")
     assert run("finetune", *flags, *settings, "--task", "squad", "--stride", "4", "--output", tmp_path / "asked") == 0
     assert run("predict", tmp_path / "asked", "--file", tmp_path / "new.csv") == 2
     assert "answers questions, and --file is for classes and values" in capsys.readouterr().err
@@ -178,7 +178,7 @@ def test_new_rows_of_a_task_known_by_name(
 
 def test_rows_that_were_held_out_go_by_their_number_in_the_file(trained: Path, tmp_path: Path) -> None:
     assert run("predict", trained, "--split", "validation", "--output", tmp_path / "mine") == 0
-    _, *lines = written(tmp_path / "mine")
+    _, *lines = written(tmp_path / "mine" / "predictions.tsv")
     assert len(lines) == 4
     assert [line[0] for line in lines] != ["0", "1", "2", "3"]
     texts = [row["sentence"] for row in sentiment_rows(40)]

@@ -62,7 +62,7 @@ def predict_file(
         file: New rows, `.csv`, `.tsv` or `.jsonl`; it needs no labels.
         text: Column of the (first) text; that of the run when None.
         text_pair: Column of the second text; that of the run when None.
-        output: Folder for `predictions.tsv`; `submission` in the run folder when None.
+        output: Folder for `predictions-NAME.tsv`, after the file's name; `submission` in the run folder when None.
 
     Returns:
         The file: row number from 0, class or value, and for classes the probability of that one.
@@ -94,7 +94,8 @@ def predict_file(
         precision="no" if regression else resolve(config.precision, device),
     )
     labels = None if regression else [str(name) for _, name in sorted(model.config.id2label.items())]
-    target = (run.path / "submission" if output is None else Path(output)) / "predictions.tsv"
+    folder = run.path / "submission" if output is None else Path(output)
+    target = folder / f"predictions-{Path(file).name.split('.')[0]}.tsv"  # beside those of other files
     write_atomically(target, render_new(examples.ids or (), said, labels).encode())
     say(f"{target}: {len(examples):,} rows")
     return target
