@@ -38,11 +38,6 @@ class Sums:
         """The model's own loss on this batch: the mean over masked tokens, plus the mean over rows."""
         return self.masked / self.tokens.clamp_min(1) + self.following / self.rows.clamp_min(1)
 
-    @property
-    def accuracy(self) -> Tensor:
-        """Share of the masked tokens that were found."""
-        return self.right / self.tokens.clamp_min(1)
-
 
 class Objective:
     """The loss of a stock model, its vocabulary projection computed on masked places only.

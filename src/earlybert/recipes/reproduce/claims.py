@@ -6,9 +6,10 @@ A difference between two rows is the mean over tasks of paired differences (`sta
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -99,8 +100,7 @@ def within(runs: Runs, *, rows: Sequence[str], points: float) -> Finding:
 
 def alike(runs: Runs, *, rows: Sequence[str], points: float) -> Finding:
     """No two of the rows are further apart than so many points."""
-    found = [_between(runs, a, b, points) for place, a in enumerate(rows) for b in rows[place + 1 :]]
-    return _all(found)
+    return _all([_apart(runs, a, b, least=-points, most=points) for a, b in combinations(rows, 2)])
 
 
 def best(runs: Runs, *, rows: Sequence[str]) -> Finding:
@@ -231,14 +231,16 @@ MISSING = Finding("open", "a run that this needs is missing or failed")
 ALIKE = Finding("open", "on a task no run differs from another, as where each gives one answer for all rows")
 
 
-def _apart(runs: Runs, first: str, second: str, *, least: float) -> Finding:
+def _apart(runs: Runs, first: str, second: str, *, least: float = -math.inf, most: float = math.inf) -> Finding:
+    """Whether the first row's score, less that of the second, lies between two bounds, ends left out."""
     found = runs.apart(first, second)
     if found is None:
         return MISSING
     mean, low, high = found
     if low == high:
         return ALIKE
-    answer: Answer = "held" if low > least else "not held" if high < least else "open"
+    inside, outside = least < low and high < most, high < least or low > most
+    answer: Answer = "held" if inside else "not held" if outside else "open"
     return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")
 
 
@@ -247,18 +249,6 @@ def _saved(what: str, share: float | None, row: str, low: float, high: float) ->
         return MISSING
     saved = 100 * (1 - share)
     return Finding("held" if low <= saved <= high else "not held", f"{row}: {saved:.1f} % of the {what} saved")
-
-
-def _between(runs: Runs, first: str, second: str, points: float) -> Finding:
-    found = runs.apart(first, second)
-    if found is None:
-        return MISSING
-    mean, low, high = found
-    if low == high:
-        return ALIKE
-    inside, outside = -points < low and high < points, high < -points or low > points
-    answer: Answer = "held" if inside else "not held" if outside else "open"
-    return Finding(answer, f"{first} against {second}: {mean:+.2f} points [{low:+.2f}, {high:+.2f}]")
 
 
 def _all(found: Sequence[Finding]) -> Finding:

@@ -12,6 +12,7 @@ from typing import Any
 from ...anatomy import Refused
 from ...report.sheet import Sheet
 from ...ticket.files import write_atomically
+from ..comparison.verdict import mean_over_tasks
 from .claims import CHECKS, OF_SCORES, Runs
 from .experiment import Claim
 
@@ -36,8 +37,7 @@ class Row:
     @property
     def mean(self) -> float | None:
         """Over tasks; None where one is missing."""
-        found = [score for score in self.scores.values() if score is not None]
-        return sum(found) / len(found) if found and len(found) == len(self.scores) else None
+        return mean_over_tasks(list(self.scores.values()))
 
 
 @dataclass(frozen=True)
