@@ -26,6 +26,12 @@ def test_permissions_are_those_the_person_asks_for_everywhere_else(tmp_path: Pat
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~mask
 
 
+def test_a_shared_folder_hands_its_group_on(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2770)
+    with half_folder(tmp_path / "folder") as half:
+        assert half.stat().st_mode & stat.S_ISGID
+
+
 def test_what_fails_half_way_leaves_what_was_there_and_nothing_beside_it(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"old")
 

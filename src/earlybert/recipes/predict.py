@@ -95,7 +95,8 @@ def predict_file(
     )
     labels = None if regression else [str(name) for _, name in sorted(model.config.id2label.items())]
     folder = run.path / "submission" if output is None else Path(output)
-    target = folder / f"predictions-{Path(file).name.split('.')[0]}.tsv"  # beside those of other files
+    name = Path(file).name.removesuffix(".gz")
+    target = folder / f"predictions-{Path(name).stem}.tsv"  # beside those of files of other names
     write_atomically(target, render_new(examples.ids or (), said, labels).encode())
     say(f"{target}: {len(examples):,} rows")
     return target

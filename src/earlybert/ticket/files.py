@@ -60,7 +60,7 @@ def half_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=HALF, dir=target.parent))
     try:
-        half.chmod(0o777 & ~_umask())
+        half.chmod(half.stat().st_mode & 0o7000 | 0o777 & ~_umask())  # a shared folder hands its group on
         yield half
     finally:
         shutil.rmtree(half, ignore_errors=True)

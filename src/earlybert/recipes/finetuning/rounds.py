@@ -62,7 +62,7 @@ def _one_round(bench: Bench, run: Run, number: int) -> None:
         ROUND_STEPS,
         step,
         bench.stream(SHARED_ORDER).starting_at(first),
-        title=f"train {config.method}",
+        title=ROUND_STEPS,
         first=first,
         steps=ends,
         lr=lengths.train_lr,
