@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -357,9 +359,30 @@ def test_room_is_by_cores_on_a_cpu_and_by_memory_on_a_gpu(monkeypatch: pytest.Mo
     assert grid.room(grid.Outcome({"peak_memory_bytes": None})) == 4
     assert grid.room(grid.Outcome(None, "failed")) == 4
     monkeypatch.setattr(grid.torch.cuda, "mem_get_info", lambda: (40 * 2**30, 80 * 2**30))
-    assert grid.room(grid.Outcome({"peak_memory_bytes": 7 * 2**30})) == 4  # 32 GiB for 8 each
-    assert grid.room(grid.Outcome({"peak_memory_bytes": 2**20})) == 8  # half the cores
-    assert grid.room(grid.Outcome({"peak_memory_bytes": 70 * 2**30})) == 1
+    for count in (1, 2):
+        monkeypatch.setattr(grid.torch.cuda, "device_count", lambda count=count: count)
+        assert grid.room(grid.Outcome({"peak_memory_bytes": 7 * 2**30})) == 4 * count  # 32 GiB for 8 each
+        assert grid.room(grid.Outcome({"peak_memory_bytes": 2**20})) == 8  # half the cores
+        assert grid.room(grid.Outcome({"peak_memory_bytes": 70 * 2**30})) == count
+
+
+def _device(_: int) -> str | None:
+    time.sleep(0.5)  # so that every process gets something to do
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_runs_at_once_are_spread_over_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grid.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert grid.gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5, 7,9")  # more than torch can use
+    assert grid.gpus() == ["5", "7"]
+    with grid._pool(3, 1) as pool:
+        assert sorted(set(pool.map(_device, range(6)))) == ["5", "7"]
+        assert len(pool._processes) == 3
+    monkeypatch.setattr(grid.torch.cuda, "device_count", lambda: 0)
+    with grid._pool(1, 1) as pool:
+        assert pool.submit(_device, 0).result() == "5, 7,9"  # left as it was
 
 
 def test_a_setting_that_was_taken_back_is_noticed(
@@ -442,11 +465,9 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_path: Path) -> None:
     """One of two workers is killed for real; every finished run has each of its steps once."""
-    import os
     import signal
     import subprocess
     import sys
-    import time
 
     out = tmp_path / "out"
     plain = {**yaml.safe_load(given.read_text()), "dense_epochs": 30, "epochs": 30, "jobs": 2, "seeds": [1]}
@@ -477,7 +498,6 @@ def test_an_interrupt_of_the_comparison_alone_reaches_its_runs(given: Path, tmp_
     import signal
     import subprocess
     import sys
-    import time
 
     out = tmp_path / "out"
     long = {**yaml.safe_load(given.read_text()), "dense_epochs": 9000, "methods": ["dense"], "jobs": 2}

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ CORES_A_RUN = 4
 """A run on the CPU gains little from more."""
 PATIENCE = 10.0
 """Seconds that runs have to end by themselves after a Ctrl-C."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 SPARE, CONTEXT_BYTES = 0.8, 2**30
 """Share of the free GPU memory that is planned with, and what a process takes there before it begins."""
 
@@ -79,8 +82,8 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
     Args:
         cells: Those that others need are among them.
         folder: Of the grid; a cell's run is in `folder / cell.name`.
-        jobs: Cells at once, each in a process of its own. With 1 all run in this process; with 0 as many as there is
-            room for, judged by the first one.
+        jobs: Cells at once, each in a process of its own, spread evenly over the GPUs that there are. With 1 all run
+            in this process; with 0 as many as there is room for, judged by the first one.
 
     Returns:
         The outcome of each cell, by name, in the order given.
@@ -151,13 +154,19 @@ class Shown:
 
 
 def room(first: Outcome) -> int:
-    """How many runs like this one fit beside each other: by free memory and cores on a GPU, by cores elsewhere."""
+    """How many runs like this one fit beside each other: by free memory and cores on GPUs, by cores elsewhere."""
     cores = os.cpu_count() or 1
     peak = None if first.metrics is None else first.metrics.get("peak_memory_bytes")
     if peak is None:
         return max(1, cores // CORES_A_RUN)
     free, _ = torch.cuda.mem_get_info()
-    return max(1, min(cores // 2, int(SPARE * free / (peak + CONTEXT_BYTES))))
+    return max(1, min(cores // 2, len(gpus()) * max(1, int(SPARE * free / (peak + CONTEXT_BYTES)))))
+
+
+def gpus() -> list[str]:
+    """Names that `CUDA_VISIBLE_DEVICES` has for the GPUs this process may use: numbers, or what was said there."""
+    numbers = [str(number) for number in range(torch.cuda.device_count())]
+    return [name.strip() for name in os.environ.get(VISIBLE, ",".join(numbers)).split(",")][: len(numbers)]
 
 
 def outcome(folder: Path, cell: Cell) -> Outcome | None:
@@ -301,9 +310,13 @@ def _side_by_side(
 
 
 def _pool(jobs: int, threads: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), initializer=_worker, initargs=(threads, display.mode)
-    )
+    """Processes, each with a GPU of its own as far as they go round; without GPUs none is named."""
+    context, names = get_context("spawn"), gpus()
+    places = context.SimpleQueue()
+    for name in islice(cycle(names), jobs):
+        places.put(name)
+    given = (threads, display.mode, places if names else None)
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_worker, initargs=given)
 
 
 def _stop(pool: ProcessPoolExecutor, *, patience: float) -> None:
@@ -331,8 +344,10 @@ def _end(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _worker(threads: int, mode: LogMode) -> None:
+def _worker(threads: int, mode: LogMode, places: SimpleQueue[str] | None) -> None:
     display.mode = mode
+    if places is not None:  # before anything asks for a device, which would settle which there are
+        os.environ[VISIBLE] = places.get()
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
