@@ -1,4 +1,4 @@
-"""One process of a job of `earlybert pretrain`, which also writes down what it had and what it saw.
+"""One process of a job of earlybert, which also writes down what it had and what it saw.
 
 python -m tests.recipes.ranks_worker NOTES ARGUMENTS OF EARLYBERT...
 """
@@ -14,6 +14,7 @@ import torch
 
 from earlybert.cli import main
 from earlybert.data.stream import Stream
+from earlybert.recipes.finetuning import stages as finetuning
 from earlybert.recipes.pretraining import stages
 from earlybert.train.sharded import part
 
@@ -44,7 +45,7 @@ def run(notes: Path, arguments: list[str]) -> int:
         seen.append((self.layout.length, found))
         return found
 
-    stages.build = build  # pyright: ignore
+    stages.build = finetuning.build = build  # pyright: ignore
     stages.Ticket.from_dict = from_dict  # pyright: ignore
     stages.collect = collect  # pyright: ignore
     Stream.places = places  # pyright: ignore

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,69 +17,10 @@ import earlybert as eb
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 from .conftest import equal, run, steps, weights
+from .jobs import alone, environment, finished, launched, notes_of, pair, wait_for
 from .test_pretrain import flags  # noqa: F401
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-WORKER = "tests.recipes.ranks_worker"
-
-
-def environment(**changes: object) -> dict[str, str]:
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **{k: str(v) for k, v in changes.items()}}
-
-
-def alone(notes: Path, words: list[Any]) -> None:
-    notes.mkdir()
-    command = [sys.executable, "-m", WORKER, notes, "pretrain", *words]
-    subprocess.run([str(word) for word in command], check=True, cwd=ROOT, env=environment(), capture_output=True)
-
-
-def launched(notes: Path, words: list[Any]) -> None:
-    """As a person launches it."""
-    notes.mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", WORKER, notes, "pretrain", *words]
-    done = subprocess.run([str(word) for word in command], cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def pair(notes: Path, words: list[Any]) -> list[subprocess.Popen[str]]:
-    """Two processes without a launcher, so that what each says when the other dies is its own."""
-    notes.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(word) for word in (sys.executable, "-m", WORKER, notes, "pretrain", *words)]
-    job = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(RANK=rank, LOCAL_RANK=rank, **job),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-
-
-def finished(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    found = [(process.communicate(timeout=180)[1], process.returncode) for process in processes]
-    return [(code, said) for said, code in found]
-
-
-def wait_for(out: Path, mark: str) -> None:
-    """Until this stands in the step log."""
-    log, deadline = out / "steps.jsonl", time.monotonic() + 120
-    while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
-        time.sleep(0.005)
-
-
-def notes_of(folder: Path, rank: int) -> dict[str, Any]:
-    return torch.load(folder / f"rank-{rank}.pt", weights_only=True)
 
 
 def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
@@ -101,8 +40,8 @@ def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp
         "--engine",
         "eager",
     ]
-    alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
-    launched(tmp_path / "two", [*words, "--output", tmp_path / "run-two"])
+    alone(tmp_path / "one", ["pretrain", *words, "--output", tmp_path / "run-one"])
+    launched(tmp_path / "two", ["pretrain", *words, "--output", tmp_path / "run-two"])
     one, first, second = (notes_of(tmp_path / where, rank) for where, rank in (("one", 0), ("two", 0), ("two", 1)))
     for name, value in one["weights"].items():
         torch.testing.assert_close(first["weights"][name], value, rtol=0, atol=1e-5, msg=name)
@@ -127,7 +66,9 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
 ) -> None:
     """With dropout, in search and in training: the result is that of the job that was left alone, to the bit."""
     words = [*flags, "--steps", "60", "--second-batch", "8", "--search-steps", "24"]
-    assert [code for code, _ in finished(pair(tmp_path / "whole", [*words, "--output", tmp_path / "run"]))] == [0, 0]
+    assert [
+        code for code, _ in finished(pair(tmp_path / "whole", ["pretrain", *words, "--output", tmp_path / "run"]))
+    ] == [0, 0]
     whole = [notes_of(tmp_path / "whole", rank) for rank in range(2)]
     assert whole[0]["tickets"] == whole[1]["tickets"]
     ticket = eb.Ticket.load(tmp_path / "run" / "ticket.json")
@@ -136,7 +77,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
     out = tmp_path / "killed"
     arguments: list[Any] = words
     for victim, mark in ((1, '"search", "step": 12,'), (0, '"train", "step": 20,')):
-        processes = pair(tmp_path / "notes", [*arguments, "--output", out])
+        processes = pair(tmp_path / "notes", ["pretrain", *arguments, "--output", out])
         wait_for(out, mark)
         os.kill(processes[victim].pid, signal.SIGKILL)
         ends = finished(processes)
@@ -146,7 +87,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
         assert "another process of the job has ended" in said
         assert "--resume" in said
         arguments = ["--resume"]
-    assert [code for code, _ in finished(pair(tmp_path / "notes", ["--resume", "--output", out]))] == [0, 0]
+    assert [code for code, _ in finished(pair(tmp_path / "notes", ["pretrain", "--resume", "--output", out]))] == [0, 0]
     assert equal(tmp_path / "run", out)
     assert steps(out) == steps(tmp_path / "run")
     assert (out / "history.bin").read_bytes() == (tmp_path / "run" / "history.bin").read_bytes()
@@ -159,15 +100,15 @@ def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[
     """The same ticket, and parameters to 1e-5, of an ordinary model; `tests/train/test_sharded.py` has resuming."""
     words = [*flags, "--dropout", "0", "--lr", "5e-3", "--second-batch", "8", "--engine", "fast"]
     words += ["--save-every", "10"]
-    alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
+    alone(tmp_path / "one", ["pretrain", *words, "--output", tmp_path / "run-one"])
     out = tmp_path / "run-two"
-    processes = pair(tmp_path / "two", [*words, "--shard", "full", "--output", out])
+    processes = pair(tmp_path / "two", ["pretrain", *words, "--shard", "full", "--output", out])
     wait_for(out, '"train", "step": 8,')
     processes[1].kill()
     code, said = finished(processes)[0]
     assert code == 2, said
     assert "another process of the job has ended" in said
-    assert [code for code, _ in finished(pair(tmp_path / "two", ["--resume", "--output", out]))] == [0, 0]
+    assert [code for code, _ in finished(pair(tmp_path / "two", ["pretrain", "--resume", "--output", out]))] == [0, 0]
     one, two = weights(tmp_path / "run-one"), weights(out)
     assert set(one) == set(two)
     for name, value in one.items():
@@ -212,6 +153,6 @@ def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> 
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
-    for code, said in finished(pair(tmp_path / "notes", [*flags, "--output", tmp_path / "run"])):
+    for code, said in finished(pair(tmp_path / "notes", ["pretrain", *flags, "--output", tmp_path / "run"])):
         assert code == 2
         assert "4 rows in phase 2 cannot be made of micro-batches of 4 rows on 2 processes" in said

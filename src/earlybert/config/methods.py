@@ -22,13 +22,17 @@ class Method:
     """Whether its scores can be taken again between cuts, of a model in training and without another search."""
     joint: bool = False
     """Whether its scores of heads and neurons are both in units of the loss, so that one ranking can hold both."""
+    alone: bool = False
+    """Whether it runs on one process only."""
 
 
 METHODS = {
     "ticket": Method("the early-bird ticket: search, draw, train", searches=True, keeps=True),
     "dense": Method("the full model", dense=True),
     "dense_same_flops": Method("the full model, stopped at a ticket's FLOPs, at its learning rate", like=True),
-    "dense_same_time": Method("the full model, stopped at a ticket's training time, at its learning rate", like=True),
+    "dense_same_time": Method(
+        "the full model, stopped at a ticket's training time, at its learning rate", like=True, alone=True
+    ),
     "random": Method("a random ticket of the same budget, no search"),
     "random_same_widths": Method("a random ticket with a ticket's own widths, layer by layer", like=True),
     "inverted": Method("what a ticket's search found least important", like=True),
@@ -50,10 +54,12 @@ METHODS = {
         "a ticket by the same at the searched weights", searches=True, keeps=True, rescored=True
     ),
     "magnitude": Method("a ticket by weight magnitude at theta_0"),
-    "mlm_search": Method("a ticket searched on masked-language modelling of the task's text (App. B)", searches=True),
+    "mlm_search": Method(
+        "a ticket searched on masked-language modelling of the task's text (App. B)", searches=True, alone=True
+    ),
     "layerdrop": Method("a third of the layers removed, then trained", dense=True),
     "layerdrop_trained": Method("layers dropped at random while training, a third removed at the end", dense=True),
-    "imp": Method("unstructured lottery ticket by iterative magnitude pruning with rewinding", dense=True),
+    "imp": Method("unstructured lottery ticket by iterative magnitude pruning with rewinding", dense=True, alone=True),
 }
 """In the order in which tables list them."""
 RIVALS = ("dense_same_flops", "dense_same_time")

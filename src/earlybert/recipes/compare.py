@@ -23,7 +23,7 @@ from .comparison.verdict import Verdicts, judge, mean_over_tasks, reference_row
 from .display import display, say
 from .finetuning.bench import Bench
 from .finetuning.timing import inference_seconds
-from .grid import Outcome, run_grid
+from .grid import Outcome, refuse_launcher, run_grid
 from .run import Run
 from .trackers import require
 
@@ -46,8 +46,10 @@ def compare(
         The comparison, tuned, and what it came to.
 
     Raises:
-        Refused: The folder holds something else, or a run in it was made with other settings.
+        Refused: The folder holds something else, a run in it was made with other settings, or a launcher has started
+            several processes.
     """
+    refuse_launcher()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / GIVEN).exists():
         raise Refused(f"{folder} exists and is not a comparison; choose another --output.")
     if folder.exists() and not folder.is_dir():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from .finetuning.methods import of_method, settled
 from .finetuning.plan import advice, check_drawing, plan
 from .finetuning.stages import close, search_stage, train_stage
 from .lock import locked
+from .machine import Machine
 from .places import same_places
 from .report import write_card, write_report
 from .run import AGAIN, WITH_ITS_OWN, Run, copy_search, default_output, resuming
@@ -43,15 +44,21 @@ class Start:
     """Whether the folder has to be a new one."""
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Around the work: no other process is at it, and none was since the checks.
+    def at_work(self, command: str) -> Iterator[None]:
+        """Around the work: no other job is at it, and none was since the checks. The settings are written.
+
+        Args:
+            command: Goes on with it.
 
         Raises:
-            Refused: Another one is, or was.
+            Refused: Another job is at it, or was; or a process of this one is gone.
         """
-        with locked(self.run.path):
-            if self.fresh:
+        ranks = self.bench.ranks
+        with locked(self.run.path) if ranks.main else nullcontext(), resumable(command), ranks.reached():
+            if ranks.main and self.fresh:
                 Run.create(self.run.path, self.run.config)
+            if ranks.main:
+                announce(self.bench, self.run)
             yield
 
 
@@ -69,15 +76,19 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
     """
     if not resume:
         config = Finetune(**with_recipe(settings))
-        run = Run.create(Path(output) if output else default_output(config), config)
+        machine = Machine.found(config)
+        path = machine.ranks.said(str(output or default_output(config)))
+        run = Run.create(path, config) if machine.ranks.main else Run(path, config)
     elif output is None:
         raise Refused("--resume needs --output, the run folder to go on with.")
     else:
         run = Run.open(output)
         run.config = replace(run.config, **{name: settings[name] for name in NO_RESULT if name in settings})
         refuse_changes(run, settings)
+        machine = Machine.found(run.config)
+    _refuse_together(run.config, machine.ranks.world)
     require(run.config.tracker)
-    bench = Bench.set_up(run.config, reuse=reuse)
+    bench = Bench.set_up(run.config, machine, reuse=reuse)
     run.refuse_other_text(bench.text, bench.where)
     plan(bench)
     kind = METHODS[run.config.method]
@@ -95,6 +106,24 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
         anatomy.refuse_repeats("refits")
     bench = settled(bench)
     return Start(bench, Run(run.path, bench.config), fresh=not resume)
+
+
+def _refuse_together(config: Finetune, world: int) -> None:
+    """What several processes cannot do together.
+
+    Raises:
+        Refused: As said.
+    """
+    if world == 1:
+        return
+    what = f"method {config.method}" if METHODS[config.method].alone else "a run of several cuts"
+    if METHODS[config.method].alone or config.cuts > 1:
+        raise Refused(f"{what} runs on one process; start it without a launcher.")
+    if config.batch_size < world:
+        raise Refused(
+            f"{world} processes share the rows of a micro-batch, and there are {config.batch_size}; raise --batch-size "
+            "(and lower --accumulate)."
+        )
 
 
 def refuse_changes(run: Run, settings: Mapping[str, Any]) -> None:
@@ -131,25 +160,30 @@ def finetune(start: Start, *, compare: bool, page: bool = True) -> Run:
     Raises:
         Refused: There is no ticket to compare.
     """
-    bench, run = start.bench, start.run
+    bench, run, main = start.bench, start.run, start.bench.ranks.main
     if compare and not METHODS[run.config.method].keeps:
         raise Refused(
             "--compare trains the dense model beside a ticket that was searched; use it with --method ticket."
         )
     run.command = "finetune"
     command = f"{resuming('finetune', run.path)}{' --compare' if compare else ''}"
-    with start.alone(), resumable(command):
-        announce(bench, run)
-        with tracked(run):
+    with start.at_work(command):
+        with tracked(run, main=main):
             metrics = _all_stages(bench, run)
         if compare:
             versus(bench, run, metrics)
-            write_card(run)  # now with its rivals
-        else:
-            report(run, metrics)
-        if page:
-            write_report(run)
+        if main:
+            _close(run, metrics, compared=compare, page=page)
     return run
+
+
+def _close(run: Run, metrics: dict[str, Any], *, compared: bool, page: bool) -> None:
+    if compared:
+        write_card(run)  # now with its rivals
+    else:
+        report(run, metrics)
+    if page:
+        write_report(run)
 
 
 def search(start: Start) -> Run:
@@ -161,8 +195,7 @@ def search(start: Start) -> Run:
             "earlybert finetune."
         )
     run.command = "search"
-    with start.alone(), resumable(resuming("search", run.path)), tracked(run):
-        announce(start.bench, run)
+    with start.at_work(resuming("search", run.path)), tracked(run, main=start.bench.ranks.main):
         scores = search_stage(start.bench, run)
     say(f"searched {scores.steps} steps (ended by: {scores.info['ended']}); scores are in {run.scores}")
     say(f"next: earlybert draw {run.path}")
@@ -264,11 +297,12 @@ def train(path: str, *, settings: dict[str, Any]) -> Run:
         settings: Training settings that replace those of the run; none once training has begun.
     """
     run = Run.open(path)
-    with locked(run.path):
-        return _train(run, settings=settings)
+    machine = Machine.found(run.config)
+    with locked(run.path) if machine.ranks.main else nullcontext():
+        return _train(run, machine, settings=settings)
 
 
-def _train(run: Run, *, settings: dict[str, Any]) -> Run:
+def _train(run: Run, machine: Machine, *, settings: dict[str, Any]) -> Run:
     if run.metrics.exists():
         raise Refused(f"{run.path} is already trained; see earlybert evaluate {run.path}.")
     config = replace(run.config, **settings)
@@ -285,14 +319,16 @@ def _train(run: Run, *, settings: dict[str, Any]) -> Run:
     kind = METHODS[config.method]
     if not (kind.dense or config.method in RIVALS or run.ticket.exists()):
         raise Refused(f"{run.path} has no ticket yet; run {run.goes_on} first.")
+    _refuse_together(config, machine.ranks.world)
     require(config.tracker)
-    bench, run = Bench.set_up(config), Run(run.path, config)
+    bench, run = Bench.set_up(config, machine), Run(run.path, config)
     run.command = "train"
     run.refuse_other_text(bench.text, bench.where)
-    with resumable(f"earlybert train {run.path}"), tracked(run):
+    main = bench.ranks.main
+    with resumable(f"earlybert train {run.path}"), bench.ranks.reached(), tracked(run, main=main):
         _, metrics = train_stage(bench, run, of_method(config.method).begin)
-    report(run, metrics)
-    write_report(run)
+    if main:
+        _close(run, metrics, compared=False, page=True)
     return run
 
 
@@ -366,18 +402,21 @@ def announce(bench: Bench, run: Run) -> None:
         f"{task.name}: {len(task.train):,} rows to train{windows}, {len(task.validation):,} to validate, "
         f"{task.target}; "
         f"{config.model} on {bench.device.type}, {'bf16' if bench.precision == 'bf16' else 'fp32'}, "
-        f"{bench.engine} engine, "
+        f"{bench.engine} engine, {f'{bench.ranks.world} processes, ' if bench.ranks.world > 1 else ''}"
         f"{config.batch_size * config.accumulate} rows a step; {train}"
     )
     say(f"run folder: {run.path}")
 
 
 def _all_stages(bench: Bench, run: Run) -> dict[str, Any]:
-    if run.metrics.exists():
-        close(run)  # if it was stopped just behind its end
+    ranks = bench.ranks
+    if ranks.said(run.metrics.exists()):
+        if ranks.main:
+            close(run)  # if it was stopped just behind its end
         return run.read_metrics()
     way = of_method(bench.config.method)
     way.prepare(bench, run)
+    ranks.said(None)  # behind it, what the first one has written is there for all
     if run.ticket.exists() and not run.training:
         describe(Ticket.load(run.ticket))
     return train_stage(bench, run, way.begin)[1]

@@ -89,8 +89,10 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
         The outcome of each cell, by name, in the order given.
 
     Raises:
+        Refused: This is one of several processes of a launcher.
         KeyboardInterrupt: As it was asked for; cells in hand have written a checkpoint.
     """
+    refuse_launcher()
     for cell in cells:
         if stale(folder, cell):
             shutil.rmtree(_place(folder, cell.name))
@@ -115,6 +117,16 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
             jobs = room(outcomes[first.name])
         run_all(waiting, max(1, jobs))
     return {cell.name: outcomes[cell.name] for cell in cells}
+
+
+def refuse_launcher() -> None:
+    """A grid starts its own processes.
+
+    Raises:
+        Refused: A launcher has started several of it.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise Refused("a comparison runs on one process, and --jobs spreads its runs; start it without a launcher.")
 
 
 class Shown:

@@ -15,12 +15,12 @@ from ..config.finetune import NO_RESULT
 from ..config.pretrain import Pretrain
 from ..ticket.files import write_atomically
 from ..train.engine import unasked
-from ..train.ranks import reached
 from ..train.steplog import totals
 from .display import say
 from .finetune import describe, resumable
 from .lock import locked
-from .pretraining.bench import Bench, Machine
+from .machine import Machine
+from .pretraining.bench import Bench
 from .pretraining.estimate import hours
 from .pretraining.run import PretrainRun
 from .pretraining.stages import search_stage, ticket_stage, train_stage
@@ -91,9 +91,8 @@ def pretrain(start: Start, *, page: bool = True) -> PretrainRun:
             held.enter_context(_alone(start))
             announce(bench, run)
         held.enter_context(resumable(f"earlybert pretrain --output {run.path} --resume"))
-        held.enter_context(reached())
-        if ranks.main:
-            held.enter_context(tracked(run))
+        held.enter_context(ranks.reached())
+        held.enter_context(tracked(run, main=ranks.main))
         if ranks.said(run.metrics.exists()):
             metrics = run.read_metrics()
         else:
@@ -132,7 +131,7 @@ def search(start: Start) -> PretrainRun:
     if run.config.method != "ticket":
         raise Refused(f"method {run.config.method} has no search; use method: ticket.")
     alone = _alone(start) if bench.ranks.main else nullcontext()
-    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"), reached():
+    with alone, resumable(f"earlybert pretrain --output {run.path} --resume"), bench.ranks.reached():
         search_stage(bench, run)
     if bench.ranks.main:
         stage = totals(run.steps)["search"]

@@ -124,17 +124,18 @@ class Tracker:
 
 
 @contextmanager
-def tracked(run: Any) -> Iterator[None]:
+def tracked(run: Any, *, main: bool = True) -> Iterator[None]:
     """Inside, what happens in a run folder is told to the trackers of its settings.
 
     Args:
         run: A `RunFolder`; its `tracker` is set meanwhile.
+        main: Whether this process speaks for the job; else nothing is told.
 
     Raises:
         Refused: As `Tracker` and `require`.
     """
     names = trackers_of(run.config.tracker)
-    if not names or run.metrics.exists():
+    if not (names and main) or run.metrics.exists():
         yield
         return
     require(run.config.tracker)

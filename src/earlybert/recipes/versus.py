@@ -24,7 +24,8 @@ from .trackers import tracked
 
 
 def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
-    """Train both dense models beside a finished ticket, print one table, write `compare.json`.
+    """Train both dense models beside a finished ticket, print one table, write `compare.json`. Of several processes the
+    first does all but the training, and has the result.
 
     The rival gets the ticket's FLOPs, search included, the ticket's learning rate, and a schedule
     that ends where it ends.
@@ -33,6 +34,8 @@ def versus(bench: Bench, run: Run, ticket: dict[str, Any]) -> dict[str, Any]:
     say("now the dense model, for comparison")
     dense = _dense(bench, run, "dense")
     rival = _dense(bench, run, "dense_same_flops")
+    if not bench.ranks.main:
+        return {}
     steps = rival["stages"]["train"]["steps"]
     rows = {
         f"dense\n{_epochs(bench, plan(bench).dense)}": dense,
@@ -144,14 +147,17 @@ def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:
     if method in RIVALS:
         plain["dense_steps"] = None  # its length is the ticket's cost, whatever the dense run's
     inner = Run(run.path / method, replace(bench.config, method=method, like=str(run.path), **plain))
-    if inner.metrics.exists():
+    main = bench.ranks.main
+    if bench.ranks.said(inner.metrics.exists()):
         return inner.read_metrics()
     if (inner.path / "config.yaml").exists():
         inner = Run.open(inner.path)
     bench = settled(replace(bench, config=inner.config))
     inner = Run(inner.path, bench.config)
-    inner.write_config()
+    bench.ranks.said(None)  # all have looked whether there are settings
+    if main:
+        inner.write_config()
     if method in RIVALS:
         say(f"and the dense model stopped at the ticket's cost: {bench.config.dense_steps} steps")
-    with tracked(inner):
+    with tracked(inner, main=main):
         return train_stage(bench, inner, begin_dense)[1]

@@ -19,6 +19,8 @@ from .step import EagerStep
 
 Engine = Literal["eager", "fast"]
 
+UNTRIED = "they have not been tried with several processes."
+
 log = logging.getLogger("earlybert")
 
 
@@ -82,6 +84,8 @@ def build(
         if gates is not None and not gates.anatomy.whole:
             lost = "the model was cut before, and their coefficients want layers of one width."
         lost = lost if cut_up is None else "the model is cut up over processes."
+        if not masked and settings.get("ranks", ALONE).world > 1:
+            lost = UNTRIED
         if device.type == "cuda" and lost:
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
         elif device.type == "cuda":
@@ -113,7 +117,7 @@ def _alone(settings: dict[str, Any]) -> dict[str, Any]:
     if ranks.world == 1:
         return settings
     if ranks.main:
-        log.warning("the step runs without CUDA graphs: they have not been tried with several processes.")
+        log.warning("the step runs without CUDA graphs: %s", UNTRIED)
     return {**settings, "graphs": 0}
 
 

@@ -49,18 +49,18 @@ class RaggedStep(EagerStep):
         other.ragged, other.table, other.dropouts = RaggedModel(model), None, Dropouts(model)
         return other
 
-    def tokens(self, states: Tensor, batch: tuple[Packed, int]) -> Tensor:
+    def tokens(self, states: Tensor, batch: tuple[Packed, float]) -> Tensor:
         """Of hidden states as the model computes them, those of tokens, `[tokens, hidden]`."""
         return states.squeeze(0)[: self.count_tokens(batch)]  # behind them, free places
 
-    def count_tokens(self, batch: tuple[Packed, int]) -> int:
+    def count_tokens(self, batch: tuple[Packed, float]) -> int:
         """How many tokens a packed micro-batch has."""
         return sum(batch[0].lengths)
 
-    def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
-        """Pack a step's data and bring it to the device, with the number of its labels."""
+    def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, float]]:
+        """Pack a step's data and bring it to the device, each with its weight (`mine`)."""
         batches = [{**batch, "attention_mask": present(batch)} for batch in micro_batches]
-        return [(self.pack(batch), self.count_labels(batch)) for batch in batches]
+        return [(self.pack(batch), weight) for batch, weight in self.mine(batches)]
 
     def pack(self, batch: Batch) -> Packed:
         """One micro-batch without padding, on the device."""
@@ -88,7 +88,8 @@ class RaggedStep(EagerStep):
     def follow(self, device: torch.device) -> None:
         """Compute on this device, with the parameters that the model has now."""
         super().follow(device)
-        self.table = Table.of(self.model)
+        # Gradients of other processes reach every row.
+        self.table = Table.of(self.model) if self.ranks.world == 1 else None
         self.dropouts = Dropouts(self.model)
 
     def clear(self) -> None:
@@ -113,7 +114,7 @@ class RaggedStep(EagerStep):
             whole[rows] = part
         return None
 
-    def loss(self, batch: tuple[Packed, int]) -> Tensor:
+    def loss(self, batch: tuple[Packed, float]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
         packed = batch[0]
         table = self.table.in_place() if self.table is not None else nullcontext()

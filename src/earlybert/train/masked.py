@@ -30,18 +30,16 @@ class CommonStep(EagerStep):
     """What steps of pre-training share: all processes of a job take one together.
 
     Args:
-        ranks: The processes of the job; each brings its own micro-batches.
         shard: The device to compute on, where the model is to be cut up over the processes; whole in each when None.
         *args: As `EagerStep`.
-        **kwargs: As `EagerStep`.
+        **kwargs: As `EagerStep`; of `ranks`, each brings its own micro-batches.
 
     Raises:
         Refused: The model has no head for masked-language modelling.
     """
 
-    def __init__(self, *args: Any, ranks: Ranks = ALONE, shard: torch.device | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, shard: torch.device | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.ranks = ranks
         self.objective = Objective(self.model, accuracy=False)
         self.sharded = shard is not None
         if shard is not None:
@@ -54,10 +52,9 @@ class CommonStep(EagerStep):
 
     def combine(self, loss: Tensor) -> Tensor:
         """Sum gradients and loss over all processes: each has weighed its own by the tokens of all."""
-        groups = self.optimizer.param_groups
-        params = self.gates.parameters() if self.sharded and self.gates else []
-        if not self.sharded:  # else only the coefficients' gradients are not summed yet
-            params = [parameter for group in groups for parameter in group["params"]]
+        if not self.sharded:
+            return super().combine(loss)
+        params = self.gates.parameters() if self.gates else []  # whose gradients alone are not summed yet
         self.ranks.add([*(parameter.grad for parameter in params if parameter.grad is not None), loss])
         return loss
 
@@ -68,6 +65,10 @@ class CommonStep(EagerStep):
         else:
             super().clip(most)
 
+    def mine(self, micro_batches: Sequence[Batch]) -> list[tuple[Batch, float]]:
+        """All of them, which know what their tokens are worth."""
+        return [(batch, 1.0) for batch in with_shares(micro_batches, self.ranks)]
+
     def shares(self, prepared: Sequence[Any]) -> list[float]:
         """Nothing is left to weigh."""
         return [1.0] * len(prepared)
@@ -75,10 +76,6 @@ class CommonStep(EagerStep):
 
 class MaskedStep(CommonStep):
     """`EagerStep` for batches of `data.stream`; arguments and refusals are those of `CommonStep`."""
-
-    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[tuple[Any, int]]:
-        """Bring a step's data to the device."""
-        return super().prepare(with_shares(micro_batches, self.ranks))
 
     def loss(self, batch: Any) -> Tensor:
         """What one micro-batch adds to the step's loss, scalar."""
@@ -99,10 +96,6 @@ class RaggedMaskedStep(CommonStep, RaggedStep):
         """The decoder reaches every row of the word embedding, and so do the gradients of other processes."""
         super().follow(device)
         self.table = None
-
-    def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, int]]:
-        """Pack a step's data and bring it to the device."""
-        return super().prepare(with_shares(micro_batches, self.ranks))
 
     def lay_out(self, batch: Batch) -> Packed:
         """One micro-batch without padding; masked places are counted in it."""

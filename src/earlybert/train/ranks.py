@@ -43,6 +43,26 @@ class Ranks:
         """Whether this one writes and speaks for all."""
         return self.rank == 0
 
+    def refuse_several(self, what: str) -> None:
+        """Raise `Refused` for what runs on one process, where there are more."""
+        if self.world > 1:
+            raise Refused(f"{what} runs on one process; start it without a launcher.")
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """Around computing that talks to the other processes on the way, and may fail by itself.
+
+        Raises:
+            Refused: A partner is gone.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            gone = isinstance(error, getattr(dist, "DistError", ())) or TALKING.search(str(error))
+            if self.world == 1 or not gone:
+                raise
+            raise _gone(error) from error
+
     def totals(self, values: Sequence[float]) -> list[float]:
         """Numbers summed over all processes."""
         if self.world == 1:
@@ -68,6 +88,14 @@ class Ranks:
         """
         if not self.main:
             torch.manual_seed(int(np.random.SeedSequence([self.rank, *numbers]).generate_state(1, np.uint64)[0]))
+
+    @torch.no_grad()
+    def spread(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process the bits of the first one, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                with _together():
+                    dist.broadcast(tensor, src=0)
 
     @torch.no_grad()
     def add(self, tensors: Sequence[Tensor]) -> None:
@@ -127,21 +155,6 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise _gone(error) from error
-
-
-@contextmanager
-def reached() -> Iterator[None]:
-    """The same around computing that talks to the others on the way, and may fail by itself.
-
-    Raises:
-        Refused: A partner is gone.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, getattr(dist, "DistError", ())) or TALKING.search(str(error))):
-            raise
         raise _gone(error) from error
 
 

@@ -14,6 +14,7 @@ from ..tasks.batches import IGNORED, Batch, shape_of
 from ..ticket import Gates
 from .losses import SPAN, loss_of, span_loss
 from .precision import autocast
+from .ranks import ALONE, Ranks
 
 SHIFTED = ("ForCausalLM", "LMHeadModel")
 """Ends of the names of models that predict the next token."""
@@ -30,6 +31,8 @@ class EagerStep:
             their L1 part alone would use the budget up.
         gates: Coefficients that are being searched.
         l1: lambda of Eq. 4 for heads and for neurons.
+        ranks: The processes of the job. They are given the same micro-batches, and each takes every n-th row of them;
+            the update is that of one process.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class EagerStep:
         max_grad_norm: float | None = 1.0,
         gates: Gates | None = None,
         l1: tuple[float, float] = (0.0, 0.0),
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
@@ -48,6 +52,7 @@ class EagerStep:
         self.max_grad_norm = max_grad_norm
         self.gates = gates
         self.l1 = l1
+        self.ranks = ranks
         self.mark: Callable[[str], None] = unmarked
         """Told which part of a step begins; `train.profile` listens."""
         self.aim: Callable[[Any], Tensor] | None = None
@@ -85,9 +90,34 @@ class EagerStep:
     def refresh(self) -> None:
         """Read the parameters and the optimizer's state anew, after something else has changed them."""
 
-    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[tuple[Any, int]]:
-        """Bring a step's data to the device, each with the number of its labels; not part of the step's time."""
-        return [(to_device(batch, self.device), self.count_labels(batch)) for batch in micro_batches]
+    def prepare(self, micro_batches: Sequence[Batch]) -> Sequence[tuple[Any, float]]:
+        """Bring a step's data to the device, each with its weight (`mine`); not part of the step's time."""
+        return [(to_device(batch, self.device), weight) for batch, weight in self.mine(micro_batches)]
+
+    def mine(self, micro_batches: Sequence[Batch]) -> list[tuple[Batch, float]]:
+        """What this process computes of a step.
+
+        Args:
+            micro_batches: Of the whole step, the same in every process.
+
+        Returns:
+            Micro-batches, each with the number of its labels; of several processes, with its share of the labels of
+            all. One that no labels are left for gets a micro-batch that counts nothing, so that it has gradients to
+            add as the others do.
+
+        Raises:
+            Refused: There are several processes, and no label counts.
+        """
+        if self.ranks.world == 1:
+            return [(batch, self.count_labels(batch)) for batch in micro_batches]
+        shares = by_labels([self.count_labels(batch) for batch in micro_batches])
+        found = list[tuple[Batch, float]]()
+        for batch, share in zip(micro_batches, shares, strict=True):
+            part = every(batch, self.ranks.rank, self.ranks.world)
+            labels = self.count_labels(part) if len(part["input_ids"]) else 0
+            if labels:
+                found.append((part, share * labels / self.count_labels(batch)))
+        return found or [(micro_batches[shares.index(max(shares))], 0.0)]
 
     def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
         """Rows and length of everything this step computes on, for counting FLOPs."""
@@ -105,11 +135,12 @@ class EagerStep:
             output: Any = self.model(**inputs)
             return span_loss(output, positions, present(inputs).bool()) if positions else loss_of(output)
 
-    def shares(self, prepared: Sequence[tuple[Any, int]]) -> list[float]:
+    def shares(self, prepared: Sequence[tuple[Any, float]]) -> list[float]:
         """How much of the step's mean loss each micro-batch is."""
-        return by_labels([labels for _, labels in prepared])
+        weights = [weight for _, weight in prepared]
+        return by_labels(weights) if self.ranks.world == 1 else weights
 
-    def __call__(self, prepared: Sequence[tuple[Any, int]]) -> Tensor:
+    def __call__(self, prepared: Sequence[tuple[Any, float]]) -> Tensor:
         """Update once from all prepared micro-batches together.
 
         Each counts by its number of labels, and what is aimed at besides by its tokens, so that the gradient is that
@@ -121,10 +152,9 @@ class EagerStep:
         self.mark("optimizer")
         self.clear()
         shares = zip(prepared, self.shares(prepared), strict=True)
-        counted = [(batch, share) for batch, share in shares if share]  # without a label a mean loss is not a number
-        tokens = [1.0]
-        if self.aim is not None and len(counted) > 1:
-            tokens = by_labels([self.count_tokens(batch) for batch, _ in counted])
+        # Alone: without a label a mean loss is not a number.
+        counted = [(batch, share) for batch, share in shares if share or self.ranks.world > 1]
+        tokens = self._by_tokens(counted)
         total: Tensor | None = None
         for number, (batch, share) in enumerate(counted, start=1):
             self.begin(last=number == len(counted))
@@ -146,6 +176,14 @@ class EagerStep:
         self.optimizer.step()
         return total
 
+    def _by_tokens(self, counted: Sequence[tuple[Any, float]]) -> list[float]:
+        """How much of the step's tokens each micro-batch has, where that is asked for."""
+        if self.aim is None or (len(counted) == 1 and self.ranks.world == 1):
+            return [1.0] * len(counted)
+        counts = [self.count_tokens(batch) if share else 0 for batch, share in counted]
+        (total,) = self.ranks.totals([sum(counts)])
+        return [count / total for count in counts]
+
     def clear(self) -> None:
         """Forget the gradients of the step before."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,7 +196,10 @@ class EagerStep:
         nn.utils.clip_grad_norm_(self.clipped, most)
 
     def combine(self, loss: Tensor) -> Tensor:
-        """Make gradients, and the loss, those of all processes together; here there is one."""
+        """Sum gradients and loss over all processes: each has weighed its own by the labels of all."""
+        if self.ranks.world > 1:
+            params = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+            self.ranks.add([*(parameter.grad for parameter in params if parameter.grad is not None), loss])
         return loss
 
 
@@ -166,7 +207,12 @@ def unmarked(part: str) -> None:
     """Nobody listens."""
 
 
-def by_labels(counts: Sequence[int]) -> list[float]:
+def every(batch: Batch, first: int, step: int) -> Batch:
+    """Rows `first`, `first + step`, ... of a batch."""
+    return {name: tensor[first::step].contiguous() for name, tensor in batch.items()}
+
+
+def by_labels(counts: Sequence[float]) -> list[float]:
     """Counts as shares of their sum.
 
     Raises:

@@ -9,7 +9,6 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from ...anatomy import Refused, family_of
@@ -20,7 +19,8 @@ from ...tasks.batches import Rows, Stream
 from ...tasks.head import load_config, load_model, load_tokenizer
 from ...train.engine import Engine, chosen
 from ...train.evaluate import predict
-from ...train.precision import resolve
+from ...train.ranks import ALONE, Ranks
+from ..machine import Machine
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
 """Data orders: search, dense runs and `weights: keep` share one; a ticket trained from theta_0 has its own."""
@@ -41,13 +41,15 @@ class Bench:
     precision: Literal["bf16", "no"]
     notes: tuple[str, ...]
     """Sentences to show before training."""
+    ranks: Ranks = ALONE
 
     @classmethod
-    def set_up(cls, config: Finetune, *, reuse: bool = False) -> Bench:
+    def set_up(cls, config: Finetune, machine: Machine | None = None, *, reuse: bool = False) -> Bench:
         """Load and check model configuration, data and device.
 
         Args:
             config: The settings.
+            machine: Where to run, if that is known already; one process when not.
             reuse: Take the data that an earlier run of this process has read, for a grid of runs on the same files.
 
         Raises:
@@ -56,11 +58,9 @@ class Bench:
         if not reuse:
             _task.cache_clear()
             _encoded.cache_clear()
-        accelerator = Accelerator(cpu=config.device == "cpu")
-        if accelerator.num_processes > 1:
-            raise Refused("fine-tuning runs on one process for now; start it without a launcher.")
-        if config.device == "cuda" and accelerator.device.type != "cuda":
-            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
+        if machine is None:
+            machine = Machine.found(config)
+            machine.ranks.refuse_several("this command")
         data = Data(**{f.name: getattr(config, f.name) for f in fields(Data)})
         task = _task(data)
         # A model that was pre-trained cut is fine-tuned as it is; everything else begins with the full model.
@@ -87,8 +87,8 @@ class Bench:
             )
         if cut:
             notes.append(task.cut_note(cut, config))
-        device, precision = accelerator.device, resolve(config.precision, accelerator.device)
-        return cls(config, task, tokenizer, train, validation, others, device, precision, tuple(notes))
+        device, precision, ranks = machine.device, machine.precision, machine.ranks
+        return cls(config, task, tokenizer, train, validation, others, device, precision, tuple(notes), ranks)
 
     @property
     def engine(self) -> Engine:

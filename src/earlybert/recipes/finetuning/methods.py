@@ -44,7 +44,8 @@ class Way:
 
     begin: Begin = begin_ticket
     prepare: Prepare = lambda bench, run: None
-    """Stages 1 and 2, resumable: leaves `ticket.json`, or what `begin` needs, in the run folder."""
+    """Stages 1 and 2, resumable: leaves `ticket.json`, or what `begin` needs, in the run folder. Of several processes,
+    all search, and the first does the rest."""
 
 
 def of_method(name: str) -> Way:
@@ -115,7 +116,7 @@ def _like(bench: Bench) -> Run:
 
 def _searched_ticket(bench: Bench, run: Run) -> None:
     scores = search_stage(bench, run)
-    if not run.ticket.exists():
+    if bench.ranks.main and not run.ticket.exists():
         draw_stage(run, scores)
 
 
@@ -127,14 +128,14 @@ def _masked_ticket(bench: Bench, run: Run) -> None:
 
 
 def _random(bench: Bench, run: Run) -> None:
-    if not run.ticket.exists():
+    if bench.ranks.main and not run.ticket.exists():
         scores = random_ticket.scores(of(bench.theta_0()), bench.config.seed)
         scores.save(run.scores)
         draw_stage(run, scores)
 
 
 def _magnitude(bench: Bench, run: Run) -> None:
-    if not run.ticket.exists():
+    if bench.ranks.main and not run.ticket.exists():
         began = time.perf_counter()
         model = bench.theta_0()
         scores = replace(magnitude.scores(model, bench.config.seed), info={"theta_0": digest(model)})
@@ -145,7 +146,7 @@ def _from_another(make: Callable[[Run, Scores, Ticket], None]) -> Prepare:
     """Copy a ticket's search, whose cost counts here too, and make another ticket of it."""
 
     def prepare(bench: Bench, run: Run) -> None:
-        if run.ticket.exists():
+        if run.ticket.exists() or not bench.ranks.main:
             return
         other = _like(bench)
         copy_search(other, run)
@@ -197,7 +198,7 @@ def _sensitive(kind: Scored, *, at_searched: bool) -> Prepare:
     def prepare(bench: Bench, run: Run) -> None:
         if at_searched:
             search_stage(bench, run, keep_weights=True)
-        if run.ticket.exists():
+        if run.ticket.exists() or not bench.ranks.main:
             return
         model = bench.theta_0()
         about: dict[str, Any] = {"theta_0": digest(model)}

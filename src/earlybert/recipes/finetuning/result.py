@@ -43,6 +43,7 @@ def summary(
         "validation_rows": len(bench.task.validation),
         "engine": engine,
         "rows_per_step": config.batch_size * config.accumulate,
+        "processes": bench.ranks.world,
         "stages": {name: sums.to_dict() for name, sums in stages.items()},
         "seconds": sum(sums.seconds for sums in stages.values()),
         "flops": sum(sums.flops for sums in stages.values()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -94,7 +94,8 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         keep_weights: Also leave the end of the search in `searched.safetensors`.
         objective: Search on masked-language modelling; on the task when None.
     """
-    if run.scores.exists():
+    ranks = bench.ranks
+    if ranks.said(run.scores.exists()):
         return Scores.load(run.scores)
     config, lengths = bench.config, plan(bench)
     model = bench.theta_0()
@@ -115,15 +116,17 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         exact=config.exact,
         compile=config.compile,
         masked=objective is not None,
+        ranks=ranks,
     ) as step:
         gates = step.gates
         assert gates is not None
-        first = resume(run, "search", step)
+        first = resume(run, "search", step, ranks=ranks)
         watch = _watch(config, lengths, run, first)
         over = watch is not None and watch.settled
         shown = watch or glimpse(config, lengths.search)
         last = StopRule(gates, watch) if watch else Watching(gates, shown)
-        with closing(HistoryWriter(run.history, gates, rows=first)) as writer:
+        with ExitStack() as held:
+            writer = held.enter_context(closing(HistoryWriter(run.history, gates, rows=first))) if ranks.main else None
             done = drive(
                 run,
                 "search",
@@ -134,19 +137,22 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
                 steps=first if over else lengths.search,
                 lr=lengths.search_lr,
                 schedule=lengths.search_schedule,
-                observers=[Recorder(writer), last],
-                before_checkpoint=[writer.flush],
+                observers=[Recorder(writer), last] if writer else [last],
+                before_checkpoint=[writer.flush] if writer else [],
                 cost=objective.cost if objective else None,
                 state=bench.state,
+                ranks=ranks,
                 distances=shown.distances,
             )
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
         scores = replace(scores, info={**scores.info, "theta_0": theta_0, "text": bench.text})
         if keep_weights or config.weights == "keep" or config.match:
-            checkpoint.save(run.searched, model=model, optimizer=step.optimizer, gates=gates, state={"step": done})
-        scores.save(run.scores)  # its presence says that the stage is done
-        run.checkpoint.unlink(missing_ok=True)
-        profiled(run, "search", step, batches(0))
+            parts = {"model": model, "optimizer": step.optimizer, "gates": gates}
+            checkpoint.save(run.searched, **parts, state={"step": done}, write=ranks.main)
+        if ranks.main:
+            scores.save(run.scores)  # its presence says that the stage is done
+            run.checkpoint.unlink(missing_ok=True)
+        profiled(run, "search", step, batches(0), main=ranks.main)
     return scores
 
 
@@ -159,9 +165,9 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         begin: Makes of theta_0 what is trained.
 
     Returns:
-        The trained model and the metrics.
+        The trained model and the metrics; nothing of these in a process that is not the first.
     """
-    config, lengths = bench.config, plan(bench)
+    config, lengths, ranks = bench.config, plan(bench), bench.ranks
     watch_memory(bench.device)
     theta_0 = bench.theta_0()
     before = sized(theta_0)
@@ -170,21 +176,25 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
     cutting = time.perf_counter() - began
     del theta_0
     model, optimizer = begun.model, begun.optimizer
+    ranks.spread([*model.parameters(), *model.buffers()])  # of what was refitted, the last bits may differ
     if optimizer is None:
         torch.manual_seed(config.seed)
         optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay)
     step = _step(bench, model, optimizer, static=begun.static and begun.teacher is None)
-    resumed = resume(run, "train", step)
-    if run.ticket.exists() and not resumed:
+    resumed = resume(run, "train", step, ranks=ranks)
+    if ranks.main and run.ticket.exists() and not resumed:
         truncate(run.steps, "draw", 1)
         add_line(run.steps, "draw", 2, cutting, begun.flops)
     first = max(begun.first, resumed)
-    run.write_config()  # not before: a start that is refused changes nothing
+    if ranks.main:
+        run.write_config()  # not before: a start that is refused changes nothing
     step = _take_steps(bench, run, begun, step, first)
     peak = peak_memory(bench.device)  # before there are copies for the profile
-    profiled(run, "train", step, bench.stream(begun.order).starting_at(0))
+    profiled(run, "train", step, bench.stream(begun.order).starting_at(0), main=ranks.main)
     model = begun.model.eval()
     begun.finish()
+    if not ranks.main:
+        return model, {}
     save(model, run.model, tokenizer=bench.tokenizer)
     metrics = summary(bench, run, model, before=before, engine=type(step).__name__, peak_memory=peak)
     metrics |= begun.about
@@ -199,7 +209,9 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
     `begun.model` is the model they end with.
     """
     config, lengths = bench.config, plan(bench)
-    observers: list[Observer] = [Evaluations(run, lambda: bench.score(begun.model), first)] if config.eval_every else []
+    observers: list[Observer] = []
+    if config.eval_every and bench.ranks.main:
+        observers.append(Evaluations(run, lambda: bench.score(begun.model), first))
     watched = begun.watch(first)
     stream = bench.stream(begun.order)
 
@@ -217,6 +229,7 @@ def _take_steps(bench: Bench, run: Run, begun: Begun, step: EagerStep, first: in
             observers=[*observers, *([watched[0]] if watched else [])],
             cost=cost,
             state=lambda: {**bench.state(), **begun.state()},
+            ranks=bench.ranks,
             end=lengths.train,
         )
 
@@ -258,6 +271,7 @@ def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, s
         static=static,
         precision=bench.precision,
         max_grad_norm=config.max_grad_norm,
+        ranks=bench.ranks,
     )
 
 

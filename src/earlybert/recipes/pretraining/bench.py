@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
@@ -25,36 +24,13 @@ from ...tasks.batches import Batch
 from ...train import sharded
 from ...train.engine import Engine, chosen
 from ...train.masked import held_out
-from ...train.precision import resolve
-from ...train.ranks import Ranks, group_left_at_exit
+from ...train.ranks import Ranks
+from ..machine import Machine
 from .estimate import work
 from .plan import Leg, Plan, bert_config, check_drawing, plan
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
 """Data orders: search and dense runs share one; a ticket trained from theta_0 has its own."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run computes."""
-
-    device: torch.device
-    precision: Literal["bf16", "no"]
-    ranks: Ranks
-
-    @classmethod
-    def found(cls, config: Pretrain) -> Machine:
-        """This process's device, and its place in the job that a launcher began.
-
-        Raises:
-            Refused: The device that was asked for is not there.
-        """
-        with group_left_at_exit():
-            accelerator = Accelerator(cpu=config.device == "cpu")
-        if config.device == "cuda" and accelerator.device.type != "cuda":
-            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
-        device = accelerator.device
-        return cls(device, resolve(config.precision, device), Ranks.of_job())
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from ...config.pretrain import Pretrain
 from ...cost import PEAK
 from ...report.sheet import Sheet
 from ...train.ranks import ALONE
-from .bench import Bench, Machine
+from ..machine import Machine
+from .bench import Bench
 from .estimate import ASSUMED_MFU, DEVICE, RATE, STATE_BYTES, Part, Work, number, work
 from .plan import plan
 

@@ -47,7 +47,7 @@ class Accumulation:
         self._loss = torch.zeros((), device=step.device)
         self._addresses: list[Tensor] = []
 
-    def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+    def __call__(self, prepared: Sequence[tuple[Packed, float]]) -> Tensor:
         """As `EagerStep`."""
         step, totals = self.step, self.totals
         totals.clear()

@@ -112,11 +112,11 @@ class GraphedStep(RaggedStep):
         """Bring it to the device, by one copy."""
         return together(packed, self.device)
 
-    def splits(self, prepared: Sequence[tuple[Packed, int]]) -> bool:
+    def splits(self, prepared: Sequence[tuple[Packed, float]]) -> bool:
         """A graph has no inside."""
         return self.graphs.limit == 0
 
-    def __call__(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+    def __call__(self, prepared: Sequence[tuple[Packed, float]]) -> Tensor:
         """As `EagerStep`; replays a graph where there is one for this size."""
         if self._fused is None or len(prepared) > 1:
             if self._accumulation is None:
@@ -132,7 +132,7 @@ class GraphedStep(RaggedStep):
         captured.graph.replay()
         return captured.loss.clone()
 
-    def loss(self, batch: tuple[Packed, int]) -> Tensor:
+    def loss(self, batch: tuple[Packed, float]) -> Tensor:
         """Task loss of one packed micro-batch, scalar."""
         packed = batch[0]
         self.copies.draw_seeds()
@@ -147,7 +147,7 @@ class GraphedStep(RaggedStep):
         with self.ragged.packed(), self.copies.in_place(), autocast:
             return self._run(inputs, packed.bounds, packed.longest, lengths)
 
-    def _uncaptured(self, prepared: Sequence[tuple[Packed, int]]) -> Tensor:
+    def _uncaptured(self, prepared: Sequence[tuple[Packed, float]]) -> Tensor:
         assert self._fused is not None
         total = self.graphs.around(lambda: self._gradients(prepared[0]))
         self._fill_addresses(self._fused, self._addresses)
@@ -155,7 +155,7 @@ class GraphedStep(RaggedStep):
         self._drop_gradients()
         return total
 
-    def _gradients(self, batch: tuple[Packed, int]) -> Tensor:
+    def _gradients(self, batch: tuple[Packed, float]) -> Tensor:
         self._drop_gradients()
         self.copies.begin(batch[0].inputs)
         self.mark("forward")

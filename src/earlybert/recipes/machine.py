@@ -1,0 +1,43 @@
+"""Where a run computes, and with whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+
+from ..anatomy import Refused
+from ..train.precision import resolve
+from ..train.ranks import Ranks, group_left_at_exit
+from .display import display
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run computes."""
+
+    device: torch.device
+    precision: Literal["bf16", "no"]
+    ranks: Ranks
+
+    @classmethod
+    def found(cls, config: Any) -> Machine:
+        """This process's device, and its place in the job that a launcher began. Only the first one has a voice.
+
+        Args:
+            config: Settings of a run.
+
+        Raises:
+            Refused: The device that was asked for is not there.
+        """
+        with group_left_at_exit():
+            accelerator = Accelerator(cpu=config.device == "cpu")
+        if config.device == "cuda" and accelerator.device.type != "cuda":
+            raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
+        device = accelerator.device
+        ranks = Ranks.of_job()
+        if not ranks.main:
+            display.mode = "quiet"
+        return cls(device, resolve(config.precision, device), ranks)

@@ -1,0 +1,123 @@
+"""Fine-tuning on two processes (gloo, CPU): against one process, with every ingredient, and with one of them killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import earlybert as eb
+from tests.conftest import write_model
+
+from .conftest import equal, run, steps, tiny_flags, weights
+from .jobs import alone, finished, launched, notes_of, pair, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def still(tmp_path: Path, data_dir: Path) -> list[str]:
+    """Settings of a run whose model drops nothing out, so that it does not matter who draws which random number."""
+    folder = write_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return [*tiny_flags(folder, data_dir), "--batch-size", "5", "--profile-steps", "1"]  # the last batch is one row
+
+
+@pytest.mark.parametrize("engine", ["eager", "fast"])
+def test_two_processes_are_one(still: list[str], tmp_path: Path, engine: str) -> None:
+    """Ticket, losses, cost and weights are those of one process; both ranks end with the same bits."""
+    words = ["finetune", *still, "--engine", engine, "--recipe", "paper", "--epochs", "1", "--accumulate", "2"]
+    alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
+    launched(tmp_path / "two", [*words, "--output", tmp_path / "run-two", "--eval-every", "5", "--compare"])
+    one, two = tmp_path / "run-one", tmp_path / "run-two"
+    assert eb.Ticket.load(one / "ticket.json") == eb.Ticket.load(two / "ticket.json")
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
+    assert [each["processes"] for each in metrics] == [1, 2]
+    assert metrics[0]["flops"] == metrics[1]["flops"]
+    assert metrics[0]["stages"].keys() == metrics[1]["stages"].keys()
+    losses = [[loss for *_, loss in steps(folder)] for folder in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], value, rtol=0, atol=1e-4, msg=name)
+    ranks = [notes_of(tmp_path / "two", rank)["weights"] for rank in range(2)]
+    assert all(torch.equal(ranks[0][name], ranks[1][name]) for name in ranks[0])  # of the last dense run
+    rows = json.loads((two / "compare.json").read_text())["rows"]
+    assert list(rows) == ["dense", "dense_same_flops", "ticket"]
+    assert rows["dense_same_flops"]["flops"] == pytest.approx(rows["ticket"]["flops"], rel=0.1)
+    assert (two / "report.html").exists()
+    assert not (two / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--recipe", "best", "--epochs", "2", "--score-batches", "3", "--refit", "2"],
+        ["--method", "layerdrop_trained", "--dense-epochs", "1"],
+        ["--method", "taylor", "--epochs", "1"],
+    ],
+)
+def test_methods_with_more_to_them_are_one_run_too(still: list[str], tmp_path: Path, words: list[str]) -> None:
+    """Scoring, refitting, matching and a carried-over optimizer; layers that are dropped; a ticket without a search."""
+    words = ["finetune", *still, "--engine", "eager", *words]
+    alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
+    launched(tmp_path / "two", [*words, "--output", tmp_path / "run-two"])
+    one, two = tmp_path / "run-one", tmp_path / "run-two"
+    first, second = (notes_of(tmp_path / "two", rank)["weights"] for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    losses = [[loss for *_, loss in steps(folder)] for folder in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-3)
+    assert [line[:2] for line in steps(one)] == [line[:2] for line in steps(two)]
+
+
+def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_goes_on(flags: list[str], tmp_path: Path) -> None:
+    """With dropout, in search and in training: the result is that of the job that was left alone, to the bit."""
+    words: list[Any] = ["finetune", *flags, "--search-steps", "40", "--epochs", "4"]
+    whole = finished(pair(tmp_path / "whole", [*words, "--output", tmp_path / "run"]))
+    assert [code for code, _ in whole] == [0, 0]
+    out, arguments = tmp_path / "killed", [*words, "--output", tmp_path / "killed"]
+    for victim, mark in ((1, '"search", "step": 15,'), (0, '"train", "step": 20,')):
+        processes = pair(tmp_path / "notes", arguments)
+        wait_for(out, mark)
+        os.kill(processes[victim].pid, signal.SIGKILL)
+        ends = finished(processes)
+        assert ends[victim][0] == -signal.SIGKILL
+        code, said = ends[1 - victim]
+        assert code == 2, said
+        assert "another process of the job has ended" in said
+        arguments = ["finetune", "--resume", "--output", out]
+    assert [code for code, _ in finished(pair(tmp_path / "notes", arguments))] == [0, 0]
+    assert equal(tmp_path / "run", out)
+
+
+def test_stages_one_by_one(still: list[str], tmp_path: Path) -> None:
+    """A search and a training of two processes, with a draw by one between them."""
+    launched(tmp_path / "search", ["search", *still, "--recipe", "paper", "--output", tmp_path / "run"])
+    assert run("draw", tmp_path / "run") == 0
+    launched(tmp_path / "train", ["train", tmp_path / "run", "--epochs", "1"])
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["finetune", "--method", "imp"], "method imp runs on one process"),
+        (["finetune", "--batch-size", "1"], "2 processes share the rows of a micro-batch, and there are 1"),
+        (["advise"], "this command runs on one process"),
+        (["compare", "--methods", "[dense]"], "a comparison runs on one process"),
+    ],
+)
+def test_what_several_processes_do_not_do(flags: list[str], tmp_path: Path, words: list[str], sentence: str) -> None:
+    output = ["--output", tmp_path / "run"] if words[0] != "advise" else []
+    if words[0] == "compare":
+        flags = [*flags[:2], *flags[4:], "--tasks", "[sst2]", "--seeds", "[1]"]
+    for code, said in finished(pair(tmp_path / "notes", [words[0], *flags, *words[1:], *output])):
+        assert code == 2, said
+        assert sentence in said
+    assert not list((tmp_path / "run").glob("*"))
