@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import earlybert as eb
+from earlybert.anatomy import Refused
+from earlybert.recipes.grid import run_grid
+from earlybert.train.ranks import Ranks
 from tests.conftest import write_model
 
 from .conftest import equal, run, steps, tiny_flags, weights
 from .jobs import alone, finished, launched, notes_of, pair, wait_for
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -30,6 +31,7 @@ def still(tmp_path: Path, data_dir: Path) -> list[str]:
     return [*tiny_flags(folder, data_dir), "--batch-size", "5", "--profile-steps", "1"]  # the last batch is one row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "fast"])
 def test_two_processes_are_one(still: list[str], tmp_path: Path, engine: str) -> None:
     """Ticket, losses, cost and weights are those of one process; both ranks end with the same bits."""
@@ -55,16 +57,17 @@ def test_two_processes_are_one(still: list[str], tmp_path: Path, engine: str) ->
     assert not (two / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         ["--recipe", "best", "--epochs", "2", "--score-batches", "3", "--refit", "2"],
         ["--method", "layerdrop_trained", "--dense-epochs", "1"],
-        ["--method", "taylor", "--epochs", "1"],
+        ["--method", "random", "--epochs", "1"],
     ],
 )
 def test_methods_with_more_to_them_are_one_run_too(still: list[str], tmp_path: Path, words: list[str]) -> None:
-    """Scoring, refitting, matching and a carried-over optimizer; layers that are dropped; a ticket without a search."""
+    """Scoring, refitting, matching and a carried-over optimizer; layers that are dropped; a random ticket."""
     words = ["finetune", *still, "--engine", "eager", *words]
     alone(tmp_path / "one", [*words, "--output", tmp_path / "run-one"])
     launched(tmp_path / "two", [*words, "--output", tmp_path / "run-two"])
@@ -76,6 +79,7 @@ def test_methods_with_more_to_them_are_one_run_too(still: list[str], tmp_path: P
     assert [line[:2] for line in steps(one)] == [line[:2] for line in steps(two)]
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_goes_on(flags: list[str], tmp_path: Path) -> None:
     """With dropout, in search and in training: the result is that of the job that was left alone, to the bit."""
     words: list[Any] = ["finetune", *flags, "--search-steps", "40", "--epochs", "4"]
@@ -96,6 +100,7 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_goes_on(flags
     assert equal(tmp_path / "run", out)
 
 
+@pytest.mark.slow
 def test_stages_one_by_one(still: list[str], tmp_path: Path) -> None:
     """A search and a training of two processes, with a draw by one between them."""
     launched(tmp_path / "search", ["search", *still, "--recipe", "paper", "--output", tmp_path / "run"])
@@ -107,17 +112,35 @@ def test_stages_one_by_one(still: list[str], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["finetune", "--method", "imp"], "method imp runs on one process"),
+        (["finetune", "--method", "imp"], "method imp runs on one process; start it without a launcher"),
+        (["finetune", "--recipe", "best", "--cuts", "2", "--epochs", "4"], "a run of several cuts runs on one process"),
         (["finetune", "--batch-size", "1"], "2 processes share the rows of a micro-batch, and there are 1"),
         (["advise"], "this command runs on one process"),
-        (["compare", "--methods", "[dense]"], "a comparison runs on one process"),
     ],
 )
-def test_what_several_processes_do_not_do(flags: list[str], tmp_path: Path, words: list[str], sentence: str) -> None:
-    output = ["--output", tmp_path / "run"] if words[0] != "advise" else []
-    if words[0] == "compare":
-        flags = [*flags[:2], *flags[4:], "--tasks", "[sst2]", "--seeds", "[1]"]
-    for code, said in finished(pair(tmp_path / "notes", [words[0], *flags, *words[1:], *output])):
-        assert code == 2, said
-        assert sentence in said
-    assert not list((tmp_path / "run").glob("*"))
+def test_what_several_processes_do_not_do(
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr(Ranks, "of_job", lambda: Ranks(0, 2))
+    monkeypatch.setattr(Ranks, "said", lambda self, value: value)
+    output = ["--output", tmp_path / "run"] if words[0] == "finetune" else []
+    assert run(words[0], *flags, *words[1:], *output) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_comparison_is_not_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["--tasks", "[sst2]", "--methods", "[dense]", "--seeds", "[1]"]
+    assert run("compare", *words, "--output", tmp_path / "out") == 2
+    assert "a comparison runs on one process, and --jobs spreads its runs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(Refused, match="start it without a launcher"):
+        run_grid([], tmp_path / "out")

@@ -38,7 +38,7 @@ LESS = {
 }
 """What takes less memory."""
 RECIPES = {
-    **dict.fromkeys(("search", "draw", "train", "evaluate"), "finetune"),
+    **dict.fromkeys(("search", "train", "evaluate"), "finetune"),
     "reproduce": "reproduce.run",
     "ticket": "tickets",
 }

@@ -93,9 +93,9 @@ def _search(given: Given) -> Given:
 
 
 def _draw(given: Given) -> Given:
-    from ..recipes import finetune as recipe
+    from ..recipes.draw import draw
 
-    run = recipe.draw(given["run"], settings=_settings(given, "run", "into"), into=given.get("into"))
+    run = draw(given["run"], settings=_settings(given, "run", "into"), into=given.get("into"))
     return {"run": str(run.path)}
 
 

@@ -19,6 +19,7 @@ from ..ticket import Scores, Settled, Ticket, draw
 from ..ticket.joint import draw_jointly
 from ..ticket.settled import CHECKS, Watch
 from ..train.steplog import LAST, SCORING, add_line, truncate
+from .display import say
 from .run import RunFolder
 
 
@@ -97,6 +98,15 @@ def draw_ticket(config: Drawing, scores: Scores, *, head_price: float) -> Ticket
         heads_scope=config.heads_scope,
         neurons_scope=config.neurons_scope,
         align=config.align,
+    )
+
+
+def describe(ticket: Ticket) -> None:
+    """Print what a ticket keeps."""
+    total = ticket.layers * ticket.num_heads, ticket.layers * ticket.num_neurons
+    say(
+        f"ticket: {ticket.heads_kept} of {total[0]} heads and {ticket.neurons_kept:,} of {total[1]:,} neurons stay; "
+        f"neurons by layer {', '.join(str(len(kept)) for kept in ticket.neurons)}"
     )
 
 

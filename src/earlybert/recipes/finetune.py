@@ -1,11 +1,10 @@
-"""Fine-tune with an early-bird ticket: the whole run, or one stage of it at a time."""
+"""Fine-tune with an early-bird ticket: the whole run, or the search or the training of one alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,21 @@ from ..anatomy import Refused, of
 from ..baselines import layerdrop
 from ..config.finetune import NO_RESULT, Finetune
 from ..config.methods import METHODS, RIVALS
-from ..config.recipe import BUDGET, with_recipe
+from ..config.recipe import with_recipe
 from ..config.values import changed, to_dict
 from ..tasks import Predictions
-from ..ticket import Scores, Ticket, load
-from ..ticket.files import disk_errors, half_folder
+from ..ticket import Ticket, load
 from .display import say
-from .drawing import draw_stage, draw_ticket, head_price_of
+from .drawing import describe
 from .finetuning.bench import Bench
 from .finetuning.methods import of_method, settled
 from .finetuning.plan import advice, check_drawing, plan
 from .finetuning.stages import close, search_stage, train_stage
 from .lock import locked
-from .machine import Machine
+from .machine import Machine, launched_for_more
 from .places import same_places
 from .report import write_card, write_report
-from .run import AGAIN, WITH_ITS_OWN, Run, copy_search, default_output, resuming
+from .run import AGAIN, WITH_ITS_OWN, Run, default_output, resuming
 from .trackers import require, tracked
 from .versus import versus
 
@@ -202,93 +200,6 @@ def search(start: Start) -> Run:
     return run
 
 
-def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
-    """Stage 2 alone: draw a ticket from the scores of a run.
-
-    Args:
-        path: A run folder that was searched.
-        settings: Drawing settings that replace those of the run.
-        into: A new run folder for this ticket, so that one search serves many.
-    """
-    run = Run.open(path)
-    with locked(run.path):
-        return _draw(run, settings=settings, into=into)
-
-
-def _draw(run: Run, *, settings: dict[str, Any], into: str | None) -> Run:
-    _refuse_drawing(run, again=into is not None)
-    scores = Scores.load(run.drawn_from)
-    config = replace(run.config, **_one_budget(settings))
-    draw_ticket(config, scores, head_price=head_price_of(config))  # a refusal changes nothing
-    if into is not None:
-        run = _copy_search(run, Path(into), config)
-    elif run.model.exists() or run.training:
-        done = "has already trained" if run.model.exists() else "has begun to train"
-        raise Refused(f"{run.path} {done} its ticket; draw another one into a new folder with --into.")
-    else:
-        run = Run(run.path, config)
-        run.write_config()
-    describe(draw_stage(run, scores))
-    say(f"next: earlybert train {run.path}")
-    return run
-
-
-def _refuse_drawing(run: Run, *, again: bool) -> None:
-    """What `draw` makes has to be what the run's method says, and `train` has to be able to go on with it.
-
-    Args:
-        run: To draw from.
-        again: Whether into another folder.
-
-    Raises:
-        Refused: It would not.
-    """
-    path, config = run.path, run.config
-    method, kind = config.method, METHODS[config.method]
-    if kind.dense or method in RIVALS:
-        raise Refused(f"{path} is of method {method}, which draws no ticket.")
-    if kind.like:
-        raise Refused(
-            f"{path} is of method {method}, which makes its ticket out of another run's; draw from that run, "
-            f"{config.like}."
-        )
-    if not run.scores.exists() or (method.endswith("_searched") and not run.sensitivity.exists()):
-        what, command = ("search", run.goes_on) if method == "ticket" else ("scoring", resuming("finetune", path))
-        raise Refused(f"{path} has not finished its {what}; run {command} first.")
-    if again and config.weights == "keep" and not run.searched.exists():
-        instead = "search again, and draw into other folders before you train"
-        if method != "ticket":
-            instead = "run earlybert finetune again with what is to be drawn"
-        raise Refused(
-            f"{path} went on from its searched weights (weights: keep) and, being finished, has them no more, so "
-            f"another ticket of it could not be trained; {instead}."
-        )
-
-
-def _one_budget(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Drawing settings, where those that say how much goes by kind take the place of a run's `joint`.
-
-    Raises:
-        Refused: They say both.
-    """
-    by_kind = [name for name in BUDGET if name in settings]
-    if by_kind and settings.get("joint") is not None:
-        raise Refused(f"joint says what goes of heads and neurons together; give it or {by_kind[0]}, not both.")
-    return {"joint": None, **settings} if by_kind else dict(settings)
-
-
-def _copy_search(run: Run, into: Path, config: Finetune) -> Run:
-    """A new run folder with the same search; it is there whole or not at all."""
-    if into.exists():
-        raise Refused(f"{into} exists; choose another --into.")
-    with disk_errors(into), half_folder(into) as half:
-        copied = Run(half, config)
-        copy_search(run, copied)
-        copied.write_config()
-        half.rename(into)
-    return Run(into, config)
-
-
 def train(path: str, *, settings: dict[str, Any]) -> Run:
     """Stage 3 alone: train the ticket of a run.
 
@@ -377,20 +288,11 @@ def report(run: Run, metrics: dict[str, Any]) -> None:
     say(f"next: earlybert evaluate {run.path}, or in Python:  model = earlybert.load({str(run.model)!r})")
 
 
-def describe(ticket: Ticket) -> None:
-    """Print what a ticket keeps."""
-    total = ticket.layers * ticket.num_heads, ticket.layers * ticket.num_neurons
-    say(
-        f"ticket: {ticket.heads_kept} of {total[0]} heads and {ticket.neurons_kept:,} of {total[1]:,} neurons stay; "
-        f"neurons by layer {', '.join(str(len(kept)) for kept in ticket.neurons)}"
-    )
-
-
 def announce(bench: Bench, run: Run) -> None:
     """Make the run folder, and say what is about to happen."""
     config, lengths = bench.config, plan(bench)
     run.write_config()
-    for note in (*bench.notes, *advice(bench)):
+    for note in (*bench.notes, *advice(bench), *launched_for_more(bench.ranks)):
         say(f"note: {note}")
     task = bench.task
     windows = f" ({len(bench.train):,} windows)" if len(bench.train) != len(task.train) else ""

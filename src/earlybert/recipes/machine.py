@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,3 +42,17 @@ class Machine:
         if not ranks.main:
             display.mode = "quiet"
         return cls(device, resolve(config.precision, device), ranks)
+
+
+def launched_for_more(ranks: Ranks) -> list[str]:
+    """A sentence, where `accelerate launch` was asked for several processes and began this one without a place there.
+
+    Its simple launcher gives the address of a job, but no rank and no number of processes.
+    """
+    simple = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    if ranks.world > 1 or not simple or "WORLD_SIZE" in os.environ:
+        return []
+    return [
+        "accelerate was asked for several processes and began one, as it does for a CPU; launch with its --multi_gpu, "
+        "also without a GPU, or with torchrun."
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from ..ticket.files import write_atomically
 from ..train.engine import unasked
 from ..train.steplog import totals
 from .display import say
-from .finetune import describe, resumable
+from .drawing import describe
+from .finetune import resumable
 from .lock import locked
-from .machine import Machine
+from .machine import Machine, launched_for_more
 from .pretraining.bench import Bench
 from .pretraining.estimate import hours
 from .pretraining.run import PretrainRun
@@ -159,15 +159,6 @@ def read_search(run: PretrainRun) -> dict[str, Any]:
         raise Refused(f"run folder {run.path} has no {SEARCHED} that can be read; search it first.") from None
 
 
-def launched_for_more() -> bool:
-    """Whether `accelerate launch` was asked for several processes, and began this one without a place among them.
-
-    Its simple launcher gives the address of a job, but no rank and no number of processes.
-    """
-    simple = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    return simple and "WORLD_SIZE" not in os.environ
-
-
 def announce(bench: Bench, run: PretrainRun) -> None:
     """Say what is about to happen."""
     config, counts = bench.config, bench.corpus.manifest["counts"]
@@ -182,11 +173,8 @@ def announce(bench: Bench, run: PretrainRun) -> None:
     )
     if slow := unasked(config.engine, bench.device):
         say(f"note: {slow}")
-    if bench.ranks.world == 1 and launched_for_more():
-        say(
-            "note: accelerate was asked for several processes and began one, as it does for a CPU; launch with its "
-            "--multi_gpu, also without a GPU, or with torchrun."
-        )
+    for note in launched_for_more(bench.ranks):
+        say(f"note: {note}")
     if config.pairs and (single := bench.corpus.of_one_sentence()) > MOSTLY:
         say(
             f"note: {single:.0%} of the documents hold one sentence, and their pairs are always of two documents: "
