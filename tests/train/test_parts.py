@@ -127,3 +127,14 @@ def test_the_fast_step_of_several_processes_is_packed_and_keeps_no_rows_apart() 
     alone = build_step("fast", model, optimizer)
     assert isinstance(alone, RaggedStep)
     assert alone.table is not None
+
+
+@pytest.mark.parametrize("engine", ["eager", "fast"])
+def test_rows_are_counted_once_where_all_are_given_the_same(engine: Any) -> None:
+    """A rate of rows is that of the log where it has the whole step, and as many times as large where it has a part."""
+    model = build("bert", "mlm", cut=False)
+    optimizer = torch.optim.AdamW(model.parameters())
+    found = [
+        build_step(engine, model, optimizer, masked=masked, ranks=Pretended(0, 2)).feeds for masked in (False, True)
+    ]
+    assert found == [1, 2]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ..cost import count
 from ..tasks.batches import Batch
+from ..ticket import Gates, HistoryWriter, Scores
 from ..train import checkpoint
 from ..train.clock import Clock
 from ..train.interrupt import Interrupt, Terminated
@@ -17,6 +19,7 @@ from ..train.loop import Done, LossWatch, Observer, loop, refuse_infinite
 from ..train.profile import profile
 from ..train.ranks import ALONE, Ranks
 from ..train.schedule import Schedule
+from ..train.search import Recorder
 from ..train.step import EagerStep
 from ..train.steplog import Counts, StepLog, truncate
 from .display import say
@@ -75,7 +78,7 @@ def drive(
         if ranks.main:
             log = _log(run, stage, step, clock, first=first, lr=lr, cost=cost)
             flushed = (log.flush, *before_checkpoint)
-            live = Live(title, stage, first, end, log, distances=distances, left=left, world=ranks.world)
+            live = Live(title, stage, first, end, log, distances=distances, left=left, feeds=step.feeds)
             last: list[Observer] = [shown.enter_context(live)]
             if run.tracker is not None:
                 run.tracker.begin(stage, first)
@@ -97,6 +100,39 @@ def drive(
             log.flush()
     refuse_infinite(step.model, done, step.gates)
     return done
+
+
+@contextmanager
+def recording(run: RunFolder[Any], gates: Gates, *, first: int, ranks: Ranks) -> Iterator[list[Recorder]]:
+    """Recorders of a search's coefficients, into `history.bin`: one in the process that writes, none in the others.
+
+    Args:
+        run: The folder.
+        gates: What is searched.
+        first: Optimizer steps done before; what was recorded behind them goes.
+        ranks: The processes of the job.
+    """
+    if not ranks.main:
+        yield []
+        return
+    with closing(HistoryWriter(run.history, gates, rows=first)) as writer:
+        yield [Recorder(writer)]
+
+
+def end_search(run: RunFolder[Any], scores: Scores, about: Mapping[str, Any], ranks: Ranks) -> Scores:
+    """Leave the result of a search in its run folder.
+
+    Args:
+        run: The folder.
+        scores: As they were collected.
+        about: What else to remember of the search, in their `info`. JSON values only.
+        ranks: The processes of the job; the first writes.
+    """
+    scores = replace(scores, info={**scores.info, **about})
+    if ranks.main:
+        scores.save(run.scores)  # its presence says that the stage is done
+        run.checkpoint.unlink(missing_ok=True)
+    return scores
 
 
 def _log(

@@ -38,7 +38,7 @@ class Live:
         log: Of the stage.
         distances: Grows while a search runs.
         left: Seconds left of a run with a budget of time; by the steps when None.
-        world: Processes that take the same step.
+        feeds: Processes that take the same step, each on as many rows of its own.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class Live:
         *,
         distances: Distances = (),
         left: Callable[[], float] | None = None,
-        world: int = 1,
+        feeds: int = 1,
     ) -> None:
         self._title, self._stage, self._first, self._distances = title, stage, first, distances
         self._steps = steps if steps < LAST else None
-        self._log, self._left, self._world = log, left, world
+        self._log, self._left, self._feeds = log, left, feeds
         self._done, self._loss = first, None
         self._began = self._said = time.monotonic()
         self._recent: list[tuple[float, int, int]] = [(self._began, 0, 0)]  # when, rows and tokens so far
@@ -102,8 +102,8 @@ class Live:
             steps=self._steps,
             loss=self._loss,
             lr=last["lr"],
-            rows_per_second=self._world * rows,
-            tokens_per_second=self._world * tokens,
+            rows_per_second=self._feeds * rows,
+            tokens_per_second=self._feeds * tokens,
             mask_distance=None if distance is None else {"heads": distance[0], "neurons": distance[1]},
             seconds_left=self._seconds_left(),
         )
@@ -117,8 +117,8 @@ class Live:
         distance, left = self._distance(), self._seconds_left()
         parts = [
             "" if self._loss is None else f"loss {self._loss:.3f}",
-            f"{self._world * rows:,.0f} rows/s",
-            f"{self._world * tokens:,.0f} tokens/s",
+            f"{self._feeds * rows:,.0f} rows/s",
+            f"{self._feeds * tokens:,.0f} tokens/s",
             "" if distance is None else f"mask distance {distance[0]:.3f} {distance[1]:.3f}",
             "" if left is None else f"{clock(left)} left",
         ]

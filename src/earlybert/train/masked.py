@@ -45,6 +45,11 @@ class CommonStep(EagerStep):
         if shard is not None:
             sharded.shard(self, shard)
 
+    @property
+    def feeds(self) -> int:
+        """All of them."""
+        return self.ranks.world
+
     def begin(self, *, last: bool) -> None:
         """Parts of the gradient are summed behind the last micro-batch."""
         if self.sharded:

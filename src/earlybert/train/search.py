@@ -221,6 +221,10 @@ class Recorder:
         self._writer.record()
         return False
 
+    def flush(self) -> None:
+        """Write what waits."""
+        self._writer.flush()
+
 
 def l1_pair(l1: float | tuple[float, float]) -> tuple[float, float]:
     """Lambda for heads and for neurons.

@@ -65,6 +65,11 @@ class EagerStep:
         self.device = device
         self.clipped = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @property
+    def feeds(self) -> int:
+        """How many processes bring micro-batches of their own, as large as these; one where all are given the same."""
+        return 1
+
     def splits(self, prepared: Sequence[Any]) -> bool:
         """Whether this step would tell its parts apart."""
         return True

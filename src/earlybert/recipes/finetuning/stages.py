@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -17,7 +16,7 @@ from ...anatomy import Refused
 from ...config.finetune import Finetune
 from ...cost import count, peak_memory, sized, watch_memory
 from ...tasks.batches import Batch, shape_of
-from ...ticket import Gates, History, HistoryWriter, Scores, Settled, Ticket, apply, rebind, save
+from ...ticket import Gates, History, Scores, Settled, Ticket, apply, rebind, save
 from ...ticket.refit import Refit, refit
 from ...ticket.refit import flops as refit_flops
 from ...ticket.settled import Watch
@@ -28,12 +27,12 @@ from ...train.loop import Observer
 from ...train.matching import MatchedCost, matching
 from ...train.optimizer import adamw
 from ...train.schedule import rewarmed
-from ...train.search import Recorder, StopRule, Watching, collect, searching
+from ...train.search import StopRule, Watching, collect, searching
 from ...train.step import EagerStep, to_device
 from ...train.steplog import Counts, add_line, truncate
 from ..display import say
 from ..drawing import glimpse
-from ..drive import drive, profiled, resume
+from ..drive import drive, end_search, profiled, recording, resume
 from ..report import write_card
 from ..result import Evaluations
 from ..run import Run, began_elsewhere, digest
@@ -125,8 +124,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         over = watch is not None and watch.settled
         shown = watch or glimpse(config, lengths.search)
         last = StopRule(gates, watch) if watch else Watching(gates, shown)
-        with ExitStack() as held:
-            writer = held.enter_context(closing(HistoryWriter(run.history, gates, rows=first))) if ranks.main else None
+        with recording(run, gates, first=first, ranks=ranks) as recorders:
             done = drive(
                 run,
                 "search",
@@ -137,21 +135,18 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
                 steps=first if over else lengths.search,
                 lr=lengths.search_lr,
                 schedule=lengths.search_schedule,
-                observers=[Recorder(writer), last] if writer else [last],
-                before_checkpoint=[writer.flush] if writer else [],
+                observers=[*recorders, last],
+                before_checkpoint=[each.flush for each in recorders],
                 cost=objective.cost if objective else None,
                 state=bench.state,
                 ranks=ranks,
                 distances=shown.distances,
             )
         scores = collect(step, done, cap=lengths.search, watch=watch, seed=config.seed)
-        scores = replace(scores, info={**scores.info, "theta_0": theta_0, "text": bench.text})
         if keep_weights or config.weights == "keep" or config.match:
             parts = {"model": model, "optimizer": step.optimizer, "gates": gates}
             checkpoint.save(run.searched, **parts, state={"step": done}, write=ranks.main)
-        if ranks.main:
-            scores.save(run.scores)  # its presence says that the stage is done
-            run.checkpoint.unlink(missing_ok=True)
+        scores = end_search(run, scores, {"theta_0": theta_0, "text": bench.text}, ranks)
         profiled(run, "search", step, batches(0), main=ranks.main)
     return scores
 

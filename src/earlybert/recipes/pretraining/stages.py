@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -15,18 +14,18 @@ from ...anatomy import Refused, of
 from ...baselines import random_ticket
 from ...cost import Size, masked, peak_memory, sized, watch_memory
 from ...data.ahead import ahead
-from ...ticket import HistoryWriter, Scores, Ticket, apply, save
+from ...ticket import Scores, Ticket, apply, save
 from ...train import checkpoint
 from ...train.budget import Budget, Stopwatch
 from ...train.engine import build
 from ...train.lamb import lamb
 from ...train.loop import Observer, refuse_infinite
 from ...train.schedule import at
-from ...train.search import Recorder, Watching, collect, searching
+from ...train.search import Watching, collect, searching
 from ...train.step import EagerStep
 from ...train.steplog import LAST, Counts, add_line, truncate
 from ..drawing import draw_stage, glimpse
-from ..drive import drive, profiled, resume
+from ..drive import drive, end_search, profiled, recording, resume
 from ..progress import Distances
 from ..result import Evaluations
 from ..run import began_elsewhere, digest
@@ -68,8 +67,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         first = resume(run, "search", step, ranks=ranks)
         watch = Stopwatch(bench.device, _saved(run, first).get("elapsed", 0.0))
         shown = glimpse(config, cap)
-        with ExitStack() as held:
-            writer = held.enter_context(closing(HistoryWriter(run.history, gates, rows=first))) if ranks.main else None
+        with recording(run, gates, first=first, ranks=ranks) as recorders:
             done = _go(
                 bench,
                 run,
@@ -83,8 +81,8 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
                 title="search",
                 first=first,
                 steps=cap,
-                observers=[Recorder(writer), Watching(gates, shown)] if writer else [],
-                before_checkpoint=[writer.flush] if writer else [],
+                observers=[*recorders, Watching(gates, shown)],
+                before_checkpoint=[each.flush for each in recorders],
                 distances=shown.distances,
             )
         if done < cap or (config.minutes is not None and watch.elapsed >= 60 * config.minutes):
@@ -94,10 +92,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
             )
         scores = collect(step, done, cap=cap, watch=None, seed=config.seed)
         about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
-        scores = replace(scores, info={**scores.info, **about})
-        if ranks.main:
-            scores.save(run.scores)  # its presence says that the stage is done
-            run.checkpoint.unlink(missing_ok=True)
+        scores = end_search(run, scores, about, ranks)
         _profiled(bench, run, "search", step, leg, SHARED_ORDER)
     return scores
 
