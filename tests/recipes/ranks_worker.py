@@ -18,6 +18,9 @@ from earlybert.recipes.finetuning import stages as finetuning
 from earlybert.recipes.pretraining import stages
 from earlybert.train.sharded import part
 
+RANK = "OF-THIS-RANK"
+"""In an argument: the number of this process."""
+
 
 def run(notes: Path, arguments: list[str]) -> int:
     torch.set_num_threads(1)
@@ -49,7 +52,7 @@ def run(notes: Path, arguments: list[str]) -> int:
     stages.Ticket.from_dict = from_dict  # pyright: ignore
     stages.collect = collect  # pyright: ignore
     Stream.places = places  # pyright: ignore
-    code = main(arguments)
+    code = main([word.replace(RANK, os.environ.get("RANK", "0")) for word in arguments])
     # Of a sharded model this is the part of this process.
     weights = {name: part(value).clone() for name, value in models[-1].named_parameters()} if models else {}
     about = {"weights": weights, "tickets": tickets[:1], "seen": seen, "scores": scores}

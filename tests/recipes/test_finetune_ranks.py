@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from earlybert.recipes.grid import run_grid
 from earlybert.train.ranks import Ranks
 from tests.conftest import write_model
 
-from .conftest import equal, run, steps, tiny_flags, weights
+from .conftest import Killed, dying_at, equal, run, steps, tiny_flags, weights
 from .jobs import alone, finished, launched, notes_of, pair, wait_for
+from .ranks_worker import RANK
 
 
 @pytest.fixture
@@ -101,6 +104,33 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_goes_on(flags
 
 
 @pytest.mark.slow
+def test_processes_that_find_different_things_are_refused(
+    flags: list[str], tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other rows, or a checkpoint that one alone has, as without shared storage; they would train side by side."""
+    for rank in range(2):
+        shutil.copytree(data_dir, tmp_path / f"data-{rank}")
+    file = tmp_path / "data-1" / "sst2" / "train.jsonl.gz"
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes()).replace(b"good", b"fine", 1)))
+    words = ["finetune", *flags, "--data-dir", tmp_path / f"data-{RANK}", "--output", tmp_path / "run"]
+    for code, said in finished(pair(tmp_path / "notes", words)):
+        assert code == 2, said
+        assert "do not find the same training rows" in said
+
+    revive = dying_at(monkeypatch, 7)
+    with pytest.raises(Killed):
+        run("finetune", *flags, "--search-steps", "10", "--output", tmp_path / "run-0")
+    revive()
+    shutil.copytree(tmp_path / "run-0", tmp_path / "run-1")
+    (tmp_path / "run-1" / "checkpoint.safetensors").unlink()
+    for code, said in finished(
+        pair(tmp_path / "notes", ["finetune", "--resume", "--output", tmp_path / f"run-{RANK}"])
+    ):
+        assert code == 2, said
+        assert "do not find the same checkpoint" in said
+
+
+@pytest.mark.slow
 def test_stages_one_by_one(still: list[str], tmp_path: Path) -> None:
     """A search and a training of two processes, with a draw by one between them."""
     launched(tmp_path / "search", ["search", *still, "--recipe", "paper", "--output", tmp_path / "run"])
@@ -115,7 +145,6 @@ def test_stages_one_by_one(still: list[str], tmp_path: Path) -> None:
         (["finetune", "--method", "imp"], "method imp runs on one process; start it without a launcher"),
         (["finetune", "--recipe", "best", "--cuts", "2", "--epochs", "4"], "a run of several cuts runs on one process"),
         (["finetune", "--batch-size", "1"], "2 processes share the rows of a micro-batch, and there are 1"),
-        (["advise"], "this command runs on one process"),
     ],
 )
 def test_what_several_processes_do_not_do(
@@ -128,19 +157,31 @@ def test_what_several_processes_do_not_do(
 ) -> None:
     monkeypatch.setattr(Ranks, "of_job", lambda: Ranks(0, 2))
     monkeypatch.setattr(Ranks, "said", lambda self, value: value)
-    output = ["--output", tmp_path / "run"] if words[0] == "finetune" else []
-    assert run(words[0], *flags, *words[1:], *output) == 2
+    assert run(words[0], *flags, *words[1:], "--output", tmp_path / "run") == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_a_comparison_is_not_launched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_is_not_launched(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """They would write the same files one beside the other."""
+    folder = tmp_path / "run"
+    assert run("search", *flags, "--search-steps", "3", "--output", folder) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
+    capsys.readouterr()
+    assert run("draw", folder) == 2
+    assert "earlybert draw runs on one process; start it without a launcher" in capsys.readouterr().err
+    assert run("predict", folder, "--file", "new.csv") == 2
+    assert "earlybert predict runs on one process" in capsys.readouterr().err
+    assert run("advise", *flags) == 2
+    assert "this command runs on one process" in capsys.readouterr().err
     words = ["--tasks", "[sst2]", "--methods", "[dense]", "--seeds", "[1]"]
     assert run("compare", *words, "--output", tmp_path / "out") == 2
-    assert "a comparison runs on one process, and --jobs spreads its runs" in capsys.readouterr().err
+    assert (
+        "a comparison, whose --jobs spreads its runs, runs on one process; start it without a launcher"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
     with pytest.raises(Refused, match="start it without a launcher"):
         run_grid([], tmp_path / "out")

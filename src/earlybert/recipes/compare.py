@@ -23,7 +23,8 @@ from .comparison.verdict import Verdicts, judge, mean_over_tasks, reference_row
 from .display import display, say
 from .finetuning.bench import Bench
 from .finetuning.timing import inference_seconds
-from .grid import Outcome, refuse_launcher, run_grid
+from .grid import GRID, Outcome, run_grid
+from .machine import refuse_launcher
 from .run import Run
 from .trackers import require
 
@@ -49,7 +50,7 @@ def compare(
         Refused: The folder holds something else, a run in it was made with other settings, or a launcher has started
             several processes.
     """
-    refuse_launcher()
+    refuse_launcher(GRID)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / GIVEN).exists():
         raise Refused(f"{folder} exists and is not a comparison; choose another --output.")
     if folder.exists() and not folder.is_dir():

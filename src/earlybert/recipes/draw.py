@@ -16,6 +16,7 @@ from ..ticket.files import disk_errors, half_folder
 from .display import say
 from .drawing import describe, draw_stage, draw_ticket, head_price_of
 from .lock import locked
+from .machine import refuse_launcher
 from .run import Run, copy_search, resuming
 
 
@@ -27,6 +28,7 @@ def draw(path: str, *, settings: dict[str, Any], into: str | None) -> Run:
         settings: Drawing settings that replace those of the run.
         into: A new run folder for this ticket, so that one search serves many.
     """
+    refuse_launcher("earlybert draw")
     run = Run.open(path)
     with locked(run.path):
         return _draw(run, settings=settings, into=into)

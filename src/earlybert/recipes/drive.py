@@ -21,7 +21,7 @@ from ..train.ranks import ALONE, Ranks
 from ..train.schedule import Schedule
 from ..train.search import Recorder
 from ..train.step import EagerStep
-from ..train.steplog import Counts, StepLog, truncate
+from ..train.steplog import STAGES, Counts, StepLog, truncate
 from .display import say
 from .progress import Distances, Live
 from .run import RunFolder
@@ -208,7 +208,7 @@ class Checkpoints:
             refuse_infinite(self._step.model, done.step, self._step.gates)
             self._write(done.step)
         # After every step, not only here: a run that is never stopped has the same random numbers.
-        self._ranks.reseed(self._run.config.seed, done.step)
+        self._ranks.reseed(self._run.config.seed, STAGES.index(self._stage), done.step)
         if asked:
             raise Terminated if terminated else KeyboardInterrupt
         return False
@@ -222,7 +222,7 @@ class Checkpoints:
 
 
 def profiled(
-    run: RunFolder[Any], stage: str, step: EagerStep, batches: Iterable[Sequence[Batch]], *, main: bool = True
+    run: RunFolder[Any], stage: str, step: EagerStep, batches: Iterable[Sequence[Batch]], *, ranks: Ranks = ALONE
 ) -> None:
     """Time the parts of some more steps of a stage that is over, into `profile.json`.
 
@@ -231,16 +231,18 @@ def profiled(
         stage: As in `drive`.
         step: Of the stage; not to be used any more.
         batches: As in `drive`.
-        main: Whether this process writes; all take the steps.
+        ranks: The processes of the job, all of which take the steps; the first writes.
     """
     if run.config.profile_steps == 0:
         return
     try:
         found = profile(step, batches, run.config.profile_steps)
     except torch.OutOfMemoryError:
+        if ranks.world > 1:  # the others are within a step that they take together
+            raise
         found = {"steps": 0}
         say("note: no room to take a step apart: where its time goes is not known.")
-    if main and found["steps"]:
+    if ranks.main and found["steps"]:
         run.write_profile({**run.read_profile(), stage: found})
 
 
@@ -259,7 +261,8 @@ def resume(run: RunFolder[Any], stage: str, step: EagerStep, *, begins: int = 0,
     if state.get("stage") == stage and state["step"] > begins:
         first = checkpoint.load(run.checkpoint, model=step.model, optimizer=step.optimizer, gates=step.gates)["step"]
         step.refresh()
-    ranks.reseed(run.config.seed, first)
+    ranks.agree(first, "checkpoint")  # and nobody looks for it any more when it goes
+    ranks.reseed(run.config.seed, STAGES.index(stage), first)
     if ranks.main:
         truncate(run.steps, stage, first)
     return first

@@ -57,6 +57,8 @@ class Start:
                 Run.create(self.run.path, self.run.config)
             if ranks.main:
                 announce(self.bench, self.run)
+            ranks.agree(self.bench.text, "training rows")
+            ranks.agree((self.run.path / "config.yaml").exists(), "run folder")
             yield
 
 
@@ -237,6 +239,7 @@ def _train(run: Run, machine: Machine, *, settings: dict[str, Any]) -> Run:
     run.refuse_other_text(bench.text, bench.where)
     main = bench.ranks.main
     with resumable(f"earlybert train {run.path}"), bench.ranks.reached(), tracked(run, main=main):
+        bench.ranks.agree(bench.text, "training rows")
         _, metrics = train_stage(bench, run, of_method(config.method).begin)
     if main:
         _close(run, metrics, compared=False, page=True)
@@ -312,13 +315,13 @@ def announce(bench: Bench, run: Run) -> None:
 
 def _all_stages(bench: Bench, run: Run) -> dict[str, Any]:
     ranks = bench.ranks
-    if ranks.said(run.metrics.exists()):
+    if ranks.said(ranks.main and run.metrics.exists()):
         if ranks.main:
             close(run)  # if it was stopped just behind its end
         return run.read_metrics()
     way = of_method(bench.config.method)
     way.prepare(bench, run)
-    ranks.said(None)  # behind it, what the first one has written is there for all
+    ranks.wait()
     if run.ticket.exists() and not run.training:
         describe(Ticket.load(run.ticket))
     return train_stage(bench, run, way.begin)[1]

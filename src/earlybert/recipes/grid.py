@@ -32,6 +32,7 @@ from ..train import Diverged
 from ..train.interrupt import Terminated
 from .display import display, say
 from .kinds import KINDS, RESULTS, Kind
+from .machine import refuse_launcher
 from .progress import COLUMNS, NUMBERS, clock
 
 TRACEBACK = "failed.log"
@@ -40,7 +41,8 @@ FAILED = "failed.json"
 NEEDED = ".needs.json"
 """In the folder of a cell that takes something from another: the checksum of what that one came to."""
 
-
+GRID = "a comparison, whose --jobs spreads its runs,"
+"""In a refusal."""
 CORES_A_RUN = 4
 """A run on the CPU gains little from more."""
 PATIENCE = 10.0
@@ -92,7 +94,7 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
         Refused: This is one of several processes of a launcher.
         KeyboardInterrupt: As it was asked for; cells in hand have written a checkpoint.
     """
-    refuse_launcher()
+    refuse_launcher(GRID)
     for cell in cells:
         if stale(folder, cell):
             shutil.rmtree(_place(folder, cell.name))
@@ -117,16 +119,6 @@ def run_grid(cells: Sequence[Cell], folder: Path, *, jobs: int = 1) -> dict[str,
             jobs = room(outcomes[first.name])
         run_all(waiting, max(1, jobs))
     return {cell.name: outcomes[cell.name] for cell in cells}
-
-
-def refuse_launcher() -> None:
-    """A grid starts its own processes.
-
-    Raises:
-        Refused: A launcher has started several of it.
-    """
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-        raise Refused("a comparison runs on one process, and --jobs spreads its runs; start it without a launcher.")
 
 
 class Shown:

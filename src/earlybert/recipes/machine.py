@@ -44,6 +44,19 @@ class Machine:
         return cls(device, resolve(config.precision, device), ranks)
 
 
+def refuse_launcher(what: str) -> None:
+    """What several processes would do one beside the other.
+
+    Args:
+        what: Names it in the refusal.
+
+    Raises:
+        Refused: A launcher has started several.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise Refused(f"{what} runs on one process; start it without a launcher.")
+
+
 def launched_for_more(ranks: Ranks) -> list[str]:
     """A sentence, where `accelerate launch` was asked for several processes and began this one without a place there.
 

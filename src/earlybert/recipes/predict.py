@@ -19,6 +19,7 @@ from ..train import evaluate
 from ..train.precision import resolve
 from .display import say
 from .finetuning.bench import Bench
+from .machine import refuse_launcher
 from .run import Run
 
 
@@ -103,6 +104,7 @@ def predict_file(
 
 
 def _trained(path: str) -> Run:
+    refuse_launcher("earlybert predict")
     run = Run.open(path)
     if not run.metrics.exists():
         raise Refused(f"{path} is not trained yet; run {run.goes_on} first.")

@@ -93,7 +93,7 @@ def pretrain(start: Start, *, page: bool = True) -> PretrainRun:
         held.enter_context(resumable(f"earlybert pretrain --output {run.path} --resume"))
         held.enter_context(ranks.reached())
         held.enter_context(tracked(run, main=ranks.main))
-        if ranks.said(run.metrics.exists()):
+        if ranks.said(ranks.main and run.metrics.exists()):
             metrics = run.read_metrics()
         else:
             ticket = ticket_stage(bench, run) if run.config.method != "dense" else None

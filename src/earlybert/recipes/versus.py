@@ -148,13 +148,13 @@ def _dense(bench: Bench, run: Run, method: str) -> dict[str, Any]:
         plain["dense_steps"] = None  # its length is the ticket's cost, whatever the dense run's
     inner = Run(run.path / method, replace(bench.config, method=method, like=str(run.path), **plain))
     main = bench.ranks.main
-    if bench.ranks.said(inner.metrics.exists()):
+    if bench.ranks.said(main and inner.metrics.exists()):
         return inner.read_metrics()
     if (inner.path / "config.yaml").exists():
         inner = Run.open(inner.path)
     bench = settled(replace(bench, config=inner.config))
     inner = Run(inner.path, bench.config)
-    bench.ranks.said(None)  # all have looked whether there are settings
+    bench.ranks.wait()  # all have looked whether there are settings
     if main:
         inner.write_config()
     if method in RIVALS:

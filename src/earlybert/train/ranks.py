@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ..anatomy import Refused
 
 BUCKET = 1 << 26
 """Bytes of gradients that are summed in one go."""
+PATIENCE = timedelta(days=7)
+"""How long a process waits for what the first one does alone."""
 TALKING = re.compile("gloo|nccl|connection (closed|reset|refused)|broken pipe|socket", re.IGNORECASE)
 """In the messages of errors that come from reaching another process."""
 
@@ -36,17 +39,14 @@ class Ranks:
         """As the launcher has set them up; alone without one."""
         if not _in_group():
             return ALONE
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+        # Some wait for the first one while it scores or evaluates; a partner that is gone is noticed otherwise.
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        return cls(dist.get_rank(), dist.get_world_size(), control)
 
     @property
     def main(self) -> bool:
         """Whether this one writes and speaks for all."""
         return self.rank == 0
-
-    def refuse_several(self, what: str) -> None:
-        """Raise `Refused` for what runs on one process, where there are more."""
-        if self.world > 1:
-            raise Refused(f"{what} runs on one process; start it without a launcher.")
 
     @contextmanager
     def reached(self) -> Iterator[None]:
@@ -55,13 +55,8 @@ class Ranks:
         Raises:
             Refused: A partner is gone.
         """
-        try:
+        with _together() if self.world > 1 else nullcontext():
             yield
-        except RuntimeError as error:
-            gone = isinstance(error, getattr(dist, "DistError", ())) or TALKING.search(str(error))
-            if self.world == 1 or not gone:
-                raise
-            raise _gone(error) from error
 
     def totals(self, values: Sequence[float]) -> list[float]:
         """Numbers summed over all processes."""
@@ -80,6 +75,33 @@ class Ranks:
         with _together():
             dist.broadcast_object_list(held, src=0, group=self.control)
         return held[0]
+
+    def wait(self) -> None:
+        """Until all processes are here: behind it, what the first one has written is there for all."""
+        if self.world > 1:
+            with _together():
+                dist.barrier(group=self.control)
+
+    def agree(self, value: Any, what: str) -> None:
+        """Wait for all processes, which have to find the same.
+
+        Args:
+            value: Found by this one. JSON values only.
+            what: Names it in a refusal.
+
+        Raises:
+            Refused: Another process finds something else.
+        """
+        if self.world == 1:
+            return
+        found: list[Any] = [None] * self.world
+        with _together():
+            dist.all_gather_object(found, value, group=self.control)
+        if any(each != found[0] for each in found):
+            raise Refused(
+                f"the processes of this job do not find the same {what}; data, model and run folder have to be the "
+                "same for all of them, on storage that they share."
+            )
 
     def reseed(self, *numbers: int) -> None:
         """Give every process but the first random numbers of its own, a function of these numbers.
@@ -155,6 +177,8 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not (isinstance(error, getattr(dist, "DistError", ())) or TALKING.search(str(error))):
+            raise
         raise _gone(error) from error
 
 

@@ -24,6 +24,7 @@ from .engine import Engine, build
 from .loop import Done, LossWatch, loop
 from .optimizer import adamw
 from .precision import Precision, resolve
+from .ranks import ALONE, Ranks
 from .schedule import Schedule, constant
 from .step import EagerStep
 
@@ -190,15 +191,16 @@ def collect(
 
 
 class StopRule:
-    """Observer that ends the search when the mask has settled."""
+    """Observer that ends the search when the mask has settled: in all processes of a job when it has in the first."""
 
-    def __init__(self, gates: Gates, watch: Watch) -> None:
+    def __init__(self, gates: Gates, watch: Watch, ranks: Ranks = ALONE) -> None:
         self._gates = gates
         self._watch = watch
+        self._ranks = ranks
 
     def __call__(self, done: Done) -> bool:
         """Check when it is time."""
-        return self._watch.due(done.step) and self._watch.check_gates(done.step, self._gates)
+        return self._watch.due(done.step) and self._ranks.said(self._watch.check_gates(done.step, self._gates))
 
 
 class Watching(StopRule):

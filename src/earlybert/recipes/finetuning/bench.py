@@ -20,7 +20,7 @@ from ...tasks.head import load_config, load_model, load_tokenizer
 from ...train.engine import Engine, chosen
 from ...train.evaluate import predict
 from ...train.ranks import ALONE, Ranks
-from ..machine import Machine
+from ..machine import Machine, refuse_launcher
 
 SHARED_ORDER, TICKET_ORDER = 0, 1
 """Data orders: search, dense runs and `weights: keep` share one; a ticket trained from theta_0 has its own."""
@@ -59,8 +59,8 @@ class Bench:
             _task.cache_clear()
             _encoded.cache_clear()
         if machine is None:
+            refuse_launcher("this command")
             machine = Machine.found(config)
-            machine.ranks.refuse_several("this command")
         data = Data(**{f.name: getattr(config, f.name) for f in fields(Data)})
         task = _task(data)
         # A model that was pre-trained cut is fine-tuned as it is; everything else begins with the full model.

@@ -146,7 +146,7 @@ def _from_another(make: Callable[[Run, Scores, Ticket], None]) -> Prepare:
     """Copy a ticket's search, whose cost counts here too, and make another ticket of it."""
 
     def prepare(bench: Bench, run: Run) -> None:
-        if run.ticket.exists() or not bench.ranks.main:
+        if not bench.ranks.main or run.ticket.exists():
             return
         other = _like(bench)
         copy_search(other, run)
@@ -198,7 +198,7 @@ def _sensitive(kind: Scored, *, at_searched: bool) -> Prepare:
     def prepare(bench: Bench, run: Run) -> None:
         if at_searched:
             search_stage(bench, run, keep_weights=True)
-        if run.ticket.exists() or not bench.ranks.main:
+        if not bench.ranks.main or run.ticket.exists():
             return
         model = bench.theta_0()
         about: dict[str, Any] = {"theta_0": digest(model)}

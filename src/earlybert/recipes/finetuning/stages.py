@@ -94,11 +94,12 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         objective: Search on masked-language modelling; on the task when None.
     """
     ranks = bench.ranks
-    if ranks.said(run.scores.exists()):
+    if ranks.said(ranks.main and run.scores.exists()):
         return Scores.load(run.scores)
     config, lengths = bench.config, plan(bench)
     model = bench.theta_0()
     theta_0 = digest(model)
+    ranks.agree(theta_0, "weights to begin with")
     batches = bench.stream(SHARED_ORDER).starting_at
     if objective is not None:
         model, batches = objective.model, objective.batches
@@ -121,9 +122,10 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         assert gates is not None
         first = resume(run, "search", step, ranks=ranks)
         watch = _watch(config, lengths, run, first)
+        ranks.wait()  # all have read the history of a search that goes on
         over = watch is not None and watch.settled
         shown = watch or glimpse(config, lengths.search)
-        last = StopRule(gates, watch) if watch else Watching(gates, shown)
+        last = StopRule(gates, watch, ranks) if watch else Watching(gates, shown)
         with recording(run, gates, first=first, ranks=ranks) as recorders:
             done = drive(
                 run,
@@ -147,7 +149,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
             parts = {"model": model, "optimizer": step.optimizer, "gates": gates}
             checkpoint.save(run.searched, **parts, state={"step": done}, write=ranks.main)
         scores = end_search(run, scores, {"theta_0": theta_0, "text": bench.text}, ranks)
-        profiled(run, "search", step, batches(0), main=ranks.main)
+        profiled(run, "search", step, batches(0), ranks=ranks)
     return scores
 
 
@@ -185,7 +187,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         run.write_config()  # not before: a start that is refused changes nothing
     step = _take_steps(bench, run, begun, step, first)
     peak = peak_memory(bench.device)  # before there are copies for the profile
-    profiled(run, "train", step, bench.stream(begun.order).starting_at(0), main=ranks.main)
+    profiled(run, "train", step, bench.stream(begun.order).starting_at(0), ranks=ranks)
     model = begun.model.eval()
     begun.finish()
     if not ranks.main:

@@ -39,7 +39,7 @@ from .run import PretrainRun
 def search_stage(bench: Bench, run: PretrainRun) -> Scores:
     """Stage 1, a prefix of the dense run's phase 1. Writes `history.bin` and at its end `scores.safetensors`."""
     ranks = bench.ranks
-    if ranks.said(run.scores.exists()):
+    if ranks.said(ranks.main and run.scores.exists()):
         return Scores.load(run.scores)
     config, leg, cap = bench.config, bench.plan.dense[0], bench.plan.search
     model = bench.theta_0()
@@ -100,7 +100,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
 def ticket_stage(bench: Bench, run: PretrainRun) -> Ticket:
     """Stages 1 and 2, resumable. The first process draws for all, and writes `ticket.json`."""
     ranks, drawn = bench.ranks, None
-    if not ranks.said(run.ticket.exists()):
+    if not ranks.said(ranks.main and run.ticket.exists()):
         if bench.config.method == "ticket":
             scores = search_stage(bench, run)
         else:
@@ -302,7 +302,7 @@ def _profiled(bench: Bench, run: PretrainRun, stage: str, step: EagerStep, leg: 
     The first process writes what it found.
     """
     with closing(ahead(bench.stream(leg, order).starting_at(0), depth=2)) as batches:
-        profiled(run, stage, step, batches, main=bench.ranks.main)
+        profiled(run, stage, step, batches, ranks=bench.ranks)
 
 
 def _window(bench: Bench, leg: Leg, searched: float) -> tuple[float, float]:
