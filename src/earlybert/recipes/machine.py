@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from ..anatomy import Refused
+from ..train.heap import keep_freed
 from ..train.precision import resolve
 from ..train.ranks import Ranks, group_left_at_exit
 from .display import display
@@ -38,6 +39,8 @@ class Machine:
         if config.device == "cuda" and accelerator.device.type != "cuda":
             raise Refused("--device cuda was asked for, but torch sees no CUDA device.")
         device = accelerator.device
+        if device.type == "cpu":
+            keep_freed()
         ranks = Ranks.of_job()
         if not ranks.main:
             display.mode = "quiet"
