@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,26 @@ def wait_for(out: Path, mark: str) -> None:
 
 def notes_of(folder: Path, rank: int) -> dict[str, Any]:
     return torch.load(folder / f"rank-{rank}.pt", weights_only=True)
+
+
+def killed_and_resumed(notes: Path, words: list[Any], out: Path, kills: Sequence[tuple[int, str]]) -> None:
+    """A job of two that loses a process again and again, each time is told so, and is gone on with to its end.
+
+    Args:
+        notes: As `pair`.
+        words: The command and what it is begun with.
+        out: The run folder.
+        kills: The rank that is killed, and what stands in the step log then.
+    """
+    goes_on: list[Any] = [words[0], "--resume", "--output", out]
+    for number, (victim, mark) in enumerate(kills):
+        processes = pair(notes, goes_on if number else [*words, "--output", out])
+        wait_for(out, mark)
+        os.kill(processes[victim].pid, signal.SIGKILL)
+        ends = finished(processes)
+        assert ends[victim][0] == -signal.SIGKILL
+        code, said = ends[1 - victim]
+        assert code == 2, said
+        assert "another process of the job has ended" in said
+        assert "--resume" in said
+    assert [code for code, _ in finished(pair(notes, goes_on))] == [0, 0]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from earlybert.train.ranks import Ranks
 from tests.conftest import write_model
 
 from .conftest import Killed, dying_at, equal, run, steps, tiny_flags, weights
-from .jobs import alone, finished, launched, notes_of, pair, wait_for
+from .jobs import alone, finished, killed_and_resumed, launched, notes_of, pair
 from .ranks_worker import RANK
 
 
@@ -88,18 +86,8 @@ def test_a_killed_process_ends_the_job_with_a_sentence_and_the_run_goes_on(flags
     words: list[Any] = ["finetune", *flags, "--search-steps", "40", "--epochs", "4"]
     whole = finished(pair(tmp_path / "whole", [*words, "--output", tmp_path / "run"]))
     assert [code for code, _ in whole] == [0, 0]
-    out, arguments = tmp_path / "killed", [*words, "--output", tmp_path / "killed"]
-    for victim, mark in ((1, '"search", "step": 15,'), (0, '"train", "step": 20,')):
-        processes = pair(tmp_path / "notes", arguments)
-        wait_for(out, mark)
-        os.kill(processes[victim].pid, signal.SIGKILL)
-        ends = finished(processes)
-        assert ends[victim][0] == -signal.SIGKILL
-        code, said = ends[1 - victim]
-        assert code == 2, said
-        assert "another process of the job has ended" in said
-        arguments = ["finetune", "--resume", "--output", out]
-    assert [code for code, _ in finished(pair(tmp_path / "notes", arguments))] == [0, 0]
+    out = tmp_path / "killed"
+    killed_and_resumed(tmp_path / "notes", words, out, ((1, '"search", "step": 15,'), (0, '"train", "step": 20,')))
     assert equal(tmp_path / "run", out)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ import earlybert as eb
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 from .conftest import equal, run, steps, weights
-from .jobs import alone, environment, finished, launched, notes_of, pair, wait_for
+from .jobs import alone, environment, finished, killed_and_resumed, launched, notes_of, pair, wait_for
 from .test_pretrain import flags  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -75,19 +73,8 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
     assert eb.Ticket.from_dict(whole[1]["tickets"][0]) == ticket
 
     out = tmp_path / "killed"
-    arguments: list[Any] = words
-    for victim, mark in ((1, '"search", "step": 12,'), (0, '"train", "step": 20,')):
-        processes = pair(tmp_path / "notes", ["pretrain", *arguments, "--output", out])
-        wait_for(out, mark)
-        os.kill(processes[victim].pid, signal.SIGKILL)
-        ends = finished(processes)
-        assert ends[victim][0] == -signal.SIGKILL
-        code, said = ends[1 - victim]
-        assert code == 2, said
-        assert "another process of the job has ended" in said
-        assert "--resume" in said
-        arguments = ["--resume"]
-    assert [code for code, _ in finished(pair(tmp_path / "notes", ["pretrain", "--resume", "--output", out]))] == [0, 0]
+    kills = ((1, '"search", "step": 12,'), (0, '"train", "step": 20,'))
+    killed_and_resumed(tmp_path / "notes", ["pretrain", *words], out, kills)
     assert equal(tmp_path / "run", out)
     assert steps(out) == steps(tmp_path / "run")
     assert (out / "history.bin").read_bytes() == (tmp_path / "run" / "history.bin").read_bytes()
