@@ -115,14 +115,11 @@ class EagerStep:
         """
         if self.ranks.world == 1:
             return [(batch, self.count_labels(batch)) for batch in micro_batches]
-        shares = by_labels([self.count_labels(batch) for batch in micro_batches])
-        found = list[tuple[Batch, float]]()
-        for batch, share in zip(micro_batches, shares, strict=True):
-            part = every(batch, self.ranks.rank, self.ranks.world)
-            labels = self.count_labels(part) if len(part["input_ids"]) else 0
-            if labels:
-                found.append((part, share * labels / self.count_labels(batch)))
-        return found or [(micro_batches[shares.index(max(shares))], 0.0)]
+        counts = [self.count_labels(batch) for batch in micro_batches]
+        shares, total = by_labels(counts), sum(counts)
+        parts = [every(batch, self.ranks.rank, self.ranks.world) for batch in micro_batches]
+        found = [(part, self.count_labels(part) / total) for part in parts]
+        return [each for each in found if each[1]] or [(micro_batches[shares.index(max(shares))], 0.0)]
 
     def shapes(self, micro_batches: Sequence[Batch]) -> list[tuple[int, int]]:
         """Rows and length of everything this step computes on, for counting FLOPs."""
