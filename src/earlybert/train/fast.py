@@ -109,8 +109,9 @@ class RaggedStep(EagerStep):
         others = [p.grad for p in self.clipped if p.grad is not None and p is not weight]
         norm = nn.utils.get_total_norm([*others, part])
         if not norm <= most:  # not a number, too
+            scale = most / (norm + 1e-6)
             for gradient in (*others, part):
-                gradient.mul_(most / (norm + 1e-6))
+                gradient.mul_(scale)
             whole[rows] = part
         return None
 
