@@ -33,6 +33,7 @@ from earlybert.tasks.batches import Batch, Rows, Stream
 from earlybert.ticket import Gates, HistoryWriter
 from earlybert.train.clock import Clock
 from earlybert.train.engine import build
+from earlybert.train.heap import keep_freed
 from earlybert.train.loop import loop
 from earlybert.train.optimizer import adamw
 from earlybert.train.precision import resolve
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    kept = args.device == "cpu" and keep_freed()  # as runs on a CPU have it; the stock Trainer here has it, too
     warm = args.warm or max(2, args.steps // (10 if args.device == "cpu" else 2))
     task = Task(rows_like(args.shape, args.steps), args.model, args.device, args.steps, warm)
     contenders = systems(args.device)
@@ -251,6 +253,7 @@ def main() -> None:
         contenders[name](task, times[name])
     result = {
         "environment": environment(torch.device(args.device), resolve("auto", torch.device(args.device))),
+        "keeps_freed_memory": kept,
         "model": args.model,
         "shape": args.shape,
         "rows_a_step": BATCH,

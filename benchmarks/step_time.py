@@ -31,6 +31,7 @@ from earlybert.tasks.batches import Batch
 from earlybert.ticket.surgery import cut
 from earlybert.train.clock import Clock
 from earlybert.train.engine import build
+from earlybert.train.heap import keep_freed
 from earlybert.train.optimizer import adamw
 from earlybert.train.precision import resolve
 from earlybert.train.step import EagerStep
@@ -319,9 +320,11 @@ def main() -> None:
     args = parser.parse_args()
 
     device = torch.device(args.device)
+    kept = args.device == "cpu" and keep_freed()  # as runs on a CPU have it; the stock systems here have it, too
     rate = matmul_rate(args.device)
     result: dict[str, Any] = {
         "environment": environment(device, resolve("auto", device)),
+        "keeps_freed_memory": kept,
         "matmul_flops_per_second": rate,
         "rows": [],
         "peak_gib": {},
