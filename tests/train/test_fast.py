@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from earlybert import Gates, Refused, apply
-from earlybert.train.fast import RaggedStep
+from earlybert.train.fast import RaggedStep, apart
 from earlybert.train.optimizer import adamw
 from earlybert.train.pack import duplicate, pack, together
 from earlybert.train.step import EagerStep
@@ -92,6 +92,40 @@ def test_twenty_steps_like_the_eager_step(family: str, kind: str, cut: bool, exa
     assert fast_losses == pytest.approx(eager_losses, rel=1e-5, abs=1e-5)
     for name, value in eager.items():
         torch.testing.assert_close(fast[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_free_places_count_nothing(kind: str, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("bert", kind, False)
+    results = []
+    for rounded in (1, 64):
+        monkeypatch.setattr(RaggedStep, "multiple", lambda _, tokens, rounded=rounded: rounded)
+        mine = copy.deepcopy(model)
+        step = RaggedStep(mine, torch.optim.SGD(mine.parameters(), lr=0.05, momentum=0.9), exact=exact)
+        lengths = [1, 7, 7, 20, 3]  # of 64 places 26 are free: more than the longest row has
+        assert step.lay_out(batch_of(lengths, kind, 0)).tokens == (38 if rounded == 1 else 64)
+        results.append((twenty_steps(step, kind, lengths), mine.state_dict()))
+    (losses, tight), (rounded_losses, loose) = results
+    assert rounded_losses == pytest.approx(losses, rel=1e-5, abs=1e-5)
+    for name, value in tight.items():
+        torch.testing.assert_close(loose[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_are_few_where_code_is_made_for_each() -> None:
+    def rounded(tokens: int) -> int:
+        return -(-tokens // apart(tokens)) * apart(tokens)
+
+    for begin in (256, 1000, 4096, 10_000):
+        assert len({rounded(tokens) for tokens in range(begin, 2 * begin)}) <= 6
+    for tokens in range(257, 5000):
+        assert tokens <= rounded(tokens) < 1.25 * tokens
+    assert rounded(20) == 32
+    model = build("bert", "classification", False)
+    batch = batch_of([50] * 9, "classification", 0)  # 450 tokens
+    for precision, tokens in (("bf16", 512), ("no", 450)):
+        step = RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.1), precision=precision)
+        assert step.lay_out(batch).tokens == tokens
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -27,7 +27,7 @@ class Packed:
         bounds: First token of each row, then the first free place, then the end: int32 `[rows + 2]`.
             The free places at the end form a row of their own, so that every token has one.
         lengths: Tokens of each row; plain integers, known without asking the device.
-        longest: No row, the free one included, is longer.
+        longest: No row is longer, nor the free one where no length was given to `pack`.
         buffer: Bytes that all inputs and bounds are views of, after `together`.
     """
 

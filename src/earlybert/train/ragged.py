@@ -56,7 +56,7 @@ class Layout:
     row: Tensor = field(default_factory=lambda: torch.empty(0))
     """Row of each token, int64 `[tokens]`."""
     offset: Tensor = field(default_factory=lambda: torch.empty(0))
-    """Place of each token in its row, int64 `[tokens]`."""
+    """Place of each token in its row, int64 `[tokens]`; of free places, any."""
 
 
 _layout = Layout()
@@ -294,5 +294,5 @@ def set_layout(
     _layout.places = (starts[:, None] + offsets).clamp_max(tokens - 1)
     numbers = torch.arange(tokens, device=bounds.device)
     _layout.row = torch.searchsorted(bounds[1:].long(), numbers, right=True)
-    _layout.offset = numbers - starts[_layout.row]
+    _layout.offset = (numbers - starts[_layout.row]).clamp_max(longest - 1)  # there may be more free places
     return _layout.present[:-1]
