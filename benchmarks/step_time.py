@@ -6,7 +6,8 @@
 Weights are random: time does not depend on them. The ticket keeps 2/3 of the heads (10 of 16 for large) and 60 %
 of the neurons, per-layer widths falling from 85 % to 35 %, multiples of 64. Systems take turns of `--steps` steps
 each, so that drift hits all alike; with `--steps 1` every batch is timed on one system after the other. `over_dense`
-is the ratio to the fast dense step, batch by batch.
+is the ratio to the fast dense step, batch by batch. By default three batches come again and again; `--group N` times
+batches that change as those of a run do: what is made anew for every size of batch counts.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ SIZES: dict[str, dict[str, int]] = {
     "base": {},
     "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
+BATCHES = 3
+"""Different batches that systems are timed on, and warmed up with, unless more are asked for."""
 REMOVED_HEADS = {"minilm": 4, "base": 4, "large": 6}
 KERNELS = {
     "nvjet": "matrix products",
@@ -109,6 +112,18 @@ def lengths_of(shape: str, seed: int) -> tuple[list[int], int]:
     return [length] * rows, length
 
 
+def batches_of(shape: str, count: int, *, grouped: bool) -> list[list[int]]:
+    """Tokens of the rows of so many batches, drawn one by one or, as a run has them, out of all rows by length."""
+    drawn = [lengths_of(shape, seed)[0] for seed in range(count)]
+    if not grouped:
+        return drawn
+    rows = len(drawn[0])
+    ordered = sorted(length for batch in drawn for length in batch)
+    groups = [ordered[begin : begin + rows] for begin in range(0, len(ordered), rows)]
+    np.random.default_rng(0).shuffle(groups)
+    return groups
+
+
 def batch_of(lengths: list[int], width: int, seed: int, qa: bool) -> Batch:
     """Random rows padded to `width` tokens."""
     random = torch.Generator().manual_seed(seed)
@@ -148,17 +163,18 @@ def matmul_rate(device: str) -> float:
     return 2 * size**3 / statistics.median(clock.read())
 
 
-def systems(size: str, shape: str, device: str, compiled: bool) -> dict[str, tuple[EagerStep, Callable[[int], Batch]]]:
+def systems(
+    size: str, shape: str, device: str, compiled: bool, batches: Sequence[list[int]]
+) -> dict[str, tuple[EagerStep, Callable[[int], Batch]]]:
     """Each system with its own model, and what its batches look like."""
     qa = shape.endswith("384")
     fixed = lengths_of(shape, 0)[1]
 
-    def longest(seed: int) -> Batch:
-        lengths = lengths_of(shape, seed)[0]
-        return batch_of(lengths, -(-max(lengths) // 8) * 8, seed, qa)
+    def longest(number: int) -> Batch:
+        return batch_of(batches[number], -(-max(batches[number]) // 8) * 8, number, qa)
 
-    def padded(seed: int) -> Batch:
-        return batch_of(lengths_of(shape, seed)[0], fixed, seed, qa)
+    def padded(number: int) -> Batch:
+        return batch_of(batches[number], fixed, number, qa)
 
     def make(engine: Any, ticket: bool, precision: Any = "auto", **options: Any) -> EagerStep:
         model = model_of(size, device, ticket=ticket, qa=qa)
@@ -187,30 +203,35 @@ def systems(size: str, shape: str, device: str, compiled: bool) -> dict[str, tup
     return found
 
 
-def measure(size: str, shape: str, device: str, *, rounds: int, steps: int, compiled: bool) -> list[dict[str, Any]]:
+def measure(
+    size: str, shape: str, device: str, *, rounds: int, steps: int, compiled: bool, group: int, only: str = ""
+) -> list[dict[str, Any]]:
     """Median, spread, FLOPs and peak memory of every system on one shape."""
-    contenders = systems(size, shape, device, compiled)
+    batches = batches_of(shape, group or BATCHES, grouped=group > 0)
+    made = systems(size, shape, device, compiled, batches)
+    contenders = {name: system for name, system in made.items() if name.startswith(only)}
+    made.clear()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     notes: dict[str, dict[str, Any]] = {}
     for name, (step, batch) in contenders.items():
         began = time.perf_counter()
-        for seed in range(3):
+        for number in range(BATCHES):
             for _ in range(2):  # twice: the second time captures the graph
-                step(step.prepare([batch(seed)]))
+                step(step.prepare([batch(number)]))
         if device == "cuda":
             torch.cuda.synchronize()
         notes[name] = {"warm_up_seconds": round(time.perf_counter() - began, 2)}
     for turn in range(rounds):
         for name, (step, batch) in contenders.items():
             clock = Clock(step.device)
-            prepared = [step.prepare([batch((turn * steps + each) % 3)]) for each in range(steps)]
+            prepared = [step.prepare([batch((turn * steps + each) % len(batches))]) for each in range(steps)]
             for data in prepared:
                 with clock:
                     step(data)
             times[name] += clock.read()
     for name, (step, batch) in contenders.items():
-        flops = [count(step.model).step(step.shapes([batch(seed)])) for seed in range(3)]
-        notes[name] |= {"flops": sum(flops) / 3, "graphs": on_graphs(step)}
+        flops = [count(step.model).step(step.shapes([batch(number)])) for number in range(len(batches))]
+        notes[name] |= {"flops": sum(flops) / len(flops), "graphs": on_graphs(step)}
         if name.startswith("fast"):
             notes[name]["kernels_ms"] = where_time_goes(step, step.prepare([batch(0)]))
             ratios = [mine / dense for mine, dense in zip(times[name], times["fast dense"], strict=True)]
@@ -316,8 +337,12 @@ def main() -> None:
     parser.add_argument("--compile", nargs="*", default=[], help="model:shape pairs to measure compiled, too")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--group", type=int, default=0, help="rows of so many batches, grouped by length as in a run")
+    parser.add_argument("--only", default="", help="systems whose names begin so; fast dense must be among them")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if 0 < args.group < BATCHES:
+        parser.error(f"--group takes {BATCHES} batches or more.")
 
     device = torch.device(args.device)
     kept = args.device == "cpu" and keep_freed()  # as runs on a CPU have it; the stock systems here have it, too
@@ -325,6 +350,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "environment": environment(device, resolve("auto", device)),
         "keeps_freed_memory": kept,
+        "batches": args.group or BATCHES,
         "matmul_flops_per_second": rate,
         "rows": [],
         "peak_gib": {},
@@ -333,7 +359,9 @@ def main() -> None:
     peak = PEAK.get(result["environment"]["device"])
     for size in args.models:
         for shape in args.shapes:
-            how = {"rounds": args.rounds, "steps": args.steps, "compiled": f"{size}:{shape}" in args.compile}
+            compiled = f"{size}:{shape}" in args.compile
+            how = {"rounds": args.rounds, "steps": args.steps, "compiled": compiled}
+            how |= {"group": args.group, "only": args.only}
             name = f"{size} {shape}"
             rows = unless_full(lambda: measure(size, shape, args.device, **how), result["left_out"], name)  # noqa: B023
             for row in rows or []:
