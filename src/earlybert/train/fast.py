@@ -20,6 +20,8 @@ from .table import Table
 
 FINEST, PARTS = 32, 8
 """Sizes of packed batches on a CPU in bf16 are so many tokens apart, and from `FINEST * PARTS` tokens on further."""
+FULL = 128
+"""A batch of a multiple of this keeps its size: full rows, as those of pre-training, come in one or two sizes."""
 
 
 class RaggedStep(EagerStep):
@@ -149,7 +151,10 @@ def apart(tokens: int) -> int:
 
     Returns:
         A power of two, so that there are four sizes between a power of two and its double; below 256, `FINEST`.
+        `FULL` for its multiples.
     """
+    if tokens % FULL == 0:
+        return FULL
     step = FINEST
     while step * PARTS < tokens:
         step *= 2
