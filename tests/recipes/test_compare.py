@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +190,23 @@ def test_it_goes_on_where_it_stopped_and_may_grow(
     assert run("compare", "--config", given, "--offline", "--output", done) == 0  # changes no result
 
 
+def test_times_are_left_out_where_they_would_mean_nothing(given: Path, done: Path) -> None:
+    before = read(done)
+    assert run("compare", "--config", given, "--times", "false", "--output", done) == 0
+    found = read(done)
+    assert found["inference_ms_per_row"] == {}
+    assert found["verdicts"].keys() == before["verdicts"].keys()
+    for row, by_task in found["verdicts"].items():
+        assert by_task == {"sst2": {**before["verdicts"][row]["sst2"], "seconds": None, "split": None}}
+    tables = (done / "compare.md").read_text()
+    assert "Times were left out (times: false)." in tables
+    assert re.search(
+        r"^\| ticket \| 0\.\d+ \| - \| - \| - \| - \| - \| 0\.\d+ \| 0\.\d+ \| - \|$", tables, re.MULTILINE
+    )
+    assert run("compare", "--config", given, "--output", done) == 0
+    assert read(done) == before
+
+
 def test_a_failure_is_shown_and_tried_again(
     given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -278,6 +296,7 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"seeds": [1, -5]}, "seed must be"),
         ({"search_epochs": float("inf")}, "search_epochs must be"),
         ({"margin": -1}, "margin must be at least 0"),
+        ({"times": "no"}, "times must be true or false"),
         ({"methods": {"dense": {"train_rows": 60}}}, "train_rows is one for all rows of a comparison"),
         ({"methods": {"dense": {"text": "review"}}}, "text is one for all rows of a comparison"),
         ({"methods": {"random": {"like": "dense"}}}, "random takes nothing from another row: leave its like out"),

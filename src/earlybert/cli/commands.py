@@ -336,6 +336,7 @@ COMMANDS = {
             Option("methods", "rows of the table: methods, or names with settings (method: ...)", Names),
             Option("seeds", "paired seeds, such as [1, 2, 3]", list[int]),
             Option("jobs", "runs at once, 0 for as many as there is room for [1]", int),
+            Option("times", "false where other work runs on the machine: tables then tell no times [true]", bool),
             Option("margin", "points by which a method may be worse and count as not inferior [0.3]", float),
             Option("models", "weights that stay on disk: of the first seed, or all [first]", Literal["first", "all"]),
             Option("output", "folder of the comparison; run again, it goes on [runs/compare]"),

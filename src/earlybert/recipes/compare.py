@@ -74,7 +74,7 @@ def compare(
     write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
     verdicts = judge(comparison, folder, outcomes)
     try:
-        times = _inference(comparison, folder, outcomes) if inference else {}
+        times = _inference(comparison, folder, outcomes) if inference and comparison.times else {}
     except Refused as error:
         say(f"no inference times: {error}")
         times = {}

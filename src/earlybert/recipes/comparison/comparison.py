@@ -34,7 +34,7 @@ SETTINGS = tuple(f.name for f in fields(Finetune))
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared. Everything but `tasks`, `methods`, `seeds`, `jobs`, `margin` and `models` is of `Finetune`.
+    """What is compared: everything but the fields below is a setting of `Finetune`.
 
     A row may also hold `tune`, lists of values that are tried on a part of train before the runs that count.
     """
@@ -49,6 +49,8 @@ class Comparison:
     """For all runs."""
     jobs: int = 1
     """Runs at once, 0 for as many as there is room for; times are then those of a shared machine."""
+    times: bool = True
+    """Whether the tables tell times of training and inference; not where other work runs on the machine."""
     margin: float = MARGIN
     """In points, named beforehand."""
     models: str = "first"
@@ -92,6 +94,8 @@ class Comparison:
             raise BadSetting(f"seeds are repeated ({', '.join(map(str, repeated))}); every seed counts once.")
         if self.jobs < 0:
             raise BadSetting(f"jobs must be at least 0, got {self.jobs}.")
+        if type(self.times) is not bool:
+            raise BadSetting(f"times must be true or false, got {self.times!r}.")
         if not 0 <= self.margin < float("inf"):
             raise BadSetting(f"margin must be at least 0 points, got {self.margin!r}.")
         if self.models not in ("first", "all"):

@@ -94,7 +94,9 @@ def _costs(comparison: Comparison, verdicts: Verdicts, inference: Inference) -> 
         "network + engine + search (a cost where negative), of the reference run's time. Size is parameters, inference "
         "FLOPs those of a forward pass, inference the time of a row. Mean over tasks.",
     ]
-    if comparison.jobs != 1:
+    if not comparison.times:
+        notes.append("Times were left out (times: false).")
+    elif comparison.jobs != 1:
         notes.append("Runs shared the machine: their times are rough; with jobs: 1 they are not.")
     title = f"Cost, of {reference_row(comparison)}"
     parts = ("epochs", "network", "engine", "search")

@@ -34,7 +34,7 @@ class Verdict:
     flops: float | None
     """Of the dense run's, mean over seeds."""
     seconds: float | None
-    """Training time of the dense run's, search included, mean over seeds."""
+    """Training time of the dense run's, search included, mean over seeds; None where times are not to be told."""
     split: dict[str, float] | None
     """Where the time went that was saved, as `versus.saved`, mean over seeds."""
     parameters: float | None
@@ -131,9 +131,13 @@ def _costs(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, r
         scores,
         failures,
         statistics.fmean(metrics["flops"] / dense["flops"] for metrics, dense in pairs),
-        statistics.fmean(metrics["seconds"] / dense["seconds"] for metrics, dense in pairs),
+        statistics.fmean(metrics["seconds"] / dense["seconds"] for metrics, dense in pairs)
+        if comparison.times
+        else None,
         # on another engine or precision, and no dense run there: what the ticket saved cannot be told from it
-        None if apart else {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
+        None
+        if apart or not comparison.times
+        else {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
         statistics.fmean(metrics["parameters"]["after"] / dense["parameters"]["after"] for metrics, dense in pairs),
         mean_over_tasks([_a_token(metrics, dense) for metrics, dense in pairs]),
     )
