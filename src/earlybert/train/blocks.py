@@ -55,11 +55,6 @@ class Blocks:
     padding: Tensor
     blocks: tuple[Block, ...]
 
-    @property
-    def short(self) -> int:
-        """How many places the blocks have that are computed in fp32."""
-        return max((block.end for block in self.blocks if block.length <= SHORT), default=0)
-
 
 def padded(length: int) -> int:
     """What the rows of a length are padded to: few blocks, little padding, shapes that oneDNN likes."""
@@ -138,82 +133,58 @@ def attend(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scale: float) -> Ten
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, scale: float) -> Tensor:
-        inputs = _Places.of((q, k, v), blocks)
-        out = _Places.empty(1, q, blocks)
+        queries, keys, values = (_spread(x, blocks) for x in (q, k, v))
+        out = torch.empty_like(queries)
         shares: list[Tensor] = []
         for block in blocks.blocks:
-            (q_, k_, v_), (out_,) = inputs.rows(block), out.rows(block)
+            q_, k_, v_ = (_of(block, x) for x in (queries, keys, values))
             if block.mask is None:
                 scores = torch.bmm(q_, k_.mT).mul_(scale)
             else:
                 scores = torch.baddbmm(block.mask.to(q_.dtype), q_, k_.mT, alpha=scale)
             share = scores.softmax(-1)
-            torch.bmm(share, v_, out=out_)
+            _put(block, out, torch.bmm(share, v_))
             shares.append(share)
-        ctx.save_for_backward(inputs.short, inputs.long, *shares)
+        ctx.save_for_backward(queries, keys, values, *shares)
         ctx.blocks, ctx.scale = blocks, scale
-        return out.gathered(blocks, q)[0]
+        return _gathered(out, blocks, q)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         blocks: Blocks = ctx.blocks
-        short, long, *shares = ctx.saved_tensors
-        inputs, grad = _Places(short, long), _Places.of(grads[:1], blocks, clear=True)
-        changes = _Places.empty(3, grads[0], blocks)
+        queries, keys, values, *shares = ctx.saved_tensors
+        grad = _spread(grads[0], blocks)
+        grad.index_fill_(0, blocks.padding, 0.0)
+        dq, dk, dv = (torch.empty_like(queries) for _ in range(3))
         for block, share in zip(blocks.blocks, shares, strict=True):
-            (q_, k_, v_), (g_,), (dq, dk, dv) = inputs.rows(block), grad.rows(block), changes.rows(block)
-            torch.bmm(share.mT, g_, out=dv)
+            q_, k_, v_, g_ = (_of(block, x) for x in (queries, keys, values, grad))
+            _put(block, dv, torch.bmm(share.mT, g_))
             change = torch.bmm(g_, v_.mT)
             change = torch.ops.aten._softmax_backward_data(change, share, -1, share.dtype).mul_(ctx.scale)
-            torch.bmm(change, k_, out=dq)
-            torch.bmm(change.mT, q_, out=dk)
-        return *changes.gathered(blocks, grads[0]), None, None
+            _put(block, dq, torch.bmm(change, k_))
+            _put(block, dk, torch.bmm(change.mT, q_))
+        return *(_gathered(x, blocks, grads[0]) for x in (dq, dk, dv)), None, None
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Several tensors at all places of all blocks.
+def _spread(x: Tensor, blocks: Blocks) -> Tensor:
+    """`[tokens, heads, head size]` as `[places, head size]`."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, blocks.source)
 
-    Attributes:
-        short: Places of the blocks that are computed in fp32, fp32 `[tensors, places, head size]`.
-        long: Those of the others, in the precision that attention comes in.
-    """
 
-    short: Tensor
-    long: Tensor
+def _gathered(x: Tensor, blocks: Blocks, like: Tensor) -> Tensor:
+    """Back from `[places, head size]`."""
+    back = torch.empty(like.shape, dtype=x.dtype)
+    flat, taken = back.view(-1, x.shape[-1]), len(blocks.place)
+    torch.index_select(x, 0, blocks.place, out=flat[:taken])
+    flat[taken:] = 0.0
+    return back
 
-    @classmethod
-    def empty(cls, count: int, like: Tensor, blocks: Blocks) -> _Places:
-        """Room for so many tensors `[tokens, heads, head size]`."""
-        size = like.shape[-1]
-        short = torch.empty(count, blocks.short, size)
-        return cls(short, torch.empty(count, len(blocks.source) - blocks.short, size, dtype=like.dtype))
 
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor], blocks: Blocks, *, clear: bool = False) -> _Places:
-        """Tensors `[tokens, heads, head size]`, with zeros at padding where that is asked for."""
-        size = tensors[0].shape[-1]
-        spread = torch.empty(len(tensors), len(blocks.source), size, dtype=tensors[0].dtype)
-        for tensor, into in zip(tensors, spread, strict=True):
-            torch.index_select(tensor.reshape(-1, size), 0, blocks.source, out=into)
-        if clear:
-            for each in spread:
-                each.index_fill_(0, blocks.padding, 0.0)
-        return cls(spread[:, : blocks.short].float(), spread[:, blocks.short :])
+def _of(block: Block, x: Tensor) -> Tensor:
+    """A block's part, `[rows * heads, length, head size]`, in the precision it is computed in."""
+    part = x[block.begin : block.end].view(-1, block.length, x.shape[-1])
+    return part.float() if block.length <= SHORT else part
 
-    def rows(self, block: Block) -> Sequence[Tensor]:
-        """A block's part of each tensor, `[rows * heads, length, head size]`."""
-        part, before = (self.short, 0) if block.length <= SHORT else (self.long, self.short.shape[1])
-        here = part[:, block.begin - before : block.end - before]
-        return here.unflatten(1, (-1, block.length)).unbind()
 
-    def gathered(self, blocks: Blocks, like: Tensor) -> Sequence[Tensor]:
-        """Back to `[tokens, heads, head size]`, with zeros at free places behind the rows."""
-        size, taken = like.shape[-1], len(blocks.place)
-        places = torch.empty(len(self.short), len(blocks.source), size, dtype=like.dtype)
-        places[:, : blocks.short], places[:, blocks.short :] = self.short, self.long
-        back = torch.empty(len(places), *like.shape, dtype=like.dtype)
-        for of, into in zip(places, back.view(len(places), -1, size), strict=True):
-            torch.index_select(of, 0, blocks.place, out=into[:taken])
-            into[taken:] = 0.0
-        return back.unbind()
+def _put(block: Block, into: Tensor, part: Tensor) -> None:
+    into[block.begin : block.end] = part.view(-1, into.shape[-1])
