@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -84,7 +85,7 @@ def test_every_number_equals_the_run_folder(pretrained: Path) -> None:
     assert (
         f"{metrics['speed']['train']['tokens_per_second']:,.0f} tokens/s, its share of the device's peak" in page.text
     )
-    assert "64 tokens" not in page.text
+    assert not re.search(r"(?<![\d,.])64 tokens(?!/s)", page.text)  # a speed may end so
     assert "24 tokens 48 tokens loss, nats a masked token" in page.text
     assert f"{ticket.heads_kept} of 12 heads and {ticket.neurons_kept} of 192 neurons stay" in page.text
     # 80 % of 15 steps, then phase 2 with a learning rate that rises anew.
