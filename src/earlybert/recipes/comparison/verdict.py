@@ -126,18 +126,18 @@ def _costs(comparison: Comparison, outcomes: Mapping[str, Outcome], task: str, r
         return Verdict(scores, failures, None, None, None, None)
     alike = _same_engine(comparison, outcomes, task, row)
     apart = any(_ran(metrics) != _ran(dense) for metrics, dense in pairs) and alike is None
-    splits = [saved(dense, metrics, alike) for metrics, dense in pairs]
+    seconds = split = None
+    if comparison.times:
+        seconds = statistics.fmean(metrics["seconds"] / dense["seconds"] for metrics, dense in pairs)
+    if comparison.times and not apart:  # else, no dense run on its engine: what the ticket saved cannot be told from it
+        splits = [saved(dense, metrics, alike) for metrics, dense in pairs]
+        split = {name: statistics.fmean(each[name] for each in splits) for name in splits[0]}
     return Verdict(
         scores,
         failures,
         statistics.fmean(metrics["flops"] / dense["flops"] for metrics, dense in pairs),
-        statistics.fmean(metrics["seconds"] / dense["seconds"] for metrics, dense in pairs)
-        if comparison.times
-        else None,
-        # on another engine or precision, and no dense run there: what the ticket saved cannot be told from it
-        None
-        if apart or not comparison.times
-        else {name: statistics.fmean(split[name] for split in splits) for name in splits[0]},
+        seconds,
+        split,
         statistics.fmean(metrics["parameters"]["after"] / dense["parameters"]["after"] for metrics, dense in pairs),
         mean_over_tasks([_a_token(metrics, dense) for metrics, dense in pairs]),
     )
