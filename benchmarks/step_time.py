@@ -343,6 +343,8 @@ def main() -> None:
     args = parser.parse_args()
     if 0 < args.group < BATCHES:
         parser.error(f"--group takes {BATCHES} batches or more.")
+    if not "fast dense".startswith(args.only):
+        parser.error("--only must leave fast dense in: ratios are to it.")
 
     device = torch.device(args.device)
     kept = args.device == "cpu" and keep_freed()  # as runs on a CPU have it; the stock systems here have it, too
