@@ -279,3 +279,22 @@ def test_without_an_attention_mask_every_place_is_attended_to(kind: Any) -> None
     for engine in ("eager", "fast"):
         one, two = (search(model, [batch], engine=engine) for batch in (bare, full))
         assert all(torch.equal(a, b) for a, b in zip(one.neurons, two.neurons, strict=True))
+
+
+def test_what_a_search_is_rehearsed_on_is_searched_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine believed to have a GPU whose steps are found wrong, so that the batch is asked for twice."""
+    tried: list[Any] = []
+    monkeypatch.setattr("earlybert.train.engine._device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr("earlybert.train.engine._no_graph", lambda *_, **__: "this is a test.")
+    model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    found = []
+    for fault in (None, "it is wrong."):
+        monkeypatch.setattr(
+            "earlybert.train.engine.rehearse", lambda *args, fault=fault: tried.append(args[2]) or fault
+        )
+        found.append(search(model, iter(BATCHES), engine="fast"))
+    assert [len(sample) for sample in tried] == [1, 1]
+    assert found[0].steps == found[1].steps == 3
+    torch.testing.assert_close(found[0].heads, found[1].heads, rtol=1e-4, atol=1e-5)
+    with pytest.raises(eb.Refused, match="no batches"):
+        search(model, iter([]), engine="fast")

@@ -111,7 +111,7 @@ class Training:
     """Where to compute."""
     engine: Literal["auto", "eager", "fast"] = "auto"
     """The step: eager is the reference; fast computes no padding, and on CUDA is one graph (benchmarks/README.md);
-    auto is fast on a CPU and eager elsewhere."""
+    auto is fast on a CPU and on one GPU, where it is rehearsed first (docs/limits.md)."""
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
     compile: bool = False

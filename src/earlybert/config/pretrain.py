@@ -113,7 +113,8 @@ class Optimising:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
     engine: Literal["auto", "eager", "fast"] = "auto"
-    """The step: eager is the reference; fast computes no padding; auto is fast on a CPU and eager elsewhere."""
+    """The step: eager is the reference; fast computes no padding; auto is fast on a CPU and on one GPU, where it is
+    rehearsed first (docs/limits.md)."""
     exact: bool = False
     """Keep dropout on attention probabilities in the fast step, with padded attention."""
     shard: Literal["none", "full"] = "none"

@@ -13,7 +13,6 @@ from ..anatomy import Refused
 from ..config.finetune import NO_RESULT
 from ..config.pretrain import Pretrain
 from ..ticket.files import write_atomically
-from ..train.engine import unasked
 from ..train.steplog import totals
 from .display import say
 from .drawing import describe
@@ -171,8 +170,6 @@ def announce(bench: Bench, run: PretrainRun) -> None:
         f"{f', {bench.ranks.world} processes' if bench.ranks.world > 1 else ''}"
         f"{', the model cut up over them' if bench.sharded else ''}"
     )
-    if slow := unasked(config.engine, bench.device):
-        say(f"note: {slow}")
     for note in launched_for_more(bench.ranks):
         say(f"note: {note}")
     if config.pairs and (single := bench.corpus.of_one_sentence()) > MOSTLY:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from ..anatomy import Refused, of
+from ..tasks.batches import Batch
+from ..ticket import Gates
 from .fast import RaggedStep
 from .lamb import Lamb
 from .masked import MaskedStep, RaggedMaskedStep
-from .ranks import ALONE
+from .ranks import ALONE, Ranks
+from .rehearsal import rehearse
 from .step import EagerStep
 
 Engine = Literal["eager", "fast"]
@@ -24,21 +27,17 @@ UNTRIED = "they have not been tried with several processes."
 log = logging.getLogger("earlybert")
 
 
-def chosen(engine: Literal["auto", "eager", "fast"], device: torch.device) -> Engine:
-    """What `auto` means on this device: where whole runs have been made with the fast step, that."""
+def chosen(engine: Literal["auto", "eager", "fast"], device: torch.device, world: int = 1) -> Engine:
+    """What `auto` means on this device: the fast step on a CPU, and on a GPU, where it is rehearsed (`build`).
+
+    Args:
+        engine: Of the settings.
+        device: Of the model.
+        world: Processes of the job; several on GPUs have not been run with the fast step.
+    """
     if engine == "auto":
-        return "fast" if device.type == "cpu" else "eager"
+        return "fast" if device.type == "cpu" or (device.type == "cuda" and world == 1) else "eager"
     return engine
-
-
-def unasked(engine: Literal["auto", "eager", "fast"], device: torch.device) -> str | None:
-    """What somebody who asked for no engine should know about theirs on this device; None where there is nothing."""
-    if engine == "auto" and device.type == "cuda":
-        return (
-            "on a GPU the eager step is bound by launching kernels, and a ticket's is hardly faster; --engine fast "
-            "is several times as fast, and not yet the default there (docs/limits.md)."
-        )
-    return None
 
 
 def build(
@@ -50,6 +49,7 @@ def build(
     compile: bool = False,
     static: bool = True,
     masked: bool = False,
+    sample: Callable[[], Sequence[Batch]] | None = None,
     **settings: Any,
 ) -> EagerStep:
     """A step for this model on this machine.
@@ -65,6 +65,8 @@ def build(
         compile: Let `torch.compile` fuse the element-wise work of the fast step on CUDA.
         static: Whether every step is the same computation on plain weights; without it there is no CUDA graph.
         masked: Batches are those of `data.stream`: masked-language modelling.
+        sample: Gives micro-batches of one step, on which a fast step on CUDA is rehearsed (`train.rehearsal`); one
+            that is found wrong falls back, too. Without it, and in several processes, nothing is rehearsed.
         **settings: As `EagerStep`.
 
     Raises:
@@ -77,20 +79,26 @@ def build(
     plain, packed = (MaskedStep, RaggedMaskedStep) if masked else (EagerStep, RaggedStep)
     if engine == "eager":
         return plain(model, optimizer, **settings)
+
+    def doubt(step: EagerStep) -> str | None:
+        """What a rehearsal finds wrong with a step."""
+        if sample is None or device.type != "cuda" or settings.get("ranks", ALONE).world > 1:
+            return None
+        return rehearse(step, lambda mode: plain(model, optimizer, **{**settings, "precision": mode}), sample())
+
     try:
-        precision = settings.get("precision", "no")
-        gates = settings.get("gates")
-        lost = _no_graph(model, optimizer, precision) if static else "this method changes its steps."
-        if gates is not None and not gates.anatomy.whole:
-            lost = "the model was cut before, and their coefficients want layers of one width."
-        lost = lost if cut_up is None else "the model is cut up over processes."
-        if not masked and settings.get("ranks", ALONE).world > 1:
-            lost = UNTRIED
-        if device.type == "cuda" and lost:
+        if device.type == "cuda":
+            lost = _no_graph(model, optimizer, static=static, masked=masked, **settings)
+            if lost is None:
+                step = _graphed(masked)(model, optimizer, exact=exact, compile=compile, **_alone(settings))
+                lost = doubt(step)
+                if lost is None:
+                    return step
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
-        elif device.type == "cuda":
-            return _graphed(masked)(model, optimizer, exact=exact, compile=compile, **_alone(settings))
-        return packed(model, optimizer, exact=exact, **settings)
+        step = packed(model, optimizer, exact=exact, **settings)
+        if wrong := doubt(step):
+            raise Refused(wrong)
+        return step
     except Refused as error:
         log.warning("the step computes padding: %s", error)
         return plain(model, optimizer, **settings)
@@ -121,8 +129,27 @@ def _alone(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "graphs": 0}
 
 
-def _no_graph(model: nn.Module, optimizer: torch.optim.Optimizer, precision: str) -> str | None:
-    """Why the graphed step cannot run here, or None."""
+def _no_graph(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    static: bool,
+    masked: bool,
+    precision: str = "no",
+    gates: Gates | None = None,
+    shard: torch.device | None = None,
+    ranks: Ranks = ALONE,
+    **_: Any,
+) -> str | None:
+    """Why the graphed step cannot run here, or None; arguments are those of `build`."""
+    if not masked and ranks.world > 1:
+        return UNTRIED
+    if shard is not None:
+        return "the model is cut up over processes."
+    if gates is not None and not gates.anatomy.whole:
+        return "the model was cut before, and their coefficients want layers of one width."
+    if not static:
+        return "this method changes its steps."
     groups = optimizer.param_groups
     if not isinstance(optimizer, torch.optim.AdamW | Lamb):
         return "they are made for AdamW and LAMB."

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from ..tasks.batches import Batch
-from .search import untouched
 from .step import EagerStep, unmarked
+from .untouched import untouched
 
 HOST, WHOLE = "host", "whole"
 PARTS = (HOST, "forward", "backward", "optimizer", WHOLE)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..anatomy import Refused
-from ..anatomy.modes import modes_kept
 from ..tasks.batches import Batch
 from ..ticket import Gates, HistoryWriter, Scores, Settled
 from ..ticket.settled import Watch
@@ -27,6 +24,7 @@ from .precision import Precision, resolve
 from .ranks import ALONE, Ranks
 from .schedule import Schedule, constant
 from .step import EagerStep
+from .untouched import untouched
 
 log = logging.getLogger("earlybert")
 
@@ -88,9 +86,23 @@ def search(
         raise Refused(f"a search needs at least 1 step and 1 batch a step, got {steps} and {accumulate}.")
     _refuse_narrow(model)
     source = _endless(batches)
+    taken: list[Batch] = []
+
+    def sample() -> list[Batch]:
+        """The first step's, which the loop is given again."""
+        if not taken:
+            taken.extend(islice(source, accumulate))
+        return taken
+
     settings: dict[str, Any] = {"lr": lr, "gate_lr": gate_lr, "weight_decay": weight_decay}
     with searching(
-        model, l1=strengths, max_grad_norm=max_grad_norm, precision=precision, engine=engine, **settings
+        model,
+        l1=strengths,
+        max_grad_norm=max_grad_norm,
+        precision=precision,
+        engine=engine,
+        sample=sample,
+        **settings,
     ) as step:
         gates = step.gates
         assert gates is not None
@@ -107,7 +119,7 @@ def search(
             model.train()
             done = loop(
                 step,
-                _grouped(source, accumulate),
+                _grouped(chain(taken, source), accumulate),
                 first=0,
                 steps=steps,
                 schedule=schedule,
@@ -289,30 +301,3 @@ def _tensors(batch: Any) -> Batch:
 def _grouped(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
     while group := list(islice(batches, size)):
         yield group
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put a model and the random state back, whatever happens."""
-    values = [*model.parameters(), *model.buffers()]
-    saved = [value.detach().clone() for value in values]
-    grads = [parameter.grad for parameter in model.parameters()]
-    for parameter in model.parameters():
-        parameter.grad = None
-    cuda = [value.device for value in values if value.device.type == "cuda"]
-    config: Any = model.config
-    problem = getattr(config, "problem_type", None)
-    drawn, drawn_by_numpy = random.getstate(), np.random.get_state()  # a collator may draw from them
-    try:
-        with modes_kept(model), torch.random.fork_rng(devices=sorted({device.index or 0 for device in cuda})):
-            yield
-    finally:
-        random.setstate(drawn)
-        np.random.set_state(drawn_by_numpy)
-        with torch.no_grad():
-            for value, before in zip(values, saved, strict=True):
-                value.copy_(before)
-        for parameter, grad in zip(model.parameters(), grads, strict=True):
-            parameter.grad = grad
-        if getattr(config, "problem_type", None) != problem:  # transformers notes it in the first loss
-            config.problem_type = problem

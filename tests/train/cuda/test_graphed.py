@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from earlybert import Gates
+from earlybert.train import engine
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
 from tests.conftest import tiny_batch
@@ -45,6 +46,22 @@ def test_twenty_steps_within_bf16(family: str, kind: str, cut: bool) -> None:
     # as far from fp32 as the eager bf16 step is, or little more
     moved = (exact_end - start).norm()
     assert (fast_end - exact_end).norm() / moved < 2 * (half_end - exact_end).norm() / moved + 0.02
+
+
+@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_step_passes_its_rehearsal(kind: str, search: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """With dropout; and it is as fast as one that was not rehearsed: its graphs are made anew."""
+    model = build("bert", kind, False, hidden_dropout_prob=0.1).cuda()
+    gates = Gates(model).attach() if search else None
+    sample = [batch_of([5, 30, 1, 8], kind, 0)]
+    settings = {"precision": "bf16", "gates": gates, "l1": (1e-4, 1e-4)}
+    step = engine.build("fast", model, adamw(model, lr=5e-5, gates=gates), sample=lambda: sample, **settings)
+    assert type(step).__name__ == "GraphedStep"
+    assert not caplog.messages
+    for _ in range(3):
+        step(step.prepare(sample))
+    assert len(step.graphs) == 1
 
 
 def test_a_search_moves_the_coefficients_alike() -> None:

@@ -18,8 +18,10 @@ from earlybert.train import checkpoint
 from earlybert.train.lamb import lamb
 from earlybert.train.masked import MaskedStep
 from earlybert.train.optimizer import adamw
+from earlybert.train.pack import Packed
 from earlybert.train.profile import profile
 from earlybert.train.ranks import Ranks
+from earlybert.train.rehearsal import rehearse
 from earlybert.train.step import EagerStep
 from tests.conftest import VOCABULARY, tiny_config
 from tests.ticket.test_surgery import uneven
@@ -267,6 +269,21 @@ def test_replays_do_what_the_work_without_graphs_does(stand_ins: list[int]) -> N
             assert set(found["seconds"]) == {"host", "whole", "optimizer"}
     assert ends[1][0] == ends[0][0]
     assert torch.equal(ends[1][1], ends[0][1])
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
+def test_it_passes_its_rehearsal(stand_ins: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sample = model_of(), steps_of(1, 2)[0]
+    optimizer = lamb(model, lr=1e-4)
+    step = masked_graphed(model, optimizer, graphs=24, exact=True)
+
+    def plain(mode: Any) -> MaskedStep:
+        return MaskedStep(model, optimizer, precision=mode)
+
+    assert rehearse(step, plain, sample) is None
+    assert stand_ins[1] > 3
+    monkeypatch.setattr(Packed, "take", lambda *_: None)
+    assert "fp32" in (rehearse(step, plain, sample) or "")
 
 
 def test_graphs_are_bounded_and_too_many_sizes_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ from earlybert.train.cuda.graphs import Graphs
 from earlybert.train.fast import RaggedStep
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
+from tests.conftest import tiny_model
 from tests.train.cuda.conftest import DEVICE, graphed, needs_triton
 from tests.train.test_fast import batch_of, build
 
@@ -207,3 +208,81 @@ def test_a_gpu_that_cannot_take_the_graphed_step_takes_the_packed_one(
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("the step runs without CUDA graphs and fused kernels: ")
     assert said in caplog.messages[0]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_in_graphs_passes_its_rehearsal(
+    parts: int, stand_ins: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A search's, with dropout: it is captured, replayed, and then as new."""
+    step, model = rehearsed(monkeypatch, parts)
+    assert type(step).__name__ == "GraphedStep"
+    assert not caplog.messages
+    assert stand_ins[0] >= 2  # with dropout off, and on
+    assert stand_ins[1] >= 4
+    assert len(step.graphs) == 0
+    batch = batch_of([1, 5], "classification", 0)
+    plain = EagerStep(copy.deepcopy(model).eval(), torch.optim.SGD(model.parameters(), lr=0.0))
+    model.eval()
+    loss = step(step.prepare([batch]))
+    assert float(loss) == pytest.approx(float(plain(plain.prepare([batch]))), abs=0.01)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
+@pytest.mark.parametrize(
+    ("module", "name", "said"),
+    [
+        ("pack", "Packed.take", "its (loss in step|gradient of)"),  # replays compute on what was captured
+        ("cuda.copies", "Copies.draw_seeds", "its dropout is the same in every step"),
+        ("cuda.fused", "Fused.set_rates", "its update of the"),  # learning rates stay 0
+        ("cuda.graphed", "GraphedStep._fill_addresses", "it failed: RuntimeError: no room"),
+    ],
+)
+def test_a_step_that_fails_its_rehearsal_falls_back(
+    module: str,
+    name: str,
+    said: str,
+    stand_ins: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def nothing(*_: Any) -> None:
+        if "failed" in said:
+            raise RuntimeError("no room")
+
+    monkeypatch.setattr(f"earlybert.train.{module}.{name}", nothing)
+    step, _ = rehearsed(monkeypatch, 1)
+    assert type(step) is RaggedStep
+    assert len(caplog.messages) == 1
+    assert re.search(f"the step runs without CUDA graphs and fused kernels: {said}", caplog.messages[0])
+    assert torch.isfinite(step(step.prepare([batch_of([1, 5], "classification", 0)])))
+
+
+def test_where_packing_is_wrong_too_the_plain_step_is_left(
+    stand_ins: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("earlybert.train.fast.loss_of", lambda output: output.loss * 1.5)
+    step, _ = rehearsed(monkeypatch, 1)
+    assert type(step) is EagerStep
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "the step runs without CUDA graphs and fused kernels",
+        "the step computes padding",
+    ]
+    assert all("its loss in step 1 is" in message for message in caplog.messages)
+
+
+def rehearsed(monkeypatch: pytest.MonkeyPatch, parts: int) -> tuple[Any, Any]:
+    """What `engine.build` takes for a search on a machine that it believes to have a GPU, and the model."""
+    torch.manual_seed(0)
+    model = tiny_model("bert", num_hidden_layers=1).train().to(DEVICE)
+    with torch.no_grad():  # a head that does not say the same of every row
+        model.classifier.weight.mul_(50)
+        model.bert.pooler.dense.weight.mul_(10)
+    monkeypatch.setattr(engine, "_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(engine, "_no_graph", lambda *_, **__: None)
+    gates = Gates(model).attach()
+    optimizer = adamw(model, lr=1e-4, gates=gates)
+    sample = [batch_of([1, 5], "classification", part) for part in range(parts)]
+    settings = {"precision": "bf16", "gates": gates, "l1": (1e-4, 1e-4)}
+    return engine.build("fast", model, optimizer, sample=lambda: sample, **settings), model

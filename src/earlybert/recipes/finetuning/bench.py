@@ -15,7 +15,7 @@ from ...anatomy import Refused, family_of
 from ...config.finetune import Data, Finetune
 from ...tasks import Examples, Predictions, Task
 from ...tasks import load as load_task
-from ...tasks.batches import Rows, Stream
+from ...tasks.batches import Batch, Rows, Stream
 from ...tasks.head import load_config, load_model, load_tokenizer
 from ...train.engine import Engine, chosen
 from ...train.evaluate import predict
@@ -93,7 +93,11 @@ class Bench:
     @property
     def engine(self) -> Engine:
         """The step that the settings ask for, on this device."""
-        return chosen(self.config.engine, self.device)
+        return chosen(self.config.engine, self.device, self.ranks.world)
+
+    def sample(self) -> list[Batch]:
+        """The micro-batches of a first step, for a step to be rehearsed on."""
+        return next(iter(self.stream(SHARED_ORDER).starting_at(0)))
 
     @cached_property
     def text(self) -> str:

@@ -9,7 +9,6 @@ from ...config.finetune import Drawing
 from ...config.methods import METHODS, RIVALS
 from ...config.recipe import BUDGET
 from ...ticket import Ticket
-from ...train.engine import unasked
 from ...train.schedule import Schedule, linear
 from ..drawing import after_cut, anatomy_of, stand_in
 from .bench import SHARED_ORDER, Bench
@@ -111,8 +110,6 @@ def advice(bench: Bench) -> list[str]:
             )
     if config.joint is not None and any(getattr(config, name) != getattr(Drawing, name) for name in BUDGET):
         notes.append(f"joint {config.joint:g} says what goes; heads and neurons are not used to draw.")
-    if slow := unasked(config.engine, bench.device):
-        notes.append(slow)
     if lengths.train < 20:
         notes.append(f"{lengths.train} training steps are very few; expect a model that has learned little.")
     return notes

@@ -51,6 +51,7 @@ def _one_round(bench: Bench, run: Run, number: int) -> None:
         adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay),
         exact=config.exact,
         static=False,
+        sample=bench.sample,
         precision=bench.precision,
         max_grad_norm=config.max_grad_norm,
     )

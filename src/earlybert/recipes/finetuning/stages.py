@@ -116,6 +116,7 @@ def search_stage(bench: Bench, run: Run, *, keep_weights: bool = False, objectiv
         exact=config.exact,
         compile=config.compile,
         masked=objective is not None,
+        sample=lambda: next(iter(batches(0))),
         ranks=ranks,
     ) as step:
         gates = step.gates
@@ -165,7 +166,6 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         The trained model and the metrics; nothing of these in a process that is not the first.
     """
     config, lengths, ranks = bench.config, plan(bench), bench.ranks
-    watch_memory(bench.device)
     theta_0 = bench.theta_0()
     before = sized(theta_0)
     began = time.perf_counter()
@@ -178,6 +178,7 @@ def train_stage(bench: Bench, run: Run, begin: Begin) -> tuple[nn.Module, dict[s
         torch.manual_seed(config.seed)
         optimizer = adamw(model, lr=lengths.train_lr, weight_decay=config.weight_decay)
     step = _step(bench, model, optimizer, static=begun.static and begun.teacher is None)
+    watch_memory(bench.device)
     resumed = resume(run, "train", step, ranks=ranks)
     if ranks.main and run.ticket.exists() and not resumed:
         truncate(run.steps, "draw", 1)
@@ -266,6 +267,7 @@ def _step(bench: Bench, model: nn.Module, optimizer: torch.optim.Optimizer, *, s
         exact=config.exact,
         compile=config.compile,
         static=static,
+        sample=bench.sample,
         precision=bench.precision,
         max_grad_norm=config.max_grad_norm,
         ranks=bench.ranks,

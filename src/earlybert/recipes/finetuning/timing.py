@@ -80,7 +80,7 @@ def contenders(bench: Bench, tickets: Mapping[str, Ticket], *, match: float = 0.
         models = {"dense": dense, **cut}
         for name, model in models.items():
             model.train()
-            options = {"exact": config.exact, "compile": config.compile}
+            options: dict[str, Any] = {"exact": config.exact, "compile": config.compile, "sample": bench.sample}
             steps[name] = build(
                 bench.engine,
                 model,
@@ -103,6 +103,7 @@ def contenders(bench: Bench, tickets: Mapping[str, Ticket], *, match: float = 0.
                 engine=bench.engine,
                 exact=config.exact,
                 compile=config.compile,
+                sample=bench.sample,
             )
         )
         yield steps

@@ -25,6 +25,7 @@ from ...train import sharded
 from ...train.engine import Engine, chosen
 from ...train.masked import held_out
 from ...train.ranks import Ranks
+from ...train.rehearsal import MICRO_BATCHES, ROWS
 from ..machine import Machine
 from .estimate import work
 from .plan import Leg, Plan, bert_config, check_drawing, plan
@@ -75,7 +76,15 @@ class Bench:
     @property
     def engine(self) -> Engine:
         """The step that the settings ask for, on this device."""
-        return chosen(self.config.engine, self.device)
+        return chosen(self.config.engine, self.device, self.ranks.world)
+
+    def sample(self) -> list[Batch]:
+        """A few rows, in one micro-batch or two, for a step to be rehearsed on."""
+        leg = self.plan.train[0]
+        stream, rows = self.stream(leg, SHARED_ORDER), min(leg.rows, ROWS)
+        return [
+            stream.batch(stream.places(number * rows, rows)) for number in range(min(leg.accumulate, MICRO_BATCHES))
+        ]
 
     @property
     def text(self) -> str:

@@ -59,6 +59,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         optimizer=lamb,
         restore=False,
         masked=True,
+        sample=bench.sample,
         ranks=ranks,
         shard=bench.device if bench.sharded else None,
     ) as step:
@@ -125,11 +126,11 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
         The metrics; nothing in a process that is not the first.
     """
     ranks, legs = bench.ranks, bench.plan.train
-    watch_memory(bench.device)
     watch = Stopwatch(bench.device, _searched(run))
     model, before, cutting = _beginning(bench, run, ticket)
     costs = [masked(model, bench.predictions(leg)) for leg in legs]
     step = _step(bench, model)
+    watch_memory(bench.device)
     first = resume(run, "train", step, ranks=ranks)
     if ticket is not None and not first and ranks.main:
         truncate(run.steps, "draw", 1)
@@ -197,6 +198,7 @@ def _step(bench: Bench, model: nn.Module) -> EagerStep:
         lamb(model, lr=bench.plan.train[0].phase.lr, weight_decay=config.weight_decay),
         exact=config.exact,
         masked=True,
+        sample=bench.sample,
         ranks=bench.ranks,
         shard=bench.device if bench.sharded else None,
         precision=bench.precision,

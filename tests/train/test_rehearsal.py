@@ -1,0 +1,202 @@
+"""A step that is wrong is found before a run; one that is right leaves no trace of having been tried."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from earlybert import Gates
+from earlybert.train.fast import RaggedStep
+from earlybert.train.lamb import lamb
+from earlybert.train.optimizer import adamw
+from earlybert.train.rehearsal import ROWS, rehearse
+from earlybert.train.step import EagerStep
+from tests.conftest import tiny_model
+from tests.train.test_fast import batch_of, build
+
+
+def dropping() -> Any:
+    """A model with dropout."""
+    return tiny_model("bert").train()
+
+
+def rehearsed(make: Callable[..., EagerStep], model: Any, sample: list[Any], **settings: Any) -> str | None:
+    optimizer = settings.pop("optimizer", None) or adamw(model, lr=1e-5, weight_decay=0.01)
+    step = make(model, optimizer, precision="bf16", **settings)
+    return rehearse(step, lambda mode: EagerStep(model, optimizer, precision=mode, **settings), sample)
+
+
+@pytest.mark.parametrize("kind", ["classification", "qa", "mlm"])
+@pytest.mark.parametrize("optimizer", [adamw, lamb])
+def test_a_right_step_passes(kind: str, optimizer: Any) -> None:
+    model = build("bert", kind, kind == "qa")
+    sample = [batch_of([5, 9, 1, 3], kind, 0), batch_of([2, 7], kind, 1)]
+    assert rehearsed(RaggedStep, model, sample, optimizer=optimizer(model, lr=1e-3)) is None
+    assert rehearsed(RaggedStep, dropping(), [batch_of([5, 9, 1, 3], "classification", 0)]) is None
+
+
+def test_nothing_is_left_of_it() -> None:
+    """In the middle of a search: weights, coefficients, moments, counts, modes, gradients and random numbers."""
+    model = dropping()
+    model.bert.encoder.eval()
+    with Gates(model) as gates:
+        optimizer = adamw(model, lr=1e-3, gates=gates)
+        step = RaggedStep(model, optimizer, gates=gates, l1=(1e-2, 1e-2))
+        step(step.prepare([batch_of([5, 3], "classification", 0)]))
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+
+        def everything() -> dict[str, Any]:
+            state = copy.deepcopy(optimizer.state_dict()["state"])
+            modes = [module.training for module in model.modules()]
+            weights = [parameter.detach().clone() for parameter in [*model.parameters(), *gates.parameters()]]
+            rates = [(group["lr"], group["base_lr"]) for group in optimizer.param_groups]
+            return {"state": state, "modes": modes, "weights": weights, "rates": rates, "random": torch.get_rng_state()}
+
+        before = everything()
+        found = rehearse(
+            step,
+            lambda mode: EagerStep(model, optimizer, precision=mode, gates=gates, l1=(1e-2, 1e-2)),
+            [batch_of([5, 9, 1, 3], "classification", 1)],
+        )
+        assert found is None
+        after = everything()
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+class Louder(RaggedStep):
+    """Its loss and so its gradients are too large; clipping hides that from the update."""
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) * 1.2
+
+
+class Forgetful(RaggedStep):
+    """One of its gradients does not arrive."""
+
+    def clip(self, most: float) -> None:
+        self.model.bert.encoder.layer[1].output.dense.weight.grad.zero_()
+        super().clip(most)
+
+
+class Hasty(RaggedStep):
+    """Its updates are twice as large."""
+
+    def __call__(self, prepared: Any) -> Tensor:
+        before = [parameter.detach().clone() for parameter in self.clipped]
+        loss = super().__call__(prepared)
+        with torch.no_grad():
+            for parameter, old in zip(self.clipped, before, strict=True):
+                parameter.add_(parameter - old)
+        return loss
+
+
+class Stale(RaggedStep):
+    """It computes on the rows of its first step again and again, as a graph does whose inputs nobody fills."""
+
+    first: Any = None
+
+    def __call__(self, prepared: Any) -> Tensor:
+        self.first = prepared if self.first is None else self.first
+        return super().__call__(self.first)
+
+
+class Monotonous(RaggedStep):
+    """Its dropout is the same in every step, as that of a graph whose seeds nobody draws."""
+
+    def __call__(self, prepared: Any) -> Tensor:
+        torch.manual_seed(0)
+        return super().__call__(prepared)
+
+
+class Broken(RaggedStep):
+    """As a compiler that does not know this GPU."""
+
+    def __call__(self, prepared: Any) -> Tensor:
+        raise AttributeError("no such instruction\nand more")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (Louder, "its loss in step 1 is .* in fp32"),
+        (Forgetful, "its gradient of bert.encoder.layer.1.output.dense.weight is 100% of its length away"),
+        (Hasty, "its update of the matrices is .*% of its length away"),
+        (Stale, "its (loss in step|gradient of) .* in fp32"),
+        (Monotonous, "its dropout is the same in every step"),
+        (Broken, "it failed: AttributeError: no such instruction$"),
+    ],
+)
+def test_a_wrong_step_is_found(make: Any, said: str) -> None:
+    model = dropping()
+    with torch.no_grad():  # a head that does not say the same of every row
+        model.classifier.weight.mul_(50)
+        model.bert.pooler.dense.weight.mul_(10)
+    start = copy.deepcopy(model.state_dict())
+    found = rehearsed(make, model, [batch_of([5, 9, 1, 3], "classification", 0)])
+    assert found is not None
+    assert re.search(said, found), found
+    torch.testing.assert_close(model.state_dict(), start, rtol=0, atol=0)
+
+
+def test_a_model_without_dropout_may_say_the_same_twice() -> None:
+    assert (
+        rehearsed(Monotonous, build("bert", "classification", False), [batch_of([5, 3], "classification", 0)]) is None
+    )
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), None])
+def test_without_a_reference_nothing_is_said_against_a_step(
+    error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = dropping()
+    batch = batch_of([5, 3], "classification", 0)
+
+    class Large(EagerStep):
+        def __call__(self, prepared: Any) -> Tensor:
+            if error is not None:
+                raise error
+            return super().__call__(prepared)
+
+    if error is None:
+        batch["labels"] = torch.full((2,), -100)
+    optimizer = adamw(model, lr=1e-3)
+    step = RaggedStep(model, optimizer)
+    assert rehearse(step, lambda mode: Large(model, optimizer, precision=mode), [batch]) is None
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("the fast step was not rehearsed: ")
+
+
+def test_a_fault_of_the_plain_step_is_not_hidden() -> None:
+    class Faulty(EagerStep):
+        def __call__(self, prepared: Any) -> Tensor:
+            raise RuntimeError("a bug")
+
+    model = dropping()
+    optimizer = adamw(model, lr=1e-3)
+    with pytest.raises(RuntimeError, match="a bug"):
+        rehearse(RaggedStep(model, optimizer), lambda mode: Faulty(model, optimizer), [batch_of([5], "qa", 0)])
+
+
+def test_few_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    class Counting(EagerStep):
+        def prepare(self, micro_batches: Any) -> Any:
+            seen.extend(len(batch["input_ids"]) for batch in micro_batches)
+            return super().prepare(micro_batches)
+
+    model = dropping()
+    optimizer = adamw(model, lr=1e-3)
+    sample = [batch_of([3] * 20, "classification", seed) for seed in range(4)]
+    assert (
+        rehearse(RaggedStep(model, optimizer), lambda mode: Counting(model, optimizer, precision=mode), sample) is None
+    )
+    assert set(seen) == {ROWS}
+    assert len(seen) == 2 * 3 * 2  # two references, three steps, two micro-batches
