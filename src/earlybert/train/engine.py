@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from ..ticket import Gates
 from .fast import RaggedStep
 from .lamb import Lamb
 from .masked import MaskedStep, RaggedMaskedStep
+from .ragged import no_varlen
 from .ranks import ALONE, Ranks
 from .rehearsal import rehearse
 from .step import EagerStep
@@ -163,13 +163,10 @@ def _no_graph(
         return "the model runs its layers more than once, which they were not made for."
     try:
         import triton  # noqa: F401 # pyright: ignore[reportMissingImports]
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError as error:
-        return f"{error.name} is not installed; torch 2.11 or newer with CUDA has both."
-    if "scale" not in inspect.signature(varlen_attn).parameters:
-        return "this torch's varlen_attn takes no scale; torch 2.11 or newer has one that does."
-    if (size := of(model).head_size) % 8 or size > 256:
-        return f"torch's varlen_attn takes heads of 8, 16, 24, ... 256 features, and these have {size}."
+    except ImportError:
+        return "triton is not installed; it comes with torch for CUDA."
+    if why := no_varlen(of(model).head_size):
+        return why
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
         return "the parameters are not fp32."
     return None

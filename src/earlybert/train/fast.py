@@ -14,7 +14,7 @@ from .dropout import Dropouts
 from .losses import SPAN, loss_of, span_loss
 from .pack import Packed, pack, shapes
 from .precision import autocast
-from .ragged import Kernel, RaggedModel, set_layout
+from .ragged import Kernel, RaggedModel, no_varlen, set_layout
 from .step import EagerStep, present, to_device
 from .table import Table
 
@@ -42,6 +42,9 @@ class RaggedStep(EagerStep):
         super().__init__(*args, **kwargs)
         self.ragged = RaggedModel(self.model)
         self.kernel: Kernel = "padded" if exact else "groups"
+        half = self.precision == "bf16" and self.device.type == "cuda"
+        if not exact and half and no_varlen(self.ragged.anatomy.head_size) is None:
+            self.kernel = "varlen"
 
     def reading(self, model: nn.Module) -> EagerStep:
         """This step on another model, whose forward passes take the same prepared batches."""

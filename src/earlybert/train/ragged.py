@@ -100,6 +100,19 @@ def attention(
     return out.unsqueeze(0), None
 
 
+def no_varlen(head_size: int) -> str | None:
+    """Why torch's variable-length attention, which is for CUDA and half precision, cannot be had; None where it can."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        return f"{error.name} is not installed; torch 2.11 or newer with CUDA has it."
+    if "scale" not in inspect.signature(varlen_attn).parameters:
+        return "this torch's varlen_attn takes no scale; torch 2.11 or newer has one that does."
+    if head_size % 8 or head_size > 256:
+        return f"torch's varlen_attn takes heads of 8, 16, 24, ... 256 features, and these have {head_size}."
+    return None
+
+
 def _varlen(q: Tensor, k: Tensor, v: Tensor, scaling: float | None) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from earlybert import Gates
 from earlybert.train import engine
+from earlybert.train.fast import RaggedStep
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
 from tests.conftest import tiny_batch
@@ -37,15 +39,18 @@ def test_twenty_steps_within_bf16(family: str, kind: str, cut: bool) -> None:
     model = build(family, kind, cut, **sizes).cuda()
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
     results = []
-    for make in (EagerStep, lambda *a: EagerStep(*a, precision="bf16"), graphed):
+    for make in (EagerStep, *(partial(plain, precision="bf16") for plain in (EagerStep, RaggedStep)), graphed):
         mine = copy.deepcopy(model)
         step = make(mine, adamw(mine, lr=1e-3, weight_decay=0.01))
         results.append((losses(step, kind), torch.cat([p.detach().flatten() for p in mine.parameters()])))
-    (exact, exact_end), (_, half_end), (fast, fast_end) = results
-    assert fast == pytest.approx(exact, abs=0.02)
-    # as far from fp32 as the eager bf16 step is, or little more
+        if isinstance(step, RaggedStep):
+            assert step.kernel == "varlen"
+    (exact, exact_end), (_, half_end), *quick = results
     moved = (exact_end - start).norm()
-    assert (fast_end - exact_end).norm() / moved < 2 * (half_end - exact_end).norm() / moved + 0.02
+    for fast, fast_end in quick:
+        assert fast == pytest.approx(exact, abs=0.02)
+        # as far from fp32 as the eager bf16 step is, or little more
+        assert (fast_end - exact_end).norm() / moved < 2 * (half_end - exact_end).norm() / moved + 0.02
 
 
 @pytest.mark.parametrize("search", [False, True])

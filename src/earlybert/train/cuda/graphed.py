@@ -58,8 +58,6 @@ class GraphedStep(RaggedStep):
 
     def __init__(self, *args: Any, graphs: int = 24, compile: bool = False, exact: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, exact=exact, **kwargs)
-        if not exact and self.device.type == "cuda":  # elsewhere nothing but tests run it, and they have no such kernel
-            self.kernel = "varlen"
         self.graphs = Graphs(graphs, self.device)
         self.rows = 0
         # Where nothing reaches a parameter, zeros for its gradient leave AdamW still, but not a trust ratio.
