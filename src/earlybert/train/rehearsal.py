@@ -130,11 +130,10 @@ class _Bench:
             set_rate(step.optimizer, factor)
             losses.append(float(step(step.prepare(batch))))
         state: dict[Any, Any] = step.optimizer.state
-        moments = [
-            state.get(parameter, {}).get("exp_avg", torch.zeros_like(parameter)) for parameter in self.parameters
-        ]
-        moved = [parameter.detach() - before for parameter, before in zip(self.parameters, self._start, strict=True)]
-        return _Taken(losses, [moment.to("cpu", copy=True) for moment in moments], [each.cpu() for each in moved])
+        none = torch.zeros(())
+        moments = [state.get(parameter, {}).get("exp_avg", none).to("cpu", copy=True) for parameter in self.parameters]
+        moved = [now.detach().cpu() - before for now, before in zip(self.parameters, self._start, strict=True)]
+        return _Taken(losses, moments, moved)
 
 
 def _apart_from(state: dict[str, Any]) -> dict[str, Any]:
@@ -148,17 +147,16 @@ def _compare(found: _Taken, rounded: _Taken, exact: _Taken, bench: _Bench) -> st
     for number, (loss, right) in enumerate(zip(found.losses, exact.losses, strict=True), start=1):
         if not abs(loss - right) <= TIMES * apart + LOSS * abs(right):
             return f"its loss in step {number} is {loss:.4f} where it is {right:.4f} in fp32."
-    gradients = [
-        _Apart.of([a], [b], [c]) for a, b, c in zip(found.moments, rounded.moments, exact.moments, strict=True)
-    ]
+    vectors = zip(found.moments, rounded.moments, exact.moments, strict=True)
+    gradients = [_Apart.of([a], [b], [c]) for a, b, c in vectors]
     whole = math.hypot(*(each.length for each in gradients))
     for name, each in zip(bench.names, gradients, strict=True):
         if not each.error <= each.allowed + NEGLIGIBLE * whole:
-            return f"its gradient of {name} is {each.error / each.length:.0%} of its length away from that in fp32."
+            return f"its gradient of {name} is {each}."
     for name, members in bench.groups.items():  # by itself, an update near zero is the sign of what was rounded
         each = _Apart.of(*([taken.moved[member] for member in members] for taken in (found, rounded, exact)))
         if not each.error <= each.allowed:
-            return f"its update of the {name} is {each.error / each.length:.0%} of its length away from that in fp32."
+            return f"its update of the {name} is {each}."
     return None
 
 
@@ -183,6 +181,12 @@ class _Apart:
     def allowed(self) -> float:
         """The largest error that rounding explains."""
         return TIMES * self.rounding + SHARE * self.length
+
+    def __str__(self) -> str:
+        return (
+            f"{self.error:.2g} away from that in fp32, whose length is {self.length:.2g}; rounding to "
+            f"this precision explains {self.rounding:.2g}"
+        )
 
 
 def _few(batch: Batch) -> Batch:
