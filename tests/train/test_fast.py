@@ -322,7 +322,7 @@ def test_a_model_that_ignores_the_registered_attention_is_refused(monkeypatch: p
     """It would let rows see each other, silently."""
     from earlybert.train import ragged
 
-    monkeypatch.setattr(ragged, "NAME", "sdpa")  # as a model does that always runs its own attention
+    monkeypatch.setattr(ragged, "COUNTED", "sdpa")  # as a model does that always runs its own attention
     model = build("bert", "classification", False)
     with pytest.raises(Refused, match="does not let its attention be replaced"):
         RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.0))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from earlybert import Gates
 from earlybert.train.fast import RaggedStep
 from earlybert.train.lamb import lamb
 from earlybert.train.optimizer import adamw
-from earlybert.train.rehearsal import ROWS, rehearse
+from earlybert.train.rehearsal import Unusable, _Bench, rehearse
 from earlybert.train.step import EagerStep
 from tests.conftest import tiny_model
 from tests.train.test_fast import batch_of, build
@@ -115,6 +117,37 @@ class Monotonous(RaggedStep):
         return super().__call__(prepared)
 
 
+class Fixed(RaggedStep):
+    """Its learning rates are those of its first step, as in a graph that they were captured in."""
+
+    rates: Any = None
+
+    def __call__(self, prepared: Any) -> Tensor:
+        self.rates = self.rates or [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+        return super().__call__(prepared)
+
+
+class Wild(RaggedStep):
+    """Its gradients are wrong in training alone."""
+
+    def clip(self, most: float) -> None:
+        if self.model.bert.training:
+            for parameter in self.clipped:
+                parameter.grad = torch.randn_like(parameter) if parameter.grad is not None else None
+        super().clip(most)
+
+
+class Torn(RaggedStep):
+    """With dropout, where something is dropped, it gives no numbers."""
+
+    def clip(self, most: float) -> None:
+        if self.model.bert.embeddings.dropout.p > 0.01 and self.model.bert.training:
+            self.clipped[0].grad.fill_(float("nan"))
+        super().clip(most)
+
+
 class Broken(RaggedStep):
     """As a compiler that does not know this GPU."""
 
@@ -132,6 +165,9 @@ class Broken(RaggedStep):
         ),
         (Hasty, "its update of the matrices is .* away from that in fp32"),
         (Stale, "its (loss in step|gradient of) .* in fp32"),
+        (Fixed, "its update of the matrices is .* away from that in fp32"),
+        (Wild, "its gradient of .* away from that in fp32"),
+        (Torn, "its gradients with dropout are not finite"),
         (Monotonous, "its dropout is the same in every step"),
         (Broken, "it failed: AttributeError: no such instruction$"),
     ],
@@ -187,7 +223,10 @@ def test_a_fault_of_the_plain_step_is_not_hidden() -> None:
         rehearse(RaggedStep(model, optimizer), lambda mode: Faulty(model, optimizer), [batch_of([5], "qa", 0)])
 
 
-def test_few_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("memory", "rows"), [(100, [32]), (10, [32, 8]), (1, [32, 8])])
+def test_few_rows_are_enough_and_fewer_where_there_is_no_memory(
+    memory: int, rows: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[int] = []
 
     class Counting(EagerStep):
@@ -195,11 +234,50 @@ def test_few_rows_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.extend(len(batch["input_ids"]) for batch in micro_batches)
             return super().prepare(micro_batches)
 
+        def __call__(self, prepared: Any) -> Tensor:
+            if seen[-1] > memory:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super().__call__(prepared)
+
     model = dropping()
     optimizer = adamw(model, lr=1e-3)
-    sample = [batch_of([3] * 20, "classification", seed) for seed in range(4)]
-    assert (
-        rehearse(RaggedStep(model, optimizer), lambda mode: Counting(model, optimizer, precision=mode), sample) is None
-    )
-    assert set(seen) == {ROWS}
-    assert len(seen) == 2 * 3 * 2  # two references, three steps, two micro-batches
+    sample = [batch_of([3] * 40, "classification", seed) for seed in range(4)]
+    step = RaggedStep(model, optimizer)
+    assert rehearse(step, lambda mode: Counting(model, optimizer, precision=mode), sample) is None
+    assert list(dict.fromkeys(seen)) == rows
+    if memory >= 8:
+        assert seen.count(rows[-1]) == 2 * 3 * 2  # two references, three steps, two micro-batches
+    assert len(caplog.messages) == (0 if memory >= 8 else 1)
+
+
+def test_a_device_that_does_nothing_more_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deadly(RaggedStep):
+        dead = False
+
+        def __call__(self, prepared: Any) -> Tensor:
+            self.dead = True
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nand more")
+
+        def refresh(self) -> None:
+            if self.dead:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(
+        Unusable, match=r"failed \(RuntimeError: CUDA error: an illegal memory .+d\); .* --engine eager"
+    ):
+        rehearsed(Deadly, dropping(), [batch_of([5, 3], "classification", 0)])
+
+
+def test_what_is_compared_lies_on_one_device() -> None:
+    """Parameters on a GPU that is only pretended, their copies on the CPU."""
+    with FakeTensorMode():
+        model = torch.nn.Module()
+        model.weight = torch.nn.Parameter(torch.empty(2, 3, device="cuda"))
+        optimizer = torch.optim.AdamW(model.parameters())
+        optimizer.state[model.weight] = {
+            "step": torch.zeros((), device="cuda"),
+            "exp_avg": torch.zeros_like(model.weight),
+        }
+        bench = _Bench(SimpleNamespace(model=model, optimizer=optimizer))  # type: ignore[arg-type]
+        devices = [each.device.type for pair in bench.results() for each in pair]
+    assert devices == ["cpu"] * 2

@@ -120,11 +120,17 @@ def _failed(name: str, error: Exception) -> int:
     from ..ticket import CutMismatch
     from ..ticket.memory import out_of_memory
     from ..train import Diverged
+    from ..train.rehearsal import Unusable
 
     if isinstance(error, Diverged):
         return _refuse(str(error), DIVERGED)
     if isinstance(error, (Refused, CutMismatch)):
         return _refuse(str(error))
+    behind: BaseException | None = error
+    while behind is not None:  # a device that does nothing more fails again wherever something is put back
+        if isinstance(behind, Unusable):
+            return _refuse(str(behind))
+        behind = behind.__context__
     if isinstance(error, (RuntimeError, MemoryError)) and out_of_memory(error):
         return _refuse(f"the memory ran out; {LESS.get(name, LESS['finetune'])}.")
     raise error

@@ -71,6 +71,7 @@ def build(
 
     Raises:
         Refused: The engine is neither, or the model has no head for these batches.
+        Unusable: A step has failed in its rehearsal and taken the device along.
     """
     if engine not in ("eager", "fast"):
         raise Refused(f"the engine must be eager or fast, got {engine!r}.")
@@ -80,20 +81,23 @@ def build(
     if engine == "eager":
         return plain(model, optimizer, **settings)
 
+    alone = settings.get("ranks", ALONE).world == 1
+    rows = sample() if sample is not None and device.type == "cuda" and alone else []
+
     def doubt(step: EagerStep) -> str | None:
         """What a rehearsal finds wrong with a step."""
-        if sample is None or device.type != "cuda" or settings.get("ranks", ALONE).world > 1:
-            return None
-        return rehearse(step, lambda mode: plain(model, optimizer, **{**settings, "precision": mode}), sample())
+        return rehearse(step, lambda mode: plain(model, optimizer, **{**settings, "precision": mode}), rows)
 
     try:
         if device.type == "cuda":
             lost = _no_graph(model, optimizer, static=static, masked=masked, **settings)
-            if lost is None:
-                step = _graphed(masked)(model, optimizer, exact=exact, compile=compile, **_alone(settings))
+            for compiled in [] if lost else [True, False] if compile else [False]:
+                step = _graphed(masked)(model, optimizer, exact=exact, compile=compiled, **_alone(settings))
                 lost = doubt(step)
                 if lost is None:
                     return step
+                if compiled:
+                    log.warning("the step runs without torch.compile: %s", lost)
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
         step = packed(model, optimizer, exact=exact, **settings)
         if wrong := doubt(step):

@@ -18,8 +18,9 @@ from ..anatomy import Refused, of
 from ..anatomy.modes import evaluating
 from . import blocks
 
-NAME = "earlybert_ragged"
-"""Under which the attention is registered with `transformers`."""
+NAME, COUNTED = "earlybert_ragged", "earlybert_counted"
+"""Under which the attention is registered with `transformers`; and one that counts its calls, which steps do not: a
+compiler would compile anew for every count."""
 
 Head = Literal["first", "tokens", "rows"]
 """What a task head reads: the first token of each row, all tokens one by one, or padded rows."""
@@ -40,8 +41,6 @@ class Layout:
     """Where the rows of the batch in hand lie; read by the attention and by the unpacking hook."""
 
     kernel: Kernel = "groups"
-    calls: int = 0
-    """How often the attention below was called, to see that a model calls it at all."""
     bounds: Tensor = field(default_factory=lambda: torch.empty(0))
     """int32 `[rows + 2]`, as `Packed.bounds`."""
     lengths: tuple[int, ...] = ()
@@ -87,7 +86,6 @@ def attention(
         `[1, tokens, heads, head size]`.
     """
     # squeeze, not [0]: the gradient of an index is a copy into zeros
-    _layout.calls += 1
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))  # [tokens, heads, head size]
     if _layout.kernel == "varlen":
         out = _varlen(q, k, v, scaling)
@@ -162,11 +160,21 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: flo
     return out.transpose(1, 2)[_layout.row, _layout.offset]
 
 
+_calls: list[int] = []
+
+
+def _counted(*args: Any, **settings: Any) -> tuple[Tensor, None]:
+    _calls.append(1)
+    return attention(*args, **settings)
+
+
 AttentionInterface.register(NAME, attention)
+AttentionInterface.register(COUNTED, _counted)
 try:
     from transformers import AttentionMaskInterface
 
-    AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+    for _name in (NAME, COUNTED):
+        AttentionMaskInterface.register(_name, lambda *_, **__: None)
 except ImportError:  # before the interface was public
     pass
 
@@ -227,29 +235,30 @@ class RaggedModel:
         device = next(self.model.parameters()).device
         ids = torch.full((1, 4), 5, device=device)
         positions = torch.tensor([[0, 1, 0, 1]], device=device) + self.position_offset
-        before, passes = _layout.calls, []
+        passes: list[int] = []
         outputs = [self.model.get_submodule(layer.output) for layer in self.anatomy.layers]
         hooks = [module.register_forward_hook(lambda *_: passes.append(1)) for module in outputs]
+        _calls.clear()
         try:
-            with evaluating(self.model), self.packed(), torch.no_grad():
+            with evaluating(self.model), self.packed(COUNTED), torch.no_grad():
                 bounds = torch.tensor([0, 2, 4, 4], dtype=torch.int32, device=device)
                 set_layout("groups", bounds, 2, 4, lengths=(2, 2), places=self.head == "rows")
                 self.model(input_ids=ids, position_ids=positions)
         finally:
             for hook in hooks:
                 hook.remove()
-        if _layout.calls - before != len(passes):
+        if len(_calls) != len(passes):
             raise Refused(
                 f"{type(self.model).__name__} does not let its attention be replaced in this version of transformers; "
                 "it takes the eager step."
             )
 
     @contextmanager
-    def packed(self) -> Iterator[nn.Module]:
+    def packed(self, attention: str = NAME) -> Iterator[nn.Module]:
         """The model, taking packed batches inside; outside it is the stock model."""
         config: Any = self.model.config
         before = config._attn_implementation
-        config._attn_implementation = NAME
+        config._attn_implementation = attention
         hooks = [self.stack.register_forward_hook(self._unpack)]
         if self.head == "tokens" and self.pooler is not None:
             hooks.append(self.pooler.register_forward_pre_hook(_first_tokens))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,17 +18,22 @@ from torch import Tensor, nn
 from ..anatomy import Refused, of
 from ..tasks.batches import Batch
 from ..ticket.memory import out_of_memory
+from .fast import RaggedStep
 from .masked import APART
 from .optimizer import set_rate
 from .step import EagerStep, present
-from .untouched import untouched
+from .untouched import aside
 
-ROWS, MICRO_BATCHES, STEPS = 8, 2, 3
-"""Of a rehearsal at most: rows of a micro-batch, micro-batches of a step, and steps. What is to be a CUDA graph is met
-for the second time in the second step, and replayed on other data in the third."""
+ROWS, FEWER, MICRO_BATCHES = 32, 8, 2
+"""Of a rehearsal at most: rows of a micro-batch, rows where there is no memory for so many, micro-batches of a step."""
+RATES = (1.0, 0.25, 0.5)
+"""Factors on the learning rates of its steps. What is to be a CUDA graph is met for the second time in the second, and
+replayed on other data in the third."""
 TIMES, SHARE, NEGLIGIBLE, LOSS = 3.0, 0.1, 1e-3, 0.02
 """How far from fp32 a vector may be: so many times as far as that of the plain step in the same precision, and a share
 of its own length; of a gradient, a share of the length of all together, too. And the share of a loss."""
+HARMLESS = 1e-12
+"""A probability of dropout that is not 0 and drops nothing."""
 
 Make = Callable[[Literal["bf16", "no"]], EagerStep]
 """The plain step on the same model and optimizer, in a precision."""
@@ -35,11 +41,15 @@ Make = Callable[[Literal["bf16", "no"]], EagerStep]
 log = logging.getLogger("earlybert")
 
 
+class Unusable(RuntimeError):
+    """A step has failed in a way that leaves nothing to go on with."""
+
+
 def rehearse(step: EagerStep, plain: Make, sample: Sequence[Batch]) -> str | None:
-    """Take a few steps, dropout off, and the same with the plain step in its precision and in fp32, and compare.
+    """Take a few steps without dropout, and the same with the plain step in its precision and in fp32, and compare.
 
     Losses, first moments and updates may be a little further from those in fp32 than those of the plain step are. With
-    dropout on, two steps on the same rows must differ. Parameters, optimizer, modes and the random state are put back.
+    dropout, two steps on the same rows must differ. Parameters, optimizer, modes and the random state are put back.
 
     Args:
         step: On its device; its optimizer is an AdamW or a `Lamb`.
@@ -49,64 +59,116 @@ def rehearse(step: EagerStep, plain: Make, sample: Sequence[Batch]) -> str | Non
     Returns:
         What is wrong with the step, to be read by a person; None where nothing is, and where there is no reference:
         no rows, no label in these, or no memory.
+
+    Raises:
+        Unusable: The step has failed, and so does putting things back: a GPU does nothing more after some errors.
     """
     if not sample:
         return None
-    few = [_few(batch) for batch in sample[:MICRO_BATCHES]]
-    batches = [few]
-    while len(batches) < STEPS:
-        batches.append([_other(batch) for batch in batches[-1]])
-    bench = _Bench(step)
-    body = getattr(step.model, str(step.model.base_model_prefix), step.model)
-    with untouched(step.model):
+    for rows in (ROWS, FEWER):
         try:
-            step.model.eval()
+            return _rehearse(step, plain, [_few(batch, rows) for batch in sample[:MICRO_BATCHES]])
+        except _NoReference as found:
+            why, memory = str(found), found.memory
+        if not memory:
+            break
+    log.warning("the fast step was not rehearsed: %s", why)
+    return None
+
+
+class _NoReference(Exception):
+    """The plain step cannot take these rows."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(_line(error))
+        self.memory = out_of_memory(error)
+
+
+def _rehearse(step: EagerStep, plain: Make, few: Sequence[Batch]) -> str | None:
+    """As `rehearse`, on exactly these rows."""
+    batches = [few]
+    while len(batches) < len(RATES):
+        batches.append([_other(batch) for batch in batches[-1]])
+    bench, failed = _Bench(step), None
+    try:
+        with aside(step.model):
+            exact, rounding = _reference(bench, plain, step.precision, batches)
             try:
-                exact = bench.take(plain("no"), batches)
-                rounded = bench.take(plain(step.precision), batches)
-            except (Refused, RuntimeError, MemoryError) as error:
-                if not isinstance(error, Refused) and not out_of_memory(error):
-                    raise
-                log.warning("the fast step was not rehearsed: %s", _line(error))
-                return None
-            try:
-                found = bench.take(step, batches)
-                body.train()  # alone: dropout of a head is a stock module
-                again = bench.take(step, [few] * STEPS, factor=0.0)
+                with _harmless_dropout(step):
+                    losses = bench.take(step, batches, RATES)
+                fault = exact.compare(losses, rounding, exact.distances(losses, bench.results()))
+                return fault or _dropout_fault(bench, step, few)
             except Exception as error:  # a compiler and a driver may raise anything, and the plain step is there
+                failed = error
                 return f"it failed: {_line(error)}"
-        finally:
-            bench.begin(step)
-    fault = _compare(found, rounded, exact, bench)
-    if fault is None and _drops(step.model, body) and again.losses[-1] == again.losses[-2]:
-        fault = "its dropout is the same in every step."
-    return fault
+            finally:
+                bench.begin(step)
+    except RuntimeError as error:
+        if failed is None:
+            raise
+        raise Unusable(f"the fast step failed ({_line(failed)}); start again with --engine eager.") from error
 
 
-@dataclass
-class _Taken:
-    """What steps came to, on the CPU."""
+def _reference(bench: _Bench, plain: Make, precision: Any, batches: Sequence[Sequence[Batch]]) -> tuple[_Exact, _Apart]:
+    """The steps in fp32, and how far from them the plain step is in the fast one's precision."""
+    bench.step.model.eval()
+    try:
+        exact = _Exact(bench, bench.take(plain("no"), batches, RATES))
+        losses = bench.take(plain(precision), batches, RATES)
+        return exact, exact.distances(losses, bench.results())
+    except (Refused, RuntimeError, MemoryError) as error:
+        bench.begin(bench.step)
+        if isinstance(error, Refused) or out_of_memory(error):
+            raise _NoReference(error) from None
+        raise
 
-    losses: list[float]
-    moments: list[Tensor]
-    """First moments of the parameters: what arrived as gradients."""
-    moved: list[Tensor]
-    """What was added to the parameters."""
+
+@contextmanager
+def _harmless_dropout(step: EagerStep) -> Iterator[None]:
+    """In training, but nothing is dropped: what a step computes with dropout is what the plain one does without.
+
+    One that keeps dropout on attention probabilities is in evaluation: not all models have those in a module.
+    """
+    dropouts = [module for module in step.model.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+    before = [module.p for module in dropouts]
+    step.model.train(not (isinstance(step, RaggedStep) and step.kernel == "padded"))
+    for module in dropouts:
+        module.p = HARMLESS
+    try:
+        yield
+    finally:
+        for module, p in zip(dropouts, before, strict=True):
+            module.p = p
+
+
+def _dropout_fault(bench: _Bench, step: EagerStep, few: Sequence[Batch]) -> str | None:
+    """What is wrong with a step's dropout: steps on the same rows are to be finite and to differ."""
+    model: Any = step.model
+    body = getattr(model, str(model.base_model_prefix), model)
+    model.eval()
+    body.train()  # alone: dropout of a head is a stock module
+    losses = bench.take(step, [few] * len(RATES), [0.0] * len(RATES))
+    if not all(bool(moment.isfinite().all()) for moment, _ in bench.results()):
+        return "its gradients with dropout are not finite."
+    if not all(map(math.isfinite, losses)):
+        return f"its losses with dropout are {', '.join(f'{loss:.4f}' for loss in losses)}."
+    if _drops(model, body) and losses[-1] == losses[-2]:
+        return "its dropout is the same in every step."
+    return None
 
 
 class _Bench:
     """Takes steps from where a step's parameters and optimizer are now, as often as one likes."""
 
     def __init__(self, step: EagerStep) -> None:
+        self.step = step
         groups = step.optimizer.param_groups
         self.parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
         known = {id(parameter): name for name, parameter in step.model.named_parameters()}
         self.names = [known.get(id(parameter), "the coefficients") for parameter in self.parameters]
-        self.groups: dict[str, list[int]] = {}
-        """Places of each group's parameters among all."""
-        for number, group in enumerate(groups):
-            at = sum(map(len, self.groups.values()))
-            self.groups[group.get("name", f"group {number}")] = list(range(at, at + len(group["params"])))
+        self.groups = [
+            group.get("name", f"group {number}") for number, group in enumerate(groups) for _ in group["params"]
+        ]
         # On the CPU: a GPU may have no room for a second model.
         self._start = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
         saved = step.optimizer.state_dict()
@@ -122,18 +184,77 @@ class _Bench:
         step.optimizer.load_state_dict({**self._state, "state": fresh})
         step.refresh()
 
-    def take(self, step: EagerStep, batches: Sequence[Sequence[Batch]], *, factor: float = 1.0) -> _Taken:
-        """A step for each of `batches`, at `factor` times the base learning rates."""
+    def take(self, step: EagerStep, batches: Sequence[Sequence[Batch]], rates: Sequence[float]) -> list[float]:
+        """A step for each of `batches`, at these factors on the base learning rates; the losses."""
         self.begin(step)
         losses = []
-        for batch in batches:
-            set_rate(step.optimizer, factor)
+        for batch, rate in zip(batches, rates, strict=True):
+            set_rate(step.optimizer, rate)
             losses.append(float(step(step.prepare(batch))))
-        state: dict[Any, Any] = step.optimizer.state
-        none = torch.zeros(())
-        moments = [state.get(parameter, {}).get("exp_avg", none).to("cpu", copy=True) for parameter in self.parameters]
-        moved = [now.detach().cpu() - before for now, before in zip(self.parameters, self._start, strict=True)]
-        return _Taken(losses, moments, moved)
+        return losses
+
+    def results(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of each parameter, what has arrived as gradients (the first moment) and what was added to it, on the CPU."""
+        state: dict[Any, Any] = self.step.optimizer.state
+        for parameter, before in zip(self.parameters, self._start, strict=True):
+            moment = state.get(parameter, {}).get("exp_avg", torch.zeros(()))
+            yield moment.to("cpu", copy=True), parameter.detach().cpu() - before
+
+
+@dataclass
+class _Apart:
+    """How far steps are from those in fp32."""
+
+    loss: float
+    """The largest distance of a loss."""
+    gradients: list[float]
+    """Of each parameter's first moment."""
+    updates: dict[str, float]
+    """Of what was added to the parameters of each group."""
+
+
+class _Exact:
+    """Steps of the plain kind in fp32.
+
+    Args:
+        bench: That has just taken them.
+        losses: Theirs.
+    """
+
+    def __init__(self, bench: _Bench, losses: list[float]) -> None:
+        self._bench, self._losses, self._results = bench, losses, list(bench.results())
+        # As far as steps would be that did nothing: the lengths.
+        self._lengths = self.distances(losses, ((torch.zeros(()), torch.zeros(())) for _ in self._results))
+
+    def distances(self, losses: Sequence[float], results: Iterable[tuple[Tensor, Tensor]]) -> _Apart:
+        """How far away other steps are."""
+        gradients: list[float] = []
+        updates: dict[str, list[float]] = {}
+        for group, found, right in zip(self._bench.groups, results, self._results, strict=True):
+            gradients.append(float((found[0] - right[0]).norm()))
+            updates.setdefault(group, []).append(float((found[1] - right[1]).norm()))
+        loss = max(abs(a - b) for a, b in zip(losses, self._losses, strict=True))
+        return _Apart(loss, gradients, {name: math.hypot(*each) for name, each in updates.items()})
+
+    def compare(self, losses: Sequence[float], rounding: _Apart, found: _Apart) -> str | None:
+        """What of a step is further away than rounding explains."""
+        for number, (loss, right) in enumerate(zip(losses, self._losses, strict=True), start=1):
+            if not abs(loss - right) <= TIMES * rounding.loss + LOSS * abs(right):
+                return f"its loss in step {number} is {loss:.4f} where it is {right:.4f} in fp32."
+        slack = NEGLIGIBLE * math.hypot(*self._lengths.gradients)
+        vectors = zip(self._bench.names, found.gradients, rounding.gradients, self._lengths.gradients, strict=True)
+        for name, error, explained, length in vectors:
+            if not error <= TIMES * explained + SHARE * length + slack:
+                return f"its gradient of {name} is {_far(error, explained, length)}."
+        for name, error in found.updates.items():  # by itself, an update near zero is the sign of what was rounded
+            explained, length = rounding.updates[name], self._lengths.updates[name]
+            if not error <= TIMES * explained + SHARE * length:
+                return f"its update of the {name} is {_far(error, explained, length)}."
+        return None
+
+
+def _far(error: float, explained: float, length: float) -> str:
+    return f"{error:.2g} away from that in fp32, whose length is {length:.2g}; rounding explains {explained:.2g}"
 
 
 def _apart_from(state: dict[str, Any]) -> dict[str, Any]:
@@ -141,57 +262,9 @@ def _apart_from(state: dict[str, Any]) -> dict[str, Any]:
     return {key: each.to("cpu", copy=True) if isinstance(each, Tensor) else each for key, each in state.items()}
 
 
-def _compare(found: _Taken, rounded: _Taken, exact: _Taken, bench: _Bench) -> str | None:
-    """What of some steps is further from fp32 than the plain step's rounding explains."""
-    apart = max(abs(a - b) for a, b in zip(rounded.losses, exact.losses, strict=True))
-    for number, (loss, right) in enumerate(zip(found.losses, exact.losses, strict=True), start=1):
-        if not abs(loss - right) <= TIMES * apart + LOSS * abs(right):
-            return f"its loss in step {number} is {loss:.4f} where it is {right:.4f} in fp32."
-    vectors = zip(found.moments, rounded.moments, exact.moments, strict=True)
-    gradients = [_Apart.of([a], [b], [c]) for a, b, c in vectors]
-    whole = math.hypot(*(each.length for each in gradients))
-    for name, each in zip(bench.names, gradients, strict=True):
-        if not each.error <= each.allowed + NEGLIGIBLE * whole:
-            return f"its gradient of {name} is {each}."
-    for name, members in bench.groups.items():  # by itself, an update near zero is the sign of what was rounded
-        each = _Apart.of(*([taken.moved[member] for member in members] for taken in (found, rounded, exact)))
-        if not each.error <= each.allowed:
-            return f"its update of the {name} is {each}."
-    return None
-
-
-@dataclass
-class _Apart:
-    """Distances of a vector that is given in parts."""
-
-    error: float
-    """Of the fast step's from that in fp32."""
-    rounding: float
-    """Of the plain step's from that in fp32."""
-    length: float
-    """Of that in fp32."""
-
-    @classmethod
-    def of(cls, found: Sequence[Tensor], rounded: Sequence[Tensor], exact: Sequence[Tensor]) -> _Apart:
-        errors = [float((a - c).norm()) for a, c in zip(found, exact, strict=True)]
-        roundings = [float((b - c).norm()) for b, c in zip(rounded, exact, strict=True)]
-        return cls(math.hypot(*errors), math.hypot(*roundings), math.hypot(*(float(c.norm()) for c in exact)))
-
-    @property
-    def allowed(self) -> float:
-        """The largest error that rounding explains."""
-        return TIMES * self.rounding + SHARE * self.length
-
-    def __str__(self) -> str:
-        return (
-            f"{self.error:.2g} away from that in fp32, whose length is {self.length:.2g}; rounding to "
-            f"this precision explains {self.rounding:.2g}"
-        )
-
-
-def _few(batch: Batch) -> Batch:
+def _few(batch: Batch, rows: int) -> Batch:
     """The first rows of a batch; all where some of its entries have no rows."""
-    return batch if any(name in batch for name in APART) else {name: tensor[:ROWS] for name, tensor in batch.items()}
+    return batch if any(name in batch for name in APART) else {name: tensor[:rows] for name, tensor in batch.items()}
 
 
 def _other(batch: Batch) -> Batch:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from earlybert import Gates
 from earlybert.train import engine
@@ -272,7 +273,41 @@ def test_where_packing_is_wrong_too_the_plain_step_is_left(
     assert all("its loss in step 1 is" in message for message in caplog.messages)
 
 
-def rehearsed(monkeypatch: pytest.MonkeyPatch, parts: int) -> tuple[Any, Any]:
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has graphs")
+def test_a_compiler_that_fails_takes_no_graphs_along(
+    stand_ins: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        def run(*_: Any) -> Any:
+            raise RuntimeError("backend failed")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    step, _ = rehearsed(monkeypatch, 1, compile=True)
+    assert type(step).__name__ == "GraphedStep"
+    assert caplog.messages == ["the step runs without torch.compile: it failed: RuntimeError: backend failed"]
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="attention on a GPU is in bf16")
+def test_what_is_compiled_serves_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as on a GPU, which reads bounds and no lengths."""
+    counter = CompileCounter()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: real(f, backend=counter, **settings))
+    monkeypatch.setattr("earlybert.train.ragged._varlen", lambda q, k, v, scaling: q + k + v)
+    torch._dynamo.reset()
+    model = build("bert", "classification", False, num_hidden_layers=1)
+    step = graphed(model, adamw(model, lr=1e-3), compile=True, precision="no")
+    step.kernel = "varlen"
+    counts = []
+    for seed in range(6):
+        step(step.prepare([batch_of([1, 5], "classification", seed)]))
+        counts.append(counter.frame_count)
+    assert counts[1] == counts[-1] > 0  # the second: transformers has noted what kind of labels there are
+
+
+def rehearsed(monkeypatch: pytest.MonkeyPatch, parts: int, **options: Any) -> tuple[Any, Any]:
     """What `engine.build` takes for a search on a machine that it believes to have a GPU, and the model."""
     torch.manual_seed(0)
     model = tiny_model("bert", num_hidden_layers=1).train().to(DEVICE)
@@ -285,4 +320,4 @@ def rehearsed(monkeypatch: pytest.MonkeyPatch, parts: int) -> tuple[Any, Any]:
     optimizer = adamw(model, lr=1e-4, gates=gates)
     sample = [batch_of([1, 5], "classification", part) for part in range(parts)]
     settings = {"precision": "bf16", "gates": gates, "l1": (1e-4, 1e-4)}
-    return engine.build("fast", model, optimizer, sample=lambda: sample, **settings), model
+    return engine.build("fast", model, optimizer, sample=lambda: sample, **settings, **options), model

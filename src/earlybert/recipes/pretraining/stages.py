@@ -129,7 +129,8 @@ def train_stage(bench: Bench, run: PretrainRun, ticket: Ticket | None) -> dict[s
     watch = Stopwatch(bench.device, _searched(run))
     model, before, cutting = _beginning(bench, run, ticket)
     costs = [masked(model, bench.predictions(leg)) for leg in legs]
-    step = _step(bench, model)
+    with watch.paused():  # also in the search the clock begins behind this
+        step = _step(bench, model)
     watch_memory(bench.device)
     first = resume(run, "train", step, ranks=ranks)
     if ticket is not None and not first and ranks.main:
