@@ -1,4 +1,4 @@
-"""Everything whose truth depends on a GPU, one part after another: tests of the fast step, then every benchmark of it.
+"""Everything whose truth depends on a GPU, one part after another: tests of the fast step, its benchmarks, and a run.
 
     python benchmarks/on_gpu.py --out benchmarks/results
     python benchmarks/on_gpu.py --parts tests step --limit 500 --out OUT
@@ -37,11 +37,16 @@ def commands(device: str, out: Path, quick: bool) -> Commands:
 
     label = "gpu" if device == "cuda" else device
     tiny = "--models minilm --shapes sst2 --rounds 1 --steps 2"
+    # The demo's run and the dense ones beside it, with the engine that one gets who asks for none.
+    demo = ["--config", str(HERE.parent / "configs" / "demo.yaml"), "--compare", "--engine", "auto"]
+    if quick:
+        demo += ["--train-rows", "64", "--epochs", "1", "--dense-epochs", "2", "--search-steps", "4"]
     pretraining = "--models tiny --shapes 8x64x2 --rounds 1 --steps 2"
     return {
         "tests": ["-m", "pytest", str(HERE.parent / "tests" / "train" / "cuda")],
         "step": script("step_time", "--models base large", tiny),
         "pretrain": script("pretrain_time", "--models base large", pretraining),
+        "run": ["-m", "earlybert", "finetune", *demo, "--device", device, "--output", str(out / f"run_{label}")],
         "whole": script("end_to_end", "", "--model minilm --shape sst2 --steps 3 --rounds 1"),
         "inference": script("inference", "--models base large", "--models minilm --seconds 5 --batches 1 8"),
         "compiled": script("step_time", "--compile base:32x128 --shapes 32x128", tiny, "step_time_compiled"),
