@@ -175,7 +175,7 @@ def test_the_graph_is_not_for_layers_that_run_more_than_once() -> None:
 
     def why(name: str) -> str:
         model = build(name)
-        return _no_graph(model, adamw(model, lr=1e-3), "bf16") or ""
+        return _no_graph(model, adamw(model, lr=1e-3), precision="bf16") or ""
 
     assert "more than once" in why("albert")
     assert "more than once" not in why("bert")

@@ -69,11 +69,13 @@ def test_the_engine_builds_them_and_says_what_keeps_them_off_a_graph() -> None:
     assert type(engine.build("eager", model, optimizer, masked=True)) is MaskedStep
     assert type(engine.build("fast", model, optimizer, masked=True)) is RaggedMaskedStep
     for made in (optimizer, adamw(model, lr=1e-3)):
-        assert "bf16" in str(engine._no_graph(model, made, "no"))
-    assert "AdamW and LAMB" in str(engine._no_graph(model, torch.optim.SGD(model.parameters()), "bf16"))
+        assert "bf16" in str(engine._no_graph(model, made, precision="no"))
+    assert "AdamW and LAMB" in str(engine._no_graph(model, torch.optim.SGD(model.parameters()), precision="bf16"))
     optimizer.param_groups[0]["eps"] = 1.0
-    assert "eps" in str(engine._no_graph(model, optimizer, "bf16"))
-    assert "amsgrad" in str(engine._no_graph(model, torch.optim.AdamW(model.parameters(), amsgrad=True), "bf16"))
+    assert "eps" in str(engine._no_graph(model, optimizer, precision="bf16"))
+    assert "amsgrad" in str(
+        engine._no_graph(model, torch.optim.AdamW(model.parameters(), amsgrad=True), precision="bf16")
+    )
 
 
 def test_four_micro_batches_are_one(corpus: Corpus) -> None:  # noqa: F811

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -212,15 +214,48 @@ def test_without_a_reference_nothing_is_said_against_a_step(
     assert caplog.messages[0].startswith("the fast step was not rehearsed: ")
 
 
-def test_a_fault_of_the_plain_step_is_not_hidden() -> None:
+def test_a_plain_step_that_fails_is_no_reference_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As with an attention kernel that takes no fp32."""
+
     class Faulty(EagerStep):
         def __call__(self, prepared: Any) -> Tensor:
-            raise RuntimeError("a bug")
+            raise RuntimeError("only support fp16 and bf16\nand more")
 
     model = dropping()
+    start = copy.deepcopy(model.state_dict())
     optimizer = adamw(model, lr=1e-3)
-    with pytest.raises(RuntimeError, match="a bug"):
-        rehearse(RaggedStep(model, optimizer), lambda mode: Faulty(model, optimizer), [batch_of([5], "qa", 0)])
+    sample = [batch_of([5], "classification", 0)]
+    assert rehearse(RaggedStep(model, optimizer), lambda _: Faulty(model, optimizer), sample) is None
+    assert caplog.messages == ["the fast step was not rehearsed: RuntimeError: only support fp16 and bf16"]
+    torch.testing.assert_close(model.state_dict(), start, rtol=0, atol=0)
+
+
+def test_what_failed_holds_no_memory() -> None:
+    """When things are put back, what was computed is gone."""
+    held: list[Any] = []
+
+    class Large(EagerStep):
+        def __call__(self, prepared: Any) -> Tensor:
+            activations = torch.zeros(3)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    class Fast(RaggedStep):
+        def refresh(self) -> None:
+            gone.extend(each() is None for each in held)
+
+    gone: list[bool] = []
+    model = dropping()
+    optimizer = adamw(model, lr=1e-3)
+    step = Fast(model, optimizer)
+    gc.disable()
+    try:
+        rehearse(step, lambda mode: Large(model, optimizer, precision=mode), [batch_of([5], "classification", 0)])
+    finally:
+        gc.enable()
+    assert len(held) == 2  # with fewer rows, again
+    assert gone
+    assert all(gone)
 
 
 @pytest.mark.parametrize(("memory", "rows"), [(100, [32]), (10, [32, 8]), (1, [32, 8])])
@@ -275,7 +310,7 @@ def test_what_is_compared_lies_on_one_device() -> None:
         model.weight = torch.nn.Parameter(torch.empty(2, 3, device="cuda"))
         optimizer = torch.optim.AdamW(model.parameters())
         optimizer.state[model.weight] = {
-            "step": torch.zeros((), device="cuda"),
+            "step": 1.0,
             "exp_avg": torch.zeros_like(model.weight),
         }
         bench = _Bench(SimpleNamespace(model=model, optimizer=optimizer))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -96,6 +97,8 @@ def build(
                 lost = doubt(step)
                 if lost is None:
                     return step
+                del step
+                gc.collect()  # with its copies of the weights; their memory is wanted
                 if compiled:
                     log.warning("the step runs without torch.compile: %s", lost)
             log.warning("the step runs without CUDA graphs and fused kernels: %s", lost)
@@ -137,8 +140,8 @@ def _no_graph(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    static: bool,
-    masked: bool,
+    static: bool = True,
+    masked: bool = False,
     precision: str = "no",
     gates: Gates | None = None,
     shard: torch.device | None = None,

@@ -106,6 +106,8 @@ def no_varlen(head_size: int) -> str | None:
         return f"{error.name} is not installed; torch 2.11 or newer with CUDA has it."
     if "scale" not in inspect.signature(varlen_attn).parameters:
         return "this torch's varlen_attn takes no scale; torch 2.11 or newer has one that does."
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "torch's varlen_attn is for GPUs of compute capability 8.0 or more."
     if head_size % 8 or head_size > 256:
         return f"torch's varlen_attn takes heads of 8, 16, 24, ... 256 features, and these have {head_size}."
     return None

@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..anatomy import Refused, of
+from ..anatomy import of
 from ..tasks.batches import Batch
 from ..ticket.memory import out_of_memory
 from .fast import RaggedStep
@@ -37,6 +37,8 @@ HARMLESS = 1e-12
 
 Make = Callable[[Literal["bf16", "no"]], EagerStep]
 """The plain step on the same model and optimizer, in a precision."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("earlybert")
 
@@ -65,23 +67,24 @@ def rehearse(step: EagerStep, plain: Make, sample: Sequence[Batch]) -> str | Non
     """
     if not sample:
         return None
+    why = ""
     for rows in (ROWS, FEWER):
         try:
             return _rehearse(step, plain, [_few(batch, rows) for batch in sample[:MICRO_BATCHES]])
         except _NoReference as found:
-            why, memory = str(found), found.memory
-        if not memory:
-            break
+            why = str(found)
+            if not found.memory:
+                break
     log.warning("the fast step was not rehearsed: %s", why)
     return None
 
 
 class _NoReference(Exception):
-    """The plain step cannot take these rows."""
+    """The plain step cannot take these rows; `memory` says whether it had too little."""
 
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(_line(error))
-        self.memory = out_of_memory(error)
+    def __init__(self, failure: _Failure) -> None:
+        super().__init__(failure.line)
+        self.memory = failure.memory
 
 
 def _rehearse(step: EagerStep, plain: Make, few: Sequence[Batch]) -> str | None:
@@ -89,38 +92,53 @@ def _rehearse(step: EagerStep, plain: Make, few: Sequence[Batch]) -> str | None:
     batches = [few]
     while len(batches) < len(RATES):
         batches.append([_other(batch) for batch in batches[-1]])
-    bench, failed = _Bench(step), None
+    bench, failure = _Bench(step), None
     try:
         with aside(step.model):
-            exact, rounding = _reference(bench, plain, step.precision, batches)
-            try:
-                with _harmless_dropout(step):
-                    losses = bench.take(step, batches, RATES)
-                fault = exact.compare(losses, rounding, exact.distances(losses, bench.results()))
-                return fault or _dropout_fault(bench, step, few)
-            except Exception as error:  # a compiler and a driver may raise anything, and the plain step is there
-                failed = error
-                return f"it failed: {_line(error)}"
-            finally:
+            step.model.eval()
+            found, failure = _caught(lambda: _reference(bench, plain, batches))
+            if found is None:
                 bench.begin(step)
+                assert failure is not None
+                raise _NoReference(failure)
+            fault, failure = _caught(lambda: _fault(bench, *found, batches))
+            bench.begin(step)
     except RuntimeError as error:
-        if failed is None:
+        if failure is None:
             raise
-        raise Unusable(f"the fast step failed ({_line(failed)}); start again with --engine eager.") from error
+        raise Unusable(f"the fast step failed ({failure.line}); start again with --engine eager.") from error
+    return fault if failure is None else f"it failed: {failure.line}"
 
 
-def _reference(bench: _Bench, plain: Make, precision: Any, batches: Sequence[Sequence[Batch]]) -> tuple[_Exact, _Apart]:
-    """The steps in fp32, and how far from them the plain step is in the fast one's precision."""
-    bench.step.model.eval()
+@dataclass
+class _Failure:
+    """What is left of an exception: its traceback would hold what a GPU's memory is wanted for."""
+
+    line: str
+    memory: bool
+
+
+def _caught(work: Callable[[], T]) -> tuple[T | None, _Failure | None]:
+    """What work gives, or how it failed: a compiler and a driver may raise anything."""
     try:
-        exact = _Exact(bench, bench.take(plain("no"), batches, RATES))
-        losses = bench.take(plain(precision), batches, RATES)
-        return exact, exact.distances(losses, bench.results())
-    except (Refused, RuntimeError, MemoryError) as error:
-        bench.begin(bench.step)
-        if isinstance(error, Refused) or out_of_memory(error):
-            raise _NoReference(error) from None
-        raise
+        return work(), None
+    except Exception as error:
+        return None, _Failure(_line(error), out_of_memory(error))
+
+
+def _reference(bench: _Bench, plain: Make, batches: Sequence[Sequence[Batch]]) -> tuple[_Exact, _Apart]:
+    """The steps in fp32, and how far from them the plain step is in the fast one's precision."""
+    exact = _Exact(bench, bench.take(plain("no"), batches, RATES))
+    losses = bench.take(plain(bench.step.precision), batches, RATES)
+    return exact, exact.distances(losses, bench.results())
+
+
+def _fault(bench: _Bench, exact: _Exact, rounding: _Apart, batches: Sequence[Sequence[Batch]]) -> str | None:
+    """What is wrong with the fast step."""
+    with _harmless_dropout(bench.step):
+        losses = bench.take(bench.step, batches, RATES)
+    fault = exact.compare(losses, rounding, exact.distances(losses, bench.results()))
+    return fault or _dropout_fault(bench, batches[0])
 
 
 @contextmanager
@@ -141,13 +159,13 @@ def _harmless_dropout(step: EagerStep) -> Iterator[None]:
             module.p = p
 
 
-def _dropout_fault(bench: _Bench, step: EagerStep, few: Sequence[Batch]) -> str | None:
-    """What is wrong with a step's dropout: steps on the same rows are to be finite and to differ."""
-    model: Any = step.model
+def _dropout_fault(bench: _Bench, few: Sequence[Batch]) -> str | None:
+    """What is wrong with the fast step's dropout: steps on the same rows are to be finite and to differ."""
+    model: Any = bench.step.model
     body = getattr(model, str(model.base_model_prefix), model)
     model.eval()
     body.train()  # alone: dropout of a head is a stock module
-    losses = bench.take(step, [few] * len(RATES), [0.0] * len(RATES))
+    losses = bench.take(bench.step, [few] * len(RATES), [0.0] * len(RATES))
     if not all(bool(moment.isfinite().all()) for moment, _ in bench.results()):
         return "its gradients with dropout are not finite."
     if not all(map(math.isfinite, losses)):
@@ -172,7 +190,9 @@ class _Bench:
         # On the CPU: a GPU may have no room for a second model.
         self._start = [parameter.detach().to("cpu", copy=True) for parameter in self.parameters]
         saved = step.optimizer.state_dict()
-        self._state = {**saved, "state": {number: _apart_from(one) for number, one in saved["state"].items()}}
+        begun = any(float(one.get("step", 0)) > 0 for one in saved["state"].values())  # else there is nothing but zeros
+        state = {number: _apart_from(one) for number, one in saved["state"].items()} if begun else {}
+        self._state = {**saved, "state": state}
 
     def begin(self, step: EagerStep) -> None:
         """Put everything back, and let a step know."""
