@@ -60,7 +60,7 @@ def rehearse(step: EagerStep, plain: Make, sample: Sequence[Batch]) -> str | Non
 
     Returns:
         What is wrong with the step, to be read by a person; None where nothing is, and where there is no reference:
-        no rows, no label in these, or no memory.
+        no rows, or the plain step fails on them, as without a label or memory.
 
     Raises:
         Unusable: The step has failed, and so does putting things back: a GPU does nothing more after some errors.
@@ -106,7 +106,7 @@ def _rehearse(step: EagerStep, plain: Make, few: Sequence[Batch]) -> str | None:
     except RuntimeError as error:
         if failure is None:
             raise
-        raise Unusable(f"the fast step failed ({failure.line}); start again with --engine eager.") from error
+        raise Unusable(f"a rehearsed step failed ({failure.line}); start again with --engine eager.") from error
     return fault if failure is None else f"it failed: {failure.line}"
 
 
