@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.warm import ROOT, Finished, Process, pair_of, run
+
 WORKER = "tests.recipes.ranks_worker"
 
 
@@ -24,14 +24,19 @@ def environment(**changes: object) -> dict[str, str]:
 
 
 def alone(notes: Path, words: list[Any]) -> None:
-    """Without a launcher."""
+    """One process."""
     notes.mkdir()
-    command = [sys.executable, "-m", WORKER, notes, *words]
-    subprocess.run([str(word) for word in command], check=True, cwd=ROOT, env=environment(), capture_output=True)
+    run(WORKER, notes, *words)
+
+
+def together(notes: Path, words: list[Any]) -> None:
+    """Two processes, to a good end."""
+    found = finished(pair(notes, words))
+    assert [each.returncode for each in found] == [0, 0], found[0].stderr[-3000:]
 
 
 def launched(notes: Path, words: list[Any]) -> None:
-    """As a person launches it."""
+    """The same as a person launches it."""
     notes.mkdir()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", WORKER, notes, *words]
@@ -39,30 +44,15 @@ def launched(notes: Path, words: list[Any]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def pair(notes: Path, words: list[Any]) -> list[subprocess.Popen[str]]:
+def pair(notes: Path, words: list[Any]) -> list[Process]:
     """Two processes without a launcher, so that what each says when the other dies is its own."""
     notes.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(word) for word in (sys.executable, "-m", WORKER, notes, *words)]
-    job = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(RANK=rank, LOCAL_RANK=rank, **job),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    return pair_of(WORKER, notes, *words)
 
 
-def finished(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str]]:
-    found = [(process.communicate(timeout=180)[1], process.returncode) for process in processes]
-    return [(code, said) for said, code in found]
+def finished(processes: list[Process]) -> list[Finished]:
+    """What is left of them."""
+    return [process.finish() for process in processes]
 
 
 def wait_for(out: Path, mark: str) -> None:
@@ -91,9 +81,9 @@ def killed_and_resumed(notes: Path, words: list[Any], out: Path, kills: Sequence
         wait_for(out, mark)
         os.kill(processes[victim].pid, signal.SIGKILL)
         ends = finished(processes)
-        assert ends[victim][0] == -signal.SIGKILL
-        code, said = ends[1 - victim]
-        assert code == 2, said
-        assert "another process of the job has ended" in said
-        assert "--resume" in said
-    assert [code for code, _ in finished(pair(notes, goes_on))] == [0, 0]
+        assert ends[victim].returncode == -signal.SIGKILL
+        left = ends[1 - victim]
+        assert left.returncode == 2, left.stderr
+        assert "another process of the job has ended" in left.stderr
+        assert "--resume" in left.stderr
+    together(notes, goes_on)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.finetuning.plan import plan
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
+from tests import warm
 
 from .conftest import Killed, dying_at, equal, run, steps
 
@@ -155,21 +154,18 @@ def test_killed_anywhere_and_resumed_is_bit_equal(
 @pytest.mark.slow
 def test_a_process_killed_for_real_resumes_bit_equal(flags: list[str], tmp_path: Path) -> None:
     settings = [*flags, "--search-steps", "30", "--epochs", "8"]
-    program = (
-        "import torch, sys; torch.set_num_threads(1); from earlybert.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, "finetune", *settings]
-    subprocess.run([*command, "--output", tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    command = ["earlybert", "finetune", *settings, "--output"]
+    warm.run(*command, tmp_path / "whole")
     for mark in ('"search", "step": 10', '"train", "step": 30'):
         out = tmp_path / f"killed-{mark[1]}"
-        process = subprocess.Popen([*command, "--output", out], stdout=subprocess.DEVNULL)
+        process = warm.Process(*command, out)
         log = out / "steps.jsonl"
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        subprocess.run([*command, "--output", out, "--resume"], check=True, stdout=subprocess.DEVNULL)
+        process.kill()
+        assert process.finish().returncode == -signal.SIGKILL
+        warm.run(*command, out, "--resume")
         assert equal(tmp_path / "whole", out)
         assert steps(out) == steps(tmp_path / "whole")
 

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from earlybert.recipes.pretraining.bench import Bench
 from earlybert.train import budget
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
+from tests import warm
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 from .conftest import Killed, dying_at, equal, run, steps
@@ -239,21 +238,17 @@ def test_killed_while_a_checkpoint_is_being_written(
 
 @pytest.mark.slow
 def test_a_process_killed_for_real_resumes_bit_equal(flags: list[str], tmp_path: Path) -> None:
-    program = (
-        "import torch, sys; torch.set_num_threads(1); from earlybert.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, "pretrain"]
-    words = [*flags, "--steps", "200"]
-    subprocess.run([*command, *words, "--output", tmp_path / "whole"], check=True, stdout=subprocess.DEVNULL)
+    command, words = ["earlybert", "pretrain"], [*flags, "--steps", "200"]
+    warm.run(*command, *words, "--output", tmp_path / "whole")
     out = tmp_path / "killed"
     for mark, again in (('"train", "step": 20,', words), ('"train", "step": 140,', ["--resume"])):
-        process = subprocess.Popen([*command, *again, "--output", out], stdout=subprocess.DEVNULL)
+        process = warm.Process(*command, *again, "--output", out)
         log, deadline = out / "steps.jsonl", time.monotonic() + 120
         while time.monotonic() < deadline and not (log.exists() and mark in log.read_text()):
             time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "--resume", "--output", out], check=True, stdout=subprocess.DEVNULL)
+        process.kill()
+        assert process.finish().returncode == -signal.SIGKILL
+    warm.run(*command, "--resume", "--output", out)
     assert_same(tmp_path / "whole", out)
 
 

@@ -15,7 +15,7 @@ import earlybert as eb
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 from .conftest import equal, run, steps, weights
-from .jobs import alone, environment, finished, killed_and_resumed, launched, notes_of, pair, wait_for
+from .jobs import alone, environment, finished, killed_and_resumed, launched, notes_of, pair, together, wait_for
 from .test_pretrain import flags  # noqa: F401
 
 pytestmark = pytest.mark.slow
@@ -64,9 +64,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
 ) -> None:
     """With dropout, in search and in training: the result is that of the job that was left alone, to the bit."""
     words = [*flags, "--steps", "60", "--second-batch", "8", "--search-steps", "24"]
-    assert [
-        code for code, _ in finished(pair(tmp_path / "whole", ["pretrain", *words, "--output", tmp_path / "run"]))
-    ] == [0, 0]
+    together(tmp_path / "whole", ["pretrain", *words, "--output", tmp_path / "run"])
     whole = [notes_of(tmp_path / "whole", rank) for rank in range(2)]
     assert whole[0]["tickets"] == whole[1]["tickets"]
     ticket = eb.Ticket.load(tmp_path / "run" / "ticket.json")
@@ -92,10 +90,10 @@ def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[
     processes = pair(tmp_path / "two", ["pretrain", *words, "--shard", "full", "--output", out])
     wait_for(out, '"train", "step": 8,')
     processes[1].kill()
-    code, said = finished(processes)[0]
-    assert code == 2, said
-    assert "another process of the job has ended" in said
-    assert [code for code, _ in finished(pair(tmp_path / "two", ["pretrain", "--resume", "--output", out]))] == [0, 0]
+    left, _ = finished(processes)
+    assert left.returncode == 2, left.stderr
+    assert "another process of the job has ended" in left.stderr
+    together(tmp_path / "two", ["pretrain", "--resume", "--output", out])
     one, two = weights(tmp_path / "run-one"), weights(out)
     assert set(one) == set(two)
     for name, value in one.items():
@@ -140,6 +138,6 @@ def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> 
 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
-    for code, said in finished(pair(tmp_path / "notes", ["pretrain", *flags, "--output", tmp_path / "run"])):
+    for end in finished(pair(tmp_path / "notes", ["pretrain", *flags, "--output", tmp_path / "run"])):
         assert code == 2
-        assert "4 rows in phase 2 cannot be made of micro-batches of 4 rows on 2 processes" in said
+        assert "4 rows in phase 2 cannot be made of micro-batches of 4 rows on 2 processes" in end.stderr

@@ -77,15 +77,7 @@ def test_weights_and_biases_offline(flags: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     # In a process of its own: wandb keeps one service and one setup for all runs of a process.
     words = ["finetune", *flags, *SHORT, "--tracker", "wandb", "--log", "quiet", "--output", str(out)]
-    done = subprocess.run(
-        [sys.executable, "-m", "earlybert", *words],
-        env={**os.environ, "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    warm.run("earlybert", *words, WANDB_MODE="offline")
     (file,) = (out / "wandb").glob("offline-run-*/run-*.wandb")
     found, settings = _wandb(file)
     compare(out, found)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,32 +9,15 @@ import torch
 
 from earlybert.anatomy import Refused
 from earlybert.train import sharded
+from tests import warm
 from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_steps_checkpoints_and_scores_are_those_of_a_whole_model(corpus_folder: Path, tmp_path: Path) -> None:  # noqa: F811
     """In search and training, eager and fast; see the worker for what is compared."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    job = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "tests.train.sharded_worker", str(corpus_folder), str(tmp_path)]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env={**os.environ, **job, "OMP_NUM_THREADS": "1", "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)[-5000:]
+    ends = [process.finish() for process in warm.pair_of("tests.train.sharded_worker", corpus_folder, tmp_path)]
+    assert [end.returncode for end in ends] == [0, 0], "\n".join(end.stderr for end in ends)[-5000:]
 
 
 def test_one_process_and_an_old_torch_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from itertools import chain, islice
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..ticket import Gates, HistoryWriter, Scores, Settled
 from ..ticket.settled import Watch
 from .clock import Clock
 from .engine import Engine, build
-from .loop import Done, LossWatch, loop
+from .loop import Done, LossWatch, Observer, loop
 from .optimizer import adamw
 from .precision import Precision, resolve
 from .ranks import ALONE, Ranks
@@ -104,36 +104,39 @@ def search(
         sample=sample,
         **settings,
     ) as step:
-        gates = step.gates
-        assert gates is not None
-        losses = LossWatch()
-        observers: list[Any] = [losses]
-        watch = None
-        if stop is not None:
-            watch = stop.watch(steps)
-            observers.append(StopRule(gates, watch))
-        writer = HistoryWriter(history, gates) if history is not None else None
-        if writer is not None:
-            observers.append(Recorder(writer))
-        try:
-            model.train()
-            done = loop(
-                step,
-                _grouped(chain(taken, source), accumulate),
-                first=0,
-                steps=steps,
-                schedule=schedule,
-                clock=Clock(step.device),
-                observers=observers,
-            )
-            losses.read()
-            losses.refuse_divergence()
-        finally:
-            if writer is not None:
-                writer.close()
-        if done == 0:
-            raise Refused("there are no batches to search on.")
-        return collect(step, done, cap=steps, watch=watch, seed=seed, keep_weights=keep_weights)
+        groups = _grouped(chain(taken, source), accumulate)
+        return _searched(step, groups, steps, stop, schedule, history, seed=seed, keep_weights=keep_weights)
+
+
+def _searched(
+    step: EagerStep,
+    batches: Iterable[list[Batch]],
+    cap: int,
+    stop: Settled | None,
+    schedule: Schedule,
+    history: str | os.PathLike[str] | None,
+    *,
+    seed: int,
+    keep_weights: bool,
+) -> Scores:
+    """The loop of `search`, and what it found."""
+    gates = step.gates
+    assert gates is not None
+    losses = LossWatch()
+    observers: list[Observer] = [losses]
+    watch = None if stop is None else stop.watch(cap)
+    if watch is not None:
+        observers.append(StopRule(gates, watch))
+    with ExitStack() as files:
+        if history is not None:
+            observers.append(Recorder(files.enter_context(closing(HistoryWriter(history, gates)))))
+        step.model.train()
+        done = loop(step, batches, first=0, steps=cap, schedule=schedule, clock=Clock(step.device), observers=observers)
+        losses.read()
+        losses.refuse_divergence()
+    if done == 0:
+        raise Refused("there are no batches to search on.")
+    return collect(step, done, cap=cap, watch=watch, seed=seed, keep_weights=keep_weights)
 
 
 @contextmanager
