@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from earlybert.cli import main
 from earlybert.config.finetune import Finetune
-from earlybert.recipes import pretrain
+from earlybert.recipes import finetune, pretrain
 from earlybert.train.step import EagerStep
 from earlybert.train.steplog import read_steps
 
@@ -26,10 +26,17 @@ def _fixed_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def pages() -> None:
+    """For a test whose runs write their page."""
+
+
 @pytest.fixture(autouse=True)
-def _no_pages_of_pre_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than these runs; `tests/report` has runs that write their page."""
-    monkeypatch.setattr(pretrain, "write_report", lambda run: None)
+def _no_pages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than these runs; `tests/report` has more runs that write their page."""
+    if "pages" not in request.fixturenames:
+        for recipe in (finetune, pretrain):
+            monkeypatch.setattr(recipe, "write_report", lambda run: None)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from tests import warm
 from .conftest import Killed, dying_at, equal, run, steps
 
 
+@pytest.mark.usefixtures("pages")
 def test_a_whole_run_learns_and_leaves_its_folder(flags: list[str], tmp_path: Path, data_dir: Path) -> None:
     out = tmp_path / "run"
     assert run("finetune", *flags, "--output", out, "--recipe", "paper", "--epochs", "6", "--eval-every", "50") == 0

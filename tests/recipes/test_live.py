@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from earlybert.recipes import drive, finetune
+from earlybert.recipes import drive
 from earlybert.recipes.display import Display, display
 from earlybert.recipes.grid import Cell, run_grid
 from earlybert.train.step import EagerStep
@@ -41,7 +41,6 @@ def events(out: str) -> list[dict[str, Any]]:
 def test_json_lines_carry_the_run_and_nothing_shown_changes_it(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune, "write_report", lambda run: None)  # takes seconds
     words = [*flags, *SHORT, "--profile-steps", "2", "--eval-every", "10"]
     assert run("finetune", *words, "--log", "json", "--output", tmp_path / "json") == 0
     found = events(capsys.readouterr().out)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from earlybert.recipes import finetune
 from earlybert.recipes.finetuning.bench import Bench
 from earlybert.recipes.run import Run
 from earlybert.train.steplog import read_steps
@@ -15,11 +14,6 @@ from earlybert.train.steplog import read_steps
 from .conftest import Killed, dying_at, equal, run, steps
 
 SHORT = ["--dense-epochs", "1", "--epochs", "1.5", "--search-steps", "6", "--match", "2", "--match-share", "0.4"]
-
-
-@pytest.fixture(autouse=True)
-def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "write_report", lambda run: None)
 
 
 def flops(folder: Path) -> dict[str, int]:

@@ -139,5 +139,5 @@ def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> 
 
 def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
     for end in finished(pair(tmp_path / "notes", ["pretrain", *flags, "--output", tmp_path / "run"])):
-        assert code == 2
+        assert end.returncode == 2, end.stderr
         assert "4 rows in phase 2 cannot be made of micro-batches of 4 rows on 2 processes" in end.stderr

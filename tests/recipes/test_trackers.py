@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 
 from earlybert.recipes import trackers
 from earlybert.train.steplog import read_steps
+from tests import warm
 
 from .conftest import run
 

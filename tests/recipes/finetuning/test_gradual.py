@@ -12,7 +12,6 @@ import torch
 import earlybert as eb
 from earlybert.anatomy import of
 from earlybert.config.finetune import Finetune
-from earlybert.recipes import finetune
 from earlybert.recipes.drawing import after_cut, stand_in
 from earlybert.recipes.finetuning import gradual
 from earlybert.recipes.finetuning.plan import later_cuts
@@ -23,12 +22,6 @@ from ..conftest import Killed, dying_at, equal, run
 
 GRADUAL = ["--weights", "keep", "--search-steps", "6", "--epochs", "2", "--method", "fisher_searched", "--cuts", "3"]
 BUDGET = ["--heads", "2", "--neurons", "0.5", "--score-batches", "2"]
-
-
-@pytest.fixture(autouse=True)
-def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than these runs."""
-    monkeypatch.setattr(finetune, "write_report", lambda run: None)
 
 
 def metrics(folder: Path) -> dict[str, Any]:

@@ -36,10 +36,18 @@ def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For runs that several tests only read."""
+    return tmp_path_factory.mktemp("shared")
+
+
 @pytest.fixture
-def ticket(flags: list[str], tmp_path: Path) -> Path:
-    assert run("finetune", *flags, *SHORT, "--output", tmp_path / "ticket") == 0
-    return tmp_path / "ticket"
+def ticket(flags: list[str], shared: Path) -> Path:
+    """A finished run."""
+    if not (shared / "ticket").exists():
+        assert run("finetune", *flags, *SHORT, "--output", shared / "ticket") == 0
+    return shared / "ticket"
 
 
 def test_every_method_has_a_way_and_every_way_a_method() -> None:
@@ -143,18 +151,19 @@ def test_the_rival_takes_what_the_ticket_took(ticket: Path, flags: list[str], tm
     ],
 )
 def test_killed_and_resumed_is_bit_equal(
-    which: str, fatal: int, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    which: str, fatal: int, flags: list[str], tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, name = which.split()
-    given = (*flags, *SHORT, f"--{kind}", name)
-    assert run("finetune", *given, "--output", tmp_path / "whole") == 0
+    given, whole = (*flags, *SHORT, f"--{kind}", name), shared / name
+    if not whole.exists():
+        assert run("finetune", *given, "--output", whole) == 0
     revive = dying_at(monkeypatch, fatal)
     with pytest.raises(Killed):
         run("finetune", *given, "--output", tmp_path / "killed")
     revive()
     assert run("finetune", "--output", tmp_path / "killed", "--resume") == 0
-    assert equal(tmp_path / "whole", tmp_path / "killed")
-    assert steps(tmp_path / "whole") == steps(tmp_path / "killed")
+    assert equal(whole, tmp_path / "killed")
+    assert steps(whole) == steps(tmp_path / "killed")
 
 
 def test_keep_and_refit(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
