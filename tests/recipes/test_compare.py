@@ -62,16 +62,30 @@ def read(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def done(given: Path, tmp_path: Path) -> Path:
+    """A finished comparison, for a test that changes it."""
     assert run("compare", "--config", given, "--output", tmp_path / "out") == 0
     return tmp_path / "out"
 
 
-def test_every_number_has_a_run_behind_it(done: Path) -> None:
-    verdicts = read(done)["verdicts"]
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture
+def seen(given: Path, shared: Path) -> Path:
+    """The same for tests that only look at it."""
+    if not (shared / "out").exists():
+        assert run("compare", "--config", given, "--output", shared / "out") == 0
+    return shared / "out"
+
+
+def test_every_number_has_a_run_behind_it(seen: Path) -> None:
+    verdicts = read(seen)["verdicts"]
     assert list(verdicts) == list(METHODS)
     folders = {"Ticket, uniform": "ticket-uniform", "dense_same_flops": "dense-same-flops"}
     metrics = {
-        (row, seed): json.loads((done / "sst2" / folders.get(row, row) / f"seed-{seed}" / "metrics.json").read_text())
+        (row, seed): json.loads((seen / "sst2" / folders.get(row, row) / f"seed-{seed}" / "metrics.json").read_text())
         for row in METHODS
         for seed in (1, 2)
     }
@@ -96,7 +110,7 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
     assert 0.9 < verdicts["ticket"]["sst2"]["rival_cost"] <= 1
 
     ours, theirs, full = (
-        [Predictions.load(done / "sst2" / row / f"seed-{seed}" / "predictions.safetensors") for seed in (1, 2)]
+        [Predictions.load(seen / "sst2" / row / f"seed-{seed}" / "predictions.safetensors") for seed in (1, 2)]
         for row in ("ticket", "dense-same-flops", "dense")
     )
     for what, others in (("difference", theirs), ("to_full", full)):
@@ -108,18 +122,18 @@ def test_every_number_has_a_run_behind_it(done: Path) -> None:
             margin=0.003,
         )
         assert verdicts["ticket"]["sst2"][what] == pytest.approx(again.to_dict())
-    tables = (done / "compare.md").read_text()
+    tables = (seen / "compare.md").read_text()
     assert "Difference to the dense model at the same cost" in tables
     assert "The smallest difference that every row would have shown" in tables
     assert f"{100 * np.mean(list(verdicts['ticket']['sst2']['scores'].values())):.2f} ±" in tables
     assert "Difference to dense, whose training costs 1" in tables
     assert verdicts["dense"]["sst2"]["to_full"] is None
     assert verdicts["dense_same_flops"]["sst2"]["to_full"] == verdicts["dense_same_flops"]["sst2"]["difference"]
-    svg = (done / "compare.svg").read_text()
+    svg = (seen / "compare.svg").read_text()
     assert "<!-- training FLOPs, of dense -->" in svg
     assert "<svg" in svg
     assert all(row in svg for row in METHODS)
-    inference = read(done)["inference_ms_per_row"]["sst2"]
+    inference = read(seen)["inference_ms_per_row"]["sst2"]
     assert set(inference) == set(METHODS)
     assert inference["dense"] == inference["dense_same_flops"], "one network is timed once"
     assert inference["dense"] != inference["ticket"]
@@ -152,16 +166,16 @@ def test_the_mean_over_tasks_is_judged_where_all_cost_the_same() -> None:
     assert [row[-1] for row in cells(same, missing)] == ["-", "-"]
 
 
-def test_seeds_are_paired_and_models_of_later_seeds_go(done: Path) -> None:
+def test_seeds_are_paired_and_models_of_later_seeds_go(seen: Path) -> None:
     first = {
-        row: (done / "sst2" / row / "seed-1" / "steps.jsonl").read_text().splitlines()[0]
+        row: (seen / "sst2" / row / "seed-1" / "steps.jsonl").read_text().splitlines()[0]
         for row in ("dense", "dense-same-flops")
     }
     losses = [json.loads(line)["loss"] for line in first.values()]
     assert losses[0] == losses[1]  # same data, same head, same dropout
-    assert (done / "sst2" / "dense" / "seed-1" / "model" / "model.safetensors").exists()
-    assert not (done / "sst2" / "dense" / "seed-2" / "model" / "model.safetensors").exists()
-    assert (done / "sst2" / "dense" / "seed-2" / "predictions.safetensors").exists()
+    assert (seen / "sst2" / "dense" / "seed-1" / "model" / "model.safetensors").exists()
+    assert not (seen / "sst2" / "dense" / "seed-2" / "model" / "model.safetensors").exists()
+    assert (seen / "sst2" / "dense" / "seed-2" / "predictions.safetensors").exists()
 
 
 def test_it_goes_on_where_it_stopped_and_may_grow(
@@ -245,9 +259,9 @@ def test_the_picture_names_what_costs_are_relative_to() -> None:
 
 
 @pytest.mark.slow
-def test_two_at_once_give_what_one_by_one_gives(given: Path, done: Path, tmp_path: Path) -> None:
+def test_two_at_once_give_what_one_by_one_gives(given: Path, seen: Path, tmp_path: Path) -> None:
     assert run("compare", "--config", given, "--jobs", "2", "--output", tmp_path / "both") == 0
-    one, both = read(done)["verdicts"], read(tmp_path / "both")["verdicts"]
+    one, both = read(seen)["verdicts"], read(tmp_path / "both")["verdicts"]
     assert {row: by["sst2"]["scores"] for row, by in one.items()} == {
         row: by["sst2"]["scores"] for row, by in both.items()
     }
@@ -484,6 +498,10 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
         pass
 
 
+def children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 @pytest.mark.slow
 def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_path: Path) -> None:
     """One of two workers is killed for real; every finished run has each of its steps once."""
@@ -492,17 +510,22 @@ def test_a_killed_worker_costs_one_attempt_and_nothing_twice(given: Path, tmp_pa
     import sys
 
     out = tmp_path / "out"
-    plain = {**yaml.safe_load(given.read_text()), "dense_epochs": 30, "epochs": 30, "jobs": 2, "seeds": [1]}
+    plain = {**yaml.safe_load(given.read_text()), "dense_epochs": 15, "epochs": 15, "jobs": 2, "seeds": [1]}
     plain["methods"] = ["dense", "ticket", "random", "magnitude"]
     given.write_text(yaml.safe_dump(plain))
-    command = [sys.executable, "-m", "earlybert", "compare", "--config", str(given), "--output", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    program = (
+        "import sys; from earlybert.recipes import grid; from tests import warm; "
+        "grid.get_context = lambda _: warm.CONTEXT; from earlybert.cli import main; sys.exit(main())"
+    )
+    command = [sys.executable, "-c", program, "compare", "--config", str(given), "--output", str(out)]
+    process = subprocess.Popen(command, cwd=warm.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     ends = time.monotonic() + 120
-    while len(list(out.rglob("steps.jsonl"))) < 2 and time.monotonic() < ends:
+    while len(list(out.glob("*/*/*/steps.jsonl"))) < 2 and time.monotonic() < ends:  # in there, files come and go
         time.sleep(0.2)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
-    os.kill(workers[0], signal.SIGKILL)
+    (server,) = (
+        child for child in children(process.pid) if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes()
+    )
+    os.kill(children(server)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()[-2000:]
     failed = [row for row, by in read(out)["verdicts"].items() if by["sst2"]["failures"]]
@@ -532,7 +555,7 @@ def test_an_interrupt_of_the_comparison_alone_reaches_its_runs(given: Path, tmp_
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     ends = time.monotonic() + 120
-    while len(list(out.rglob("steps.jsonl"))) < 2 and time.monotonic() < ends:
+    while len(list(out.glob("*/*/*/steps.jsonl"))) < 2 and time.monotonic() < ends:  # in there, files come and go
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
@@ -607,8 +630,8 @@ def test_a_stopped_comparison_goes_on_with_what_was_added(
     assert yaml.safe_load((done / "compare.yaml").read_text())["seeds"] == [1, 2, 3]
 
 
-def test_a_rival_made_for_a_row_goes_before_others_of_that_cost(done: Path) -> None:
-    comparison = Comparison.of(yaml.safe_load((done / "compare.yaml").read_text()))
+def test_a_rival_made_for_a_row_goes_before_others_of_that_cost(seen: Path) -> None:
+    comparison = Comparison.of(yaml.safe_load((seen / "compare.yaml").read_text()))
     plain = Verdict({}, {}, 0.5, 0.5, None, None, None)
     verdicts = {
         "ticket": {"sst2": plain},
