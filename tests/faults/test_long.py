@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import warm
+
 from .fuzz import outcome
 from .mutate import readers, spoiled
 
@@ -70,20 +72,29 @@ def script(name: str, *words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", f"tests.faults.{name}", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout[done.stdout.index("{\n") :])
+    return last(done.stdout)
+
+
+def forked(name: str, *words: str) -> dict[str, Any]:
+    """The same without an interpreter of its own."""
+    return last(warm.run(f"tests.faults.{name}", *words).stdout)
+
+
+def last(said: str) -> dict[str, Any]:
+    return json.loads(said[said.index("{\n") :])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "times"), [("KILL", 5), ("TERM", 2)])
 def test_runs_stopped_at_random_moments_go_on_bit_equal(sent: str, times: int) -> None:
-    summary = script("kills", "--kills", str(times), "--signal", sent, "--seed", "3")
+    summary = forked("kills", "--kills", str(times), "--signal", sent, "--seed", "3")
     assert summary["kills"] >= times
     assert summary["slowest_exit_seconds"] < 10
 
 
 @pytest.mark.slow
 def test_repeated_runs_leave_nothing_behind() -> None:
-    summary = script("soak", "--runs", "3")
+    summary = forked("soak", "--runs", "3")
     assert summary["runs"] == 3
     assert summary["files_left_outside"] == 0
 
