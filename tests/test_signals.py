@@ -74,6 +74,23 @@ def test_what_a_library_makes_of_a_signal_is_still_a_stop(
     assert capsys.readouterr().err == "earlybert: stopped.\n"
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", "earlybert: stopped.\n"), ("1", "")])
+def test_of_several_processes_the_first_says_that_it_was_stopped(
+    rank: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(run: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "evaluate", stopped)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert main(["evaluate", "none", "--log", "json"]) == 130
+    found = capsys.readouterr()
+    assert found.err == said
+    events = [json.loads(line)["event"] for line in found.out.splitlines()]
+    assert events == (["start", "stopped"] if said else [])
+
+
 def test_without_a_signal_a_bug_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(run: str) -> Any:
         raise RuntimeError("Failed to import transformers.models.bert")

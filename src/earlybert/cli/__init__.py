@@ -103,7 +103,8 @@ def _parse_and_run(name: str, arguments: list[str], signals: Signals) -> int:
 
     import_module(f"..recipes.{RECIPES.get(name, name)}", __name__)
     signals.loaded()
-    display.emit("start", command=name, version=__version__, settings=given)
+    if _first():
+        display.emit("start", command=name, version=__version__, settings=given)
     try:
         result = command.run(given)
     except Exception as error:
@@ -141,7 +142,14 @@ def _refuse(text: str, code: int = BAD_INPUT) -> int:
     return _ended("failed", code, f"earlybert: {said}", message=said)
 
 
+def _first() -> bool:
+    """Whether this is the process that speaks for all of a job, as far as the launcher's environment tells."""
+    return (os.environ.get("WORLD_SIZE") or "1") == "1" or (os.environ.get("RANK") or "0") == "0"
+
+
 def _stopped(command: str | None, code: int) -> int:
+    if not _first():  # all of them stop, with one command to go on
+        return code
     return _ended("stopped", code, f"earlybert: stopped{f'; to go on: {command}' if command else ''}.", resume=command)
 
 
