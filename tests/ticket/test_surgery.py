@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import earlybert
 from earlybert import CutMismatch, Gates, Refused, Scores, Ticket, apply, draw, export, rebind
 from earlybert.anatomy import of
 from earlybert.ticket.surgery import fold, mask
-from tests import warm
 from tests.conftest import HEADS, LAYERS, NEURONS, tiny_batch, tiny_model
 
 
@@ -295,7 +296,7 @@ def test_saved_and_loaded_in_a_fresh_process(family: str, tmp_path: Path) -> Non
     small.save_pretrained(tmp_path / "by_save_pretrained")
     torch.save(batch, tmp_path / "batch.pt")
     torch.save(expected, tmp_path / "expected.pt")
-    (tmp_path / "program.py").write_text(f"""
+    program = f"""
 import torch, earlybert
 batch, expected = torch.load(r"{tmp_path}/batch.pt"), torch.load(r"{tmp_path}/expected.pt")
 for name in ("by_save", "by_save_pretrained"):
@@ -306,8 +307,8 @@ for name in ("by_save", "by_save_pretrained"):
     assert model.config.id2label == {{0: "bad", 1: "good"}}
     assert (model(**batch).logits - expected).abs().max() <= 1e-6
     assert [len(kept) for kept in earlybert.ticket_of(model).heads] == [1, 3, 4]
-""")
-    warm.run(tmp_path / "program.py")
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
     written = {"README.md", "config.json", "model.safetensors", "modeling_earlybert.py"}
     assert {file.name for file in (tmp_path / "by_save").iterdir()} == written
 
