@@ -57,12 +57,6 @@ class Process:
         self._process = CONTEXT.Process(target=_run, args=arguments, daemon=True)
         self._process.start()
 
-    @property
-    def pid(self) -> int:
-        """The number of the process, once it has begun."""
-        assert self._process.pid is not None
-        return self._process.pid
-
     def kill(self) -> None:
         """SIGKILL."""
         self._process.kill()
@@ -81,7 +75,7 @@ STREAMS = ("stdout", "stderr")
 
 
 def run(program: str | Path, *words: object, where: Path = ROOT, **environment: object) -> Finished:
-    """A process from its begin to its end, which has to be a good one."""
+    """A process from beginning to end, which has to be a good one."""
     found = Process(program, *words, where=where, **environment).finish()
     assert found.returncode == 0, found.stderr[-5000:]
     return found

@@ -52,7 +52,7 @@ def pair(notes: Path, words: list[Any]) -> list[Process]:
 
 def finished(processes: list[Process]) -> list[Finished]:
     """What is left of them."""
-    return [process.finish() for process in processes]
+    return [process.finish(180) for process in processes]
 
 
 def wait_for(out: Path, mark: str) -> None:
@@ -79,7 +79,7 @@ def killed_and_resumed(notes: Path, words: list[Any], out: Path, kills: Sequence
     for number, (victim, mark) in enumerate(kills):
         processes = pair(notes, goes_on if number else [*words, "--output", out])
         wait_for(out, mark)
-        os.kill(processes[victim].pid, signal.SIGKILL)
+        processes[victim].kill()
         ends = finished(processes)
         assert ends[victim].returncode == -signal.SIGKILL
         left = ends[1 - victim]
