@@ -235,7 +235,7 @@ class Dense:
     method: str = "ticket"
     """What to train: ticket, dense, or a baseline (earlybert compare --list)."""
     like: str | None = None
-    """Run folder of the ticket that a baseline takes its cost, its widths or its scores from."""
+    """Run folder that a baseline takes its cost from, or of a ticket its widths or its scores."""
     dense_epochs: float = 3.0
     """Epochs of the dense run (Sec. 4.1: 3)."""
     dense_lr: float = 2e-5
@@ -246,7 +246,7 @@ class Dense:
     def __post_init__(self) -> None:
         named(self.method, METHODS, "method")
         if METHODS[self.method].like and self.like is None:
-            raise BadSetting(f"method {self.method} needs the run folder of a ticket in --like.")
+            raise BadSetting(f"method {self.method} needs the run folder that it is like in --like.")
         above_zero("dense_epochs", self.dense_epochs)
         above_zero("dense_lr", self.dense_lr)
         if self.dense_steps is not None:

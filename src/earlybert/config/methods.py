@@ -13,7 +13,7 @@ class Method:
     dense: bool = False
     """Trained as the dense run is, for dense_epochs at dense_lr; otherwise as a ticket, for epochs at lr."""
     like: bool = False
-    """Takes something from the run of a ticket: its cost, its widths or its scores."""
+    """Takes something from another run: its cost, or of a ticket its widths or its scores."""
     searches: bool = False
     """Whether it searches itself (stage 1). With weights: keep the search is part of its epochs."""
     keeps: bool = False
@@ -29,7 +29,7 @@ class Method:
 METHODS = {
     "ticket": Method("the early-bird ticket: search, draw, train", searches=True, keeps=True),
     "dense": Method("the full model", dense=True),
-    "dense_same_flops": Method("the full model, stopped at a ticket's FLOPs, at its learning rate", like=True),
+    "dense_same_flops": Method("the full model, stopped at another run's FLOPs, at its learning rate", like=True),
     "dense_same_time": Method(
         "the full model, stopped at a ticket's training time, at its learning rate", like=True, alone=True
     ),
@@ -63,7 +63,16 @@ METHODS = {
 }
 """In the order in which tables list them."""
 RIVALS = ("dense_same_flops", "dense_same_time")
-"""The dense model stopped at a ticket's cost."""
+"""The dense model stopped at the cost of something smaller."""
+
+
+def has_what_it_takes(other: str, method: str) -> bool:
+    """Whether a run of `other` has what one of `method`, which is like it, takes from it.
+
+    That is a ticket, or its time; only FLOPs are to be had from what loses layers or single weights, too.
+    """
+    kind = METHODS[other]
+    return not kind.dense or (method == "dense_same_flops" and other != "dense")
 
 
 def untimed(method: str, cuts: int) -> str | None:

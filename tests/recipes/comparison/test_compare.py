@@ -291,6 +291,14 @@ def test_the_engine_is_told_apart_from_the_ticket() -> None:
         ({"tasks": {"sst2": {"method": "random"}}}, "method of sst2 would mean nothing"),
         ({"seed": 3}, "seed of all rows would mean nothing"),
         (
+            {"methods": {"dense": None, "dense_same_flops": {"like": "dense"}}},
+            "dense_same_flops cannot be like dense, a row of method dense: it has no ticket of its own",
+        ),
+        (
+            {"methods": {"layerdrop": None, "dense_same_time": {"like": "layerdrop"}}},
+            "dense_same_time cannot be like layerdrop, a row of method layerdrop",
+        ),
+        (
             {"methods": {"dense_same_time": {"like": "best"}, "best": {"recipe": "best", "cuts": 2}}},
             "dense_same_time cannot take the time of best: it has several cuts; use dense_same_flops",
         ),
@@ -460,6 +468,18 @@ def test_what_is_like_a_ticket_is_trained_as_that_is() -> None:
         assert found["lr"] == (2e-3 if row == "uniform" else 1e-3)
         assert (found["epochs"], found["warmup"], found["heads"]) == (4, 0.1, 2)
         assert {"weights", "match"}.isdisjoint(found)
+
+
+@pytest.mark.parametrize("method", ["layerdrop", "layerdrop_trained", "imp"])
+def test_the_rival_of_what_is_trained_as_dense_has_its_learning_rate(method: str) -> None:
+    rows: dict[str, Any] = {method: {"tune": {"dense_lr": [1e-3, 2e-3]}}}
+    rows |= {"rival": {"method": "dense_same_flops", "like": method}}
+    rows |= {"other": {**rows["rival"], "lr": 9e-3}}
+    comparison = Comparison.of({"tasks": ["sst2"], "methods": rows, "seeds": [1], "lr": 5e-3})
+    assert comparison.settings_of("sst2", "rival", 1)["lr"] == Finetune.dense_lr
+    comparison = replace(comparison, chosen={method: {"sst2": {"dense_lr": 2e-3}}})
+    assert comparison.settings_of("sst2", "rival", 1)["lr"] == 2e-3
+    assert comparison.settings_of("sst2", "other", 1)["lr"] == 9e-3
 
 
 def test_a_stopped_comparison_goes_on_with_what_was_added(

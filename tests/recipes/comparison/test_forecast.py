@@ -19,6 +19,7 @@ ROWS = {
     "kept": {"method": "ticket", "weights": "keep", "tune": {"lr": [1e-3, 2e-3]}},
     "random": None,
     "layerdrop": None,
+    "its rival": {"method": "dense_same_flops", "like": "layerdrop"},
 }
 
 
@@ -48,6 +49,7 @@ def test_it_says_what_runs_then_take(model_folder: Path, data_dir: Path, tmp_pat
         row: json.loads((tmp_path / "out" / cell_name("sst2", row, 1) / "metrics.json").read_text())["flops"]
         for row in rows
     }
+    assert metrics["its rival"] == pytest.approx(metrics["layerdrop"], rel=0.04)  # in whole steps
     for row in rows:
         assert float(said[row][4]) == pytest.approx(metrics[row] / metrics["dense"], abs=0.06), row
 
@@ -57,7 +59,7 @@ def test_trials_of_tuning_and_seeds_count(model_folder: Path, data_dir: Path) ->
     said = {row[0]: row for row in forecast(Comparison.of(given)).rows}
     assert said["kept"][1] == "5"  # 3 seeds and 2 trials
     assert said["random"][1] == "3"
-    assert int(said["together"][1]) == 3 * 5 + 2
+    assert int(said["together"][1]) == 3 * len(ROWS) + 2
     assert int(said["kept"][2]) == pytest.approx((3 + 2 * 0.9) * 24, abs=2)
 
 

@@ -102,6 +102,22 @@ def test_a_run_of_every_method(method: str, ticket: Path, flags: list[str], tmp_
         assert found["imp"]["dense_flops_if_zeros_were_free"] == pytest.approx(4.69, abs=0.005)
 
 
+@pytest.mark.parametrize("method", ["layerdrop", "imp"])
+def test_the_dense_model_is_stopped_at_the_cost_of_what_has_no_ticket(
+    method: str, flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, words = tmp_path / method, ["--like", tmp_path / method, "--output", tmp_path / "rival"]
+    assert run("finetune", *flags, *SHORT, "--method", method, "--output", other) == 0
+    assert run("finetune", *flags, *SHORT, "--method", "dense_same_flops", *words) == 0
+    mine, its = metrics(tmp_path / "rival"), metrics(other)
+    step = mine["flops"] / mine["stages"]["train"]["steps"]
+    assert 0 <= its["flops"] - mine["flops"] < 1.1 * step
+    for refused in ("dense_same_time", "uniform"):
+        assert run("finetune", *flags, *SHORT, "--method", refused, *words[:3], tmp_path / "no") == 2
+        assert f"is a run of method {method}, not of a ticket" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_layers_dropped_in_training_cost_what_is_left(flags: list[str], tmp_path: Path) -> None:
     long = ["--dense-epochs", "4"]
     assert run("finetune", *flags, *long, "--method", "layerdrop_trained", "--output", tmp_path / "drop") == 0
@@ -186,7 +202,7 @@ def test_keep_and_refit(flags: list[str], tmp_path: Path, capsys: pytest.Capture
     ("words", "said"),
     [
         (["--method", "randem"], "unknown method 'randem'; did you mean random"),
-        (["--method", "inverted"], "needs the run folder of a ticket in --like"),
+        (["--method", "inverted"], "needs the run folder that it is like in --like"),
         (["--method", "inverted", "--like", "nowhere"], "nowhere is not a run folder"),
         (["--method", "random", "--weights", "keep"], "no searched weights to keep"),
         (["--rewarm", "5"], "rewarm is for weights: keep"),

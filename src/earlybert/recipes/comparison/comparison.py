@@ -11,7 +11,7 @@ from typing import Any
 
 from ...config.checks import BadSetting, named
 from ...config.finetune import Data, Drawing, Finetune, Searching, Ticketing
-from ...config.methods import METHODS, RIVALS, untimed
+from ...config.methods import METHODS, RIVALS, has_what_it_takes, untimed
 from ...config.recipe import RECIPES, with_recipe
 from ...config.values import typed
 from ...tasks import NAMES
@@ -157,11 +157,12 @@ class Comparison:
             if given is not None:
                 raise BadSetting(f"{row} takes nothing from another row: leave its like out.")
             return None
-        tickets = [other for other in self.methods if not METHODS[self.method_of(other)].dense and other != row]
-        tickets = [other for other in tickets if not METHODS[self.method_of(other)].like]
         if given is not None:
-            return named(given, tickets, "row to be like")
-        searched = [other for other in tickets if self.method_of(other) == "ticket"]
+            its = self.method_of(named(given, [other for other in self.methods if other != row], "row to be like"))
+            if METHODS[its].like or not has_what_it_takes(its, self.method_of(row)):
+                raise BadSetting(f"{row} cannot be like {given}, a row of method {its}: it has no ticket of its own.")
+            return given
+        searched = [other for other in self.methods if self.method_of(other) == "ticket"]
         if not searched:
             raise BadSetting(f"{row} takes something from a ticket: add ticket to the methods, or say like: ROW.")
         return searched[0]
@@ -192,12 +193,14 @@ class Comparison:
         return {**merged, **name, "method": self.method_of(row), "seed": seed}
 
     def _row(self, task: str, row: str, trial: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings of the row itself; one that is like a ticket begins with those of the ticket, but its cut."""
+        """Settings of the row itself; one that is like another begins with those of that row, but its cut."""
         chosen = self.chosen.get(row, {}).get(task, {})
         mine = with_recipe({**self.methods[row], "method": self.method_of(row), **chosen, **trial})
         if (like := self.needs(row)) is None:
             return mine
         its = self._row(task, like, {})
+        if METHODS[self.method_of(like)].dense:  # trained at dense_lr, where a rival is trained at lr
+            its = {**its, "lr": {**self.settings, **self.tasks[task], **its}.get("dense_lr", Finetune.dense_lr)}
         return {**{name: value for name, value in its.items() if name not in (*OF_A_CUT, "method", "recipe")}, **mine}
 
     def _own_file(self, task: str) -> bool:

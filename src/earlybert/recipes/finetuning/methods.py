@@ -14,7 +14,7 @@ from ...anatomy import Refused, of
 from ...baselines import dense as dense_rival
 from ...baselines import inverted, layerdrop, magnitude, random_ticket
 from ...config.finetune import Data, Scope
-from ...config.methods import METHODS, RIVALS, untimed
+from ...config.methods import METHODS, RIVALS, has_what_it_takes, untimed
 from ...cost import count
 from ...ticket import Scores, Ticket
 from ...train.steplog import NO_STEPS, SCORING, add_line, totals, truncate
@@ -34,7 +34,7 @@ SAME = (
     *(f.name for f in fields(Data) if f.name not in ("truncate", "offline")),  # which only allow what there is
     *("batch_size", "accumulate", "warmup", "weight_decay", "max_grad_norm", "precision", "engine"),
 )
-"""Settings that a run shares with the ticket it takes something from."""
+"""Settings that a run shares with the one it takes something from."""
 Prepare = Callable[[Bench, Run], object]
 
 
@@ -54,10 +54,10 @@ def of_method(name: str) -> Way:
 
 
 def settled(bench: Bench) -> Bench:
-    """Checked against the ticket's run that it is like, and as long as that allows, where it stops at its cost.
+    """Checked against the run that it is like, and as long as that allows, where it stops at its cost.
 
     Raises:
-        Refused: The ticket's run is not finished, or of something else.
+        Refused: That run is not finished, or of something else.
     """
     config = bench.config
     if not METHODS[config.method].like:
@@ -98,15 +98,17 @@ def _steps_in_its_time(bench: Bench, run: Run) -> int:
 
 
 def _like(bench: Bench) -> Run:
-    """The ticket's run that this one takes something from.
+    """The run that this one takes something from.
 
     Raises:
         Refused: It is not there, not finished, or of another model, task or seed.
     """
     assert bench.config.like is not None
     run = Run.open(bench.config.like)
-    if not run.metrics.exists() or not run.ticket.exists():
-        raise Refused(f"--like {run.path} is not the run of a ticket that is finished.")
+    if not has_what_it_takes(run.config.method, bench.config.method):
+        raise Refused(f"--like {run.path} is a run of method {run.config.method}, not of a ticket.")
+    if not run.metrics.exists() or not (run.ticket.exists() or METHODS[run.config.method].dense):
+        raise Refused(f"--like {run.path} is not finished; run it to its end first.")
     for name in SAME:
         mine, its = getattr(bench.config, name), getattr(run.config, name)
         if not alike(name, mine, its):
