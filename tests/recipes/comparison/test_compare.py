@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from earlybert.anatomy import Refused
-from earlybert.config.checks import BadSetting
-from earlybert.config.finetune import Finetune
-from earlybert.config.values import typed
 from earlybert.recipes import compare as comparing
 from earlybert.recipes import finetune as recipe
 from earlybert.recipes import grid
-from earlybert.recipes.comparison import tuning
-from earlybert.recipes.comparison.comparison import Comparison
-from earlybert.recipes.comparison.sheets import sheets
-from earlybert.recipes.comparison.verdict import Verdict, _rival
-from earlybert.recipes.statistics import difference, over_tasks
-from earlybert.recipes.versus import saved
+from earlybert.recipes.statistics import difference
 from earlybert.report.frontier import Point, frontier
 from earlybert.tasks import Predictions
 
@@ -109,33 +99,6 @@ def test_every_number_has_a_run_behind_it(seen: Path) -> None:
     assert set(inference) == set(METHODS)
     assert inference["dense"] == inference["dense_same_flops"], "one network is timed once"
     assert inference["dense"] != inference["ticket"]
-
-
-def test_the_mean_over_tasks_is_judged_where_all_cost_the_same() -> None:
-    plain = {"tasks": ["sst2", "rte"], "methods": ["dense", "dense_same_flops", "ticket"], "seeds": [1, 2]}
-    comparison = Comparison.of(plain)
-    random = np.random.default_rng(0)
-    labels = np.ones(4000)
-    ours, theirs = ((random.random(4000) < right).astype(float) for right in (0.9, 0.8))
-    apart = difference([ours], [theirs], labels, "accuracy", margin=0.003)
-    bare = Verdict({1: 0.9}, {}, 0.5, 0.5, None, 0.8)
-    same = replace(bare, rival="dense_same_flops", rival_cost=1.0, difference=apart, to_full=apart, different=0.0)
-    other = replace(same, rival_cost=1.5)
-
-    def cells(first: Verdict, second: Verdict) -> tuple[list[str], list[str]]:
-        verdicts = {"dense": {"sst2": bare, "rte": bare}, "ticket": {"sst2": first, "rte": second}}
-        *_, at_cost, to_full = sheets(comparison, verdicts, {})
-        assert at_cost.columns[-1] == to_full.columns[-1] == "mean"
-        return at_cost.rows[0], to_full.rows[0]
-
-    at_cost, to_full = cells(same, same)
-    wide = over_tasks([apart, apart], margin=0.003)
-    text = f"{100 * wide.mean:+.2f} [{100 * wide.low:+.2f}, {100 * wide.high:+.2f}]"
-    assert at_cost[-1] == f"{text} better"
-    assert to_full[-1] == text
-    assert cells(same, other)[0][-1] == f"{text} (other cost)"
-    missing = replace(same, difference=None, to_full=None)
-    assert [row[-1] for row in cells(same, missing)] == ["-", "-"]
 
 
 def test_seeds_are_paired_and_models_of_later_seeds_go(seen: Path) -> None:
@@ -240,97 +203,6 @@ def test_two_at_once_give_what_one_by_one_gives(given: Path, seen: Path, tmp_pat
     assert "Runs shared the machine" in (tmp_path / "both" / "compare.md").read_text()
 
 
-def test_the_engine_is_told_apart_from_the_ticket() -> None:
-    def metrics(seconds: float, steps: int, search: float = 0.0) -> dict[str, Any]:
-        train = {"steps": steps, "seconds": seconds, "mean_step_seconds": seconds / steps}
-        return {"seconds": seconds + search, "flops": 1, "stages": {"train": train}}
-
-    parts = saved(metrics(100.0, 100), metrics(8.0, 40, search=2.0), same_engine=metrics(40.0, 100))
-    assert parts["fewer_epochs"] == pytest.approx(0.6)
-    assert parts["engine"] == pytest.approx(40 * (1.0 - 0.4) / 100)
-    assert parts["smaller_network"] == pytest.approx(40 * (0.4 - 0.2) / 100)
-    assert parts["search"] == pytest.approx(-0.02)
-    assert parts["time"] == pytest.approx(0.9)
-    beside = saved(metrics(8.0, 40, search=2.0), metrics(8.0, 40))  # beside a ticket that has searched
-    assert beside["search"] == pytest.approx(0.2)
-    assert sum(beside[part] for part in ("fewer_epochs", "engine", "smaller_network", "search")) == beside["time"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"methods": ["dense", "tiket"]}, "unknown method 'tiket'; did you mean ticket"),
-        ({"tasks": ["ssst2"]}, "unknown task 'ssst2'; did you mean sst2"),
-        ({"seeds": [1, 1]}, "seeds are repeated (1)"),
-        ({"seeds": []}, "a comparison needs seeds"),
-        ({"methods": ["dense", "dense"]}, "method 'dense' is named twice"),
-        ({"methods": ["dense", "inverted"]}, "inverted takes something from a ticket"),
-        (
-            {"methods": {"dense": None, "x": {"method": "inverted", "like": "tikcet"}, "ticket": None}},
-            "did you mean ticket",
-        ),
-        ({"methods": {"dense": {"lrr": 3}}}, "unknown setting 'lrr'; did you mean lr"),
-        ({"methods": {"dense": {"lr": "much"}}}, "lr must be float, got 'much'"),
-        ({"methods": {"A b": {"method": "dense"}, "a-b": {"method": "dense"}}}, "make the same folder"),
-        ({"methods": {"dense": {"dense_epochs": -1}}}, "dense_epochs must be above 0"),
-        ({"methods": {"dense": {"tune": {"lr": 1e-4}}}}, "tune of dense must hold lists"),
-        ({"methods": {"dense": {"tune": {"lr": ["much"]}}}}, "lr must be float, got 'much'"),
-        ({"margin": float("inf")}, "margin must be at least 0"),
-        ({"methods": {"dense": {"method": ["dense"]}}}, "unknown method"),
-        ({"methods": {"dense": {"validation_rows": 7}}}, "validation_rows is one for all rows"),
-        ({"methods": {"dense": {"seed": 7}}}, "seed is one for all rows"),
-        ({"methods": {"dense": {"tune": {"method": ["ticket"]}}}}, "make another row for another method"),
-        ({"seeds": [1, -5]}, "seed must be"),
-        ({"search_epochs": float("inf")}, "search_epochs must be"),
-        ({"margin": -1}, "margin must be at least 0"),
-        ({"times": "no"}, "times must be true or false"),
-        ({"methods": {"dense": {"train_rows": 60}}}, "train_rows is one for all rows of a comparison"),
-        ({"methods": {"dense": {"text": "review"}}}, "text is one for all rows of a comparison"),
-        ({"methods": {"random": {"like": "dense"}}}, "random takes nothing from another row: leave its like out"),
-        ({"tasks": {"sst2": {"tune": {"lr": [1e-4]}}}}, "tune of sst2 would mean nothing; say it in a row"),
-        ({"tasks": {"sst2": {"method": "random"}}}, "method of sst2 would mean nothing"),
-        ({"seed": 3}, "seed of all rows would mean nothing"),
-        (
-            {"methods": {"dense": None, "dense_same_flops": {"like": "dense"}}},
-            "dense_same_flops cannot be like dense, a row of method dense: it has no ticket of its own",
-        ),
-        (
-            {"methods": {"layerdrop": None, "dense_same_time": {"like": "layerdrop"}}},
-            "dense_same_time cannot be like layerdrop, a row of method layerdrop",
-        ),
-        (
-            {"methods": {"dense_same_time": {"like": "best"}, "best": {"recipe": "best", "cuts": 2}}},
-            "dense_same_time cannot take the time of best: it has several cuts; use dense_same_flops",
-        ),
-        (
-            {"methods": {"dense_same_time": {"like": "mlm_search"}, "mlm_search": {}}},
-            "it has a search on masked words",
-        ),
-        ({"jobs": -1}, "jobs must be at least 0"),
-        ({"epochz": 2}, "unknown setting 'epochz'; did you mean epochs"),
-    ],
-)
-def test_bad_input_is_one_sentence(changes: dict[str, Any], said: str) -> None:
-    good = {"tasks": ["sst2"], "methods": ["dense", "ticket"], "seeds": [1]}
-    Comparison.of(good)
-    with pytest.raises(BadSetting, match=said.replace("(", r"\(").replace(")", r"\)")):
-        Comparison.of({**good, **changes})
-
-
-def test_yaml_values_become_what_settings_want() -> None:
-    assert typed({"lr": "5e-5", "heads": 4, "epochs": 2, "task": None, "weights": "keep"}, Finetune) == {
-        "lr": 5e-5,
-        "heads": 4,
-        "epochs": 2.0,
-        "task": None,
-        "weights": "keep",
-    }
-    with pytest.raises(BadSetting, match=r"batch_size must be int, got 2\.5"):
-        typed({"batch_size": 2.5}, Finetune)
-    with pytest.raises(BadSetting, match="unknown weights 'kept'; did you mean keep"):
-        typed({"weights": "kept"}, Finetune)
-
-
 def test_a_folder_that_is_something_else_is_left_alone(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -339,33 +211,6 @@ def test_a_folder_that_is_something_else_is_left_alone(
     assert run("compare", "--config", given, "--output", tmp_path / "out") == 2
     assert "is not a comparison" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
-
-
-def test_tuning_is_on_train_alone_and_its_choice_is_used(given: Path, tmp_path: Path) -> None:
-    plain = yaml.safe_load(given.read_text())
-    lists = {"lr": [1.0e-6, 5.0e-3]}
-    plain |= {"methods": {"dense": None, "ticket": {"tune": lists}, "dense_same_flops": {"tune": lists}}, "seeds": [1]}
-    plain |= {"epochs": 6}
-    given.write_text(yaml.safe_dump(plain))
-    out = tmp_path / "out"
-    assert run("compare", "--config", given, "--output", out) == 0
-    trials = {row: [json.loads((out / "sst2" / row / f"trial-{n}" / "metrics.json").read_text()) for n in (1, 2)]
-              for row in ("ticket", "dense-same-flops")}  # fmt: skip
-    for row, found in trials.items():
-        assert all(metrics["train_rows"] + metrics["validation_rows"] == 96 for metrics in found)  # of 96 in train
-        scores = [metrics["score"]["accuracy"] for metrics in found]
-        config = yaml.safe_load((out / "sst2" / row / "seed-1" / "config.yaml").read_text())
-        assert config["lr"] == lists["lr"][int(np.argmax(scores))]
-        assert config["tuning"] is False
-    assert trials["dense-same-flops"][0]["flops"] == pytest.approx(trials["ticket"][0]["flops"], rel=0.1)
-    assert "ticket 2" in (out / "compare.md").read_text()
-    assert "dense 0" in (out / "compare.md").read_text()
-    assert read(out)["tuned"]["ticket"]["sst2"] == {
-        "lr": yaml.safe_load((out / "sst2" / "ticket" / "seed-1" / "config.yaml").read_text())["lr"]
-    }
-    started = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")}
-    assert run("compare", "--config", given, "--output", out) == 0
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.json")} == started
 
 
 def test_a_setting_that_was_taken_back_is_noticed(
@@ -438,50 +283,6 @@ def test_whoever_stops_it_is_told_how_to_go_on(
     assert (out / "compare.md").exists()
 
 
-def test_a_row_whose_trials_all_failed_is_named_by_its_folder(
-    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = yaml.safe_load(given.read_text()) | {"methods": {"dense": {"tune": {"dense_lr": [1e-3]}}}}
-    settings["tasks"] = {"My Films": {"train_file": "films.csv"}}
-    failed = grid.Outcome(None, "it failed")
-    monkeypatch.setattr(tuning, "run_grid", lambda cells, *_, **__: {cell.name: failed for cell in cells})
-    with pytest.raises(Refused, match=f"all trials of dense failed; see {tmp_path / 'my-films' / 'dense'}"):
-        tuning.tuned(Comparison.of(settings), tmp_path)
-
-
-def test_what_is_like_a_ticket_is_trained_as_that_is() -> None:
-    """It differs in its units alone."""
-    of_ticket = {
-        "method": "ticket",
-        "lr": 1e-3,
-        "epochs": 4,
-        "warmup": 0.1,
-        "heads": 2,
-        "weights": "keep",
-        "match": 1.0,
-    }
-    like = {name: {"method": name, "like": "half"} for name in ("random_same_widths", "uniform", "inverted")}
-    more = {"uniform": {**like["uniform"], "lr": 2e-3}}
-    comparison = Comparison.of({"tasks": ["sst2"], "methods": {"half": of_ticket, **like, **more}, "seeds": [1]})
-    for row in like:
-        found = comparison.settings_of("sst2", row, 1)
-        assert found["lr"] == (2e-3 if row == "uniform" else 1e-3)
-        assert (found["epochs"], found["warmup"], found["heads"]) == (4, 0.1, 2)
-        assert {"weights", "match"}.isdisjoint(found)
-
-
-@pytest.mark.parametrize("method", ["layerdrop", "layerdrop_trained", "imp"])
-def test_the_rival_of_what_is_trained_as_dense_has_its_learning_rate(method: str) -> None:
-    rows: dict[str, Any] = {method: {"tune": {"dense_lr": [1e-3, 2e-3]}}}
-    rows |= {"rival": {"method": "dense_same_flops", "like": method}}
-    rows |= {"other": {**rows["rival"], "lr": 9e-3}}
-    comparison = Comparison.of({"tasks": ["sst2"], "methods": rows, "seeds": [1], "lr": 5e-3})
-    assert comparison.settings_of("sst2", "rival", 1)["lr"] == Finetune.dense_lr
-    comparison = replace(comparison, chosen={method: {"sst2": {"dense_lr": 2e-3}}})
-    assert comparison.settings_of("sst2", "rival", 1)["lr"] == 2e-3
-    assert comparison.settings_of("sst2", "other", 1)["lr"] == 9e-3
-
-
 def test_a_stopped_comparison_goes_on_with_what_was_added(
     done: Path, given: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,16 +294,3 @@ def test_a_stopped_comparison_goes_on_with_what_was_added(
         assert run("compare", "--config", given, "--seeds", "[1,2,3]", "--output", done) == 130
     assert f"earlybert compare --config {done / 'compare.yaml'} --output {done}" in capsys.readouterr().err
     assert yaml.safe_load((done / "compare.yaml").read_text())["seeds"] == [1, 2, 3]
-
-
-def test_a_rival_made_for_a_row_goes_before_others_of_that_cost(seen: Path) -> None:
-    comparison = Comparison.of(yaml.safe_load((seen / "compare.yaml").read_text()))
-    plain = Verdict({}, {}, 0.5, 0.5, None, None, None)
-    verdicts = {
-        "ticket": {"sst2": plain},
-        "dense": {"sst2": replace(plain, flops=0.5, scores={1: 0.9})},  # as near, and better
-        "dense_same_flops": {"sst2": replace(plain, flops=0.49, scores={1: 0.8})},
-    }
-    assert _rival(replace(comparison, methods={row: {} for row in verdicts}), verdicts, "sst2", "ticket") == (
-        "dense_same_flops"
-    )

@@ -1,15 +1,20 @@
-"""What a comparison says of a row, from run folders made up so that the answer is known."""
+"""What a comparison says of a row, from runs made up so that the answer is known."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from earlybert.recipes.comparison.comparison import Comparison, cell_name
-from earlybert.recipes.comparison.verdict import judge
+from earlybert.recipes.comparison.sheets import sheets
+from earlybert.recipes.comparison.verdict import Verdict, _rival, judge
 from earlybert.recipes.grid import Outcome
+from earlybert.recipes.statistics import difference, over_tasks
+from earlybert.recipes.versus import saved
 from earlybert.tasks import Predictions
 
 ROWS = 400
@@ -50,3 +55,57 @@ def test_p_values_are_corrected_over_the_tasks_each_kind_by_itself(tmp_path: Pat
     for what in ("inferior", "different"):  # of two, the smaller counts twice, and the larger is more than that
         assert getattr(first, what) == pytest.approx(2 * getattr(first.difference, what))
         assert getattr(second, what) == pytest.approx(getattr(second.difference, what))
+
+
+def test_the_mean_over_tasks_is_judged_where_all_cost_the_same() -> None:
+    plain = {"tasks": ["sst2", "rte"], "methods": ["dense", "dense_same_flops", "ticket"], "seeds": [1, 2]}
+    comparison = Comparison.of(plain)
+    random = np.random.default_rng(0)
+    labels = np.ones(4000)
+    ours, theirs = ((random.random(4000) < right).astype(float) for right in (0.9, 0.8))
+    apart = difference([ours], [theirs], labels, "accuracy", margin=0.003)
+    bare = Verdict({1: 0.9}, {}, 0.5, 0.5, None, 0.8)
+    same = replace(bare, rival="dense_same_flops", rival_cost=1.0, difference=apart, to_full=apart, different=0.0)
+    other = replace(same, rival_cost=1.5)
+
+    def cells(first: Verdict, second: Verdict) -> tuple[list[str], list[str]]:
+        verdicts = {"dense": {"sst2": bare, "rte": bare}, "ticket": {"sst2": first, "rte": second}}
+        *_, at_cost, to_full = sheets(comparison, verdicts, {})
+        assert at_cost.columns[-1] == to_full.columns[-1] == "mean"
+        return at_cost.rows[0], to_full.rows[0]
+
+    at_cost, to_full = cells(same, same)
+    wide = over_tasks([apart, apart], margin=0.003)
+    text = f"{100 * wide.mean:+.2f} [{100 * wide.low:+.2f}, {100 * wide.high:+.2f}]"
+    assert at_cost[-1] == f"{text} better"
+    assert to_full[-1] == text
+    assert cells(same, other)[0][-1] == f"{text} (other cost)"
+    missing = replace(same, difference=None, to_full=None)
+    assert [row[-1] for row in cells(same, missing)] == ["-", "-"]
+
+
+def test_the_engine_is_told_apart_from_the_ticket() -> None:
+    def metrics(seconds: float, steps: int, search: float = 0.0) -> dict[str, Any]:
+        train = {"steps": steps, "seconds": seconds, "mean_step_seconds": seconds / steps}
+        return {"seconds": seconds + search, "flops": 1, "stages": {"train": train}}
+
+    parts = saved(metrics(100.0, 100), metrics(8.0, 40, search=2.0), same_engine=metrics(40.0, 100))
+    assert parts["fewer_epochs"] == pytest.approx(0.6)
+    assert parts["engine"] == pytest.approx(40 * (1.0 - 0.4) / 100)
+    assert parts["smaller_network"] == pytest.approx(40 * (0.4 - 0.2) / 100)
+    assert parts["search"] == pytest.approx(-0.02)
+    assert parts["time"] == pytest.approx(0.9)
+    beside = saved(metrics(8.0, 40, search=2.0), metrics(8.0, 40))  # beside a ticket that has searched
+    assert beside["search"] == pytest.approx(0.2)
+    assert sum(beside[part] for part in ("fewer_epochs", "engine", "smaller_network", "search")) == beside["time"]
+
+
+def test_a_rival_made_for_a_row_goes_before_others_of_that_cost() -> None:
+    plain = Verdict({}, {}, 0.5, 0.5, None, None, None)
+    verdicts = {
+        "ticket": {"sst2": plain},
+        "dense": {"sst2": replace(plain, flops=0.5, scores={1: 0.9})},  # as near, and better
+        "dense_same_flops": {"sst2": replace(plain, flops=0.49, scores={1: 0.8})},
+    }
+    comparison = Comparison.of({"tasks": ["sst2"], "methods": [*verdicts], "seeds": [1]})
+    assert _rival(comparison, verdicts, "sst2", "ticket") == "dense_same_flops"
