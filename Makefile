@@ -33,7 +33,7 @@ fast: $(READY)  ## the tests that take seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TWO) -m 'not slow'
 
 old: $(OLD)/.ready  ## families, tickets and save/load on transformers 4.57
-	OMP_NUM_THREADS=1 PYTHONPATH=$(OLD):$$PYTHONPATH $(BIN)/python -m pytest $(TWO) -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py
+	OMP_NUM_THREADS=1 PYTHONPATH=$(OLD):$$PYTHONPATH $(BIN)/python -m pytest $(TWO) -m 'not slow' tests/test_families*.py tests/anatomy tests/ticket tests/test_cost.py
 
 $(OLD)/.ready: $(READY)
 	$(BIN)/python -m pip install --quiet --progress-bar off --upgrade --no-deps --target $(OLD) 'transformers==4.57.*' \
@@ -50,7 +50,7 @@ dist:  ## wheel and sdist into dist/, the wheel installed in an empty environmen
 	$(DIST)/bin/python -I supply/try_install.py
 
 lowest: $(LOWEST)/.ready  ## families, tickets and the callback on the lower bounds, with the torch of constraints.txt
-	PYTHONPATH=src:$$PYTHONPATH $(LOWEST)/bin/python -m pytest $(TWO) -m 'not slow' tests/test_families.py tests/anatomy tests/ticket tests/test_cost.py tests/train/test_callback.py
+	PYTHONPATH=src:$$PYTHONPATH $(LOWEST)/bin/python -m pytest $(TWO) -m 'not slow' tests/test_families*.py tests/anatomy tests/ticket tests/test_cost.py tests/train/test_callback.py
 
 $(LOWEST)/.ready: pyproject.toml constraints.txt
 	rm -rf $(LOWEST)

@@ -14,7 +14,7 @@ import earlybert
 from earlybert import Refused, Ticket, apply, rebind, ticket_of
 from earlybert.anatomy import of
 
-from .test_families import FAMILIES, HEADS, NEURONS, build, inputs_of, uneven
+from .families import FAMILIES, HEADS, NEURONS, build, inputs_of, uneven
 
 families = pytest.mark.parametrize("name", FAMILIES)
 

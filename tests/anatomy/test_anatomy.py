@@ -83,7 +83,7 @@ def test_the_page_about_families_is_true() -> None:
     table, line = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     table = table[table.index("MODERNBERT") :]
     assert table in (root / "src" / "earlybert" / "anatomy" / "modernbert.py").read_text()
-    assert line in (root / "tests" / "test_families.py").read_text()
+    assert line in (root / "tests" / "families.py").read_text()
     rows = "".join(row for row in page.splitlines() if row.startswith("|"))
     assert set(re.findall(r"`([a-z0-9-]+)`", rows)) >= set(SUPPORTED)
     for path in re.findall(r"\]\(([^)#:]+)\)", page):

@@ -13,7 +13,7 @@ from torch import Tensor
 import earlybert
 from earlybert import CutMismatch, Refused, Ticket, anatomy, apply
 from earlybert.anatomy import of
-from tests.test_families import HEADS, NEURONS, build, inputs_of, uneven
+from tests.families import HEADS, NEURONS, build, inputs_of, uneven
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3"])

@@ -29,7 +29,7 @@ from earlybert.train.loop import Done
 from earlybert.train.losses import SPAN
 
 from ..conftest import HEADS, HIDDEN, LAYERS, NEURONS, tiny_batch, tiny_config, tiny_model
-from ..test_families import build
+from ..families import build
 
 SIZE = HIDDEN // HEADS
 

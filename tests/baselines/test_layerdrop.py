@@ -18,8 +18,8 @@ from earlybert import Refused
 from earlybert.baselines.layerdrop import LayerDrop, kept_layers, refuse_unremovable, remove_layers
 from earlybert.cost import count
 from tests.conftest import word_tokenizer
+from tests.families import FAMILIES, NEW, SIZES, build, inputs_of
 from tests.recipes.conftest import run, tiny_flags
-from tests.test_families import FAMILIES, NEW, SIZES, build, inputs_of
 
 SHARED = {"albert", "albert/groups"}
 """Refused."""

@@ -10,7 +10,7 @@ from transformers import AutoModel, PreTrainedTokenizerFast
 
 import earlybert as eb
 from earlybert.cli import main
-from tests.test_families import config_of
+from tests.families import config_of
 
 
 def folder_of(name: str, tokenizer: PreTrainedTokenizerFast, where: Path) -> Path:
