@@ -8,9 +8,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+from earlybert import Ticket
+
+from .corpus import corpus, corpus_folder, preparation, text_file, tokenizer_folder  # noqa: F401  (fixtures)
 
 FAMILIES = ("bert", "roberta", "xlm-roberta", "electra", "distilbert")
 LAYERS, HEADS, NEURONS, HIDDEN, VOCABULARY = 3, 4, 64, 32, 120
@@ -157,3 +162,11 @@ def write_data(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
+
+
+def uneven(family: str, seed: int = 0) -> Ticket:
+    """A ticket with different numbers of heads and neurons in every layer."""
+    random = np.random.default_rng(seed)
+    heads = [sorted(random.permutation(HEADS)[:count].tolist()) for count in (1, 3, 4)]
+    neurons = [sorted(random.permutation(NEURONS)[:count].tolist()) for count in (7, 40, 64)]
+    return Ticket(tuple(map(tuple, heads)), tuple(map(tuple, neurons)), family, HEADS, NEURONS)

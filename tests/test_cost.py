@@ -11,8 +11,7 @@ from earlybert import Ticket, apply
 from earlybert.cost import count, masked
 from earlybert.tasks.mlm import Objective
 from earlybert.ticket.surgery import cut
-from tests.conftest import tiny_batch, tiny_config, tiny_model
-from tests.ticket.test_surgery import uneven
+from tests.conftest import tiny_batch, tiny_config, tiny_model, uneven
 
 
 @pytest.mark.parametrize("cut", [False, True])

@@ -14,8 +14,7 @@ from hypothesis import strategies as some
 
 from earlybert.data import pieces, tokenise, vocabulary
 from earlybert.data.pieces import Pieces, apart
-
-from .conftest import documents
+from tests.corpus import documents
 
 ODD = (
     "a\u0301 \u0301b ,\u0301 \u0301, e\u0301\u0327e\u0327\u0301 \x1cx\x1c \x85 \xa0 \u2028 \u200b \ufeff \ufffd \t\r \x00 \x7f "

@@ -22,7 +22,7 @@ from earlybert.data import prepare, shards, sources, vocabulary
 from earlybert.data.corpus import Corpus
 from earlybert.data.seen import Seen, digest
 from earlybert.data.tokenise import split
-from tests.data.conftest import documents
+from tests.corpus import documents
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +30,8 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "CHUNK", 2_000)
 
 
-def run(path: Path, folder: Path, settings: Preparation, **options: object) -> dict:
-    return prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, settings, **options)  # type: ignore[arg-type]
+def run(path: Path, folder: Path, preparation: Preparation, **options: object) -> dict:
+    return prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, preparation, **options)  # type: ignore[arg-type]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -72,15 +72,15 @@ def test_counts_and_checksums(corpus: Corpus, text_file: Path) -> None:
 
 @pytest.mark.slow
 def test_three_workers_give_the_bytes_of_one(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation
+    tmp_path: Path, corpus_folder: Path, text_file: Path, preparation: Preparation
 ) -> None:
-    run(text_file, tmp_path / "c", settings, workers=3)
+    run(text_file, tmp_path / "c", preparation, workers=3)
     assert content(tmp_path / "c") == content(corpus_folder)
 
 
 @pytest.mark.slow
 def test_killed_runs_go_on_to_the_same_bytes(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation
+    tmp_path: Path, corpus_folder: Path, text_file: Path, preparation: Preparation
 ) -> None:
     """Killed between shards, then in the middle of writing one, then left to end."""
     folder = tmp_path / "c"
@@ -102,11 +102,11 @@ if when == "replace":
 def observe(tally):
     if when.isdigit() and len(list(folder.glob("0*.safetensors"))) >= int(when): die()
 folder = Path(folder)
-settings = Preparation(tokenizer=tokenizer, held_out=0.1, shard_tokens=4_000)
-prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, settings, resume=resume == "y", observe=observe)
+preparation = Preparation(tokenizer=tokenizer, held_out=0.1, shard_tokens=4_000)
+prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, preparation, resume=resume == "y", observe=observe)
 """
     for when, resume in (("2", "n"), ("replace", "y"), ("end", "y")):
-        arguments = [str(text_file), str(folder), str(settings.tokenizer), when, resume]
+        arguments = [str(text_file), str(folder), str(preparation.tokenizer), when, resume]
         done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == (0 if when == "end" else -9), done.stderr
         if when != "end":
@@ -114,7 +114,7 @@ prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), fold
             with pytest.raises(eb.Refused, match="holds no prepared corpus"):
                 Corpus(folder)
             with pytest.raises(eb.Refused, match="--resume"):
-                run(text_file, folder, settings)
+                run(text_file, folder, preparation)
     assert content(folder) == content(corpus_folder)
 
 
@@ -122,7 +122,7 @@ class Stopped(Exception):
     pass
 
 
-def stopped(path: Path, folder: Path, settings: Preparation) -> None:
+def stopped(path: Path, folder: Path, preparation: Preparation) -> None:
     """A run that ends behind its second shard."""
 
     def stop(_: object) -> None:
@@ -130,80 +130,82 @@ def stopped(path: Path, folder: Path, settings: Preparation) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        run(path, folder, settings, observe=stop)
+        run(path, folder, preparation, observe=stop)
 
 
-def test_what_was_begun_otherwise_is_not_gone_on_with(tmp_path: Path, text_file: Path, settings: Preparation) -> None:
+def test_what_was_begun_otherwise_is_not_gone_on_with(
+    tmp_path: Path, text_file: Path, preparation: Preparation
+) -> None:
     folder = tmp_path / "c"
-    stopped(text_file, folder, settings)
+    stopped(text_file, folder, preparation)
     with pytest.raises(eb.Refused, match="begun with another held_out"):
-        run(text_file, folder, replace(settings, held_out=0.2), resume=True)
+        run(text_file, folder, replace(preparation, held_out=0.2), resume=True)
     longer = tmp_path / text_file.name
     longer.write_text(text_file.read_text("utf-8") + "\n\nMore.", "utf-8")
     with pytest.raises(eb.Refused, match="begun with another sources"):
-        run(longer, folder, settings, resume=True)
+        run(longer, folder, preparation, resume=True)
     first = folder / "00000.safetensors"
     first.write_bytes(first.read_bytes()[:-1] + b"\x01")
     with pytest.raises(eb.Refused, match=r"00000\.safetensors is not what the manifest says"):
-        run(text_file, folder, settings, resume=True)
+        run(text_file, folder, preparation, resume=True)
 
 
-def test_duplicates_are_dropped_also_over_a_resume(tmp_path: Path, settings: Preparation) -> None:
+def test_duplicates_are_dropped_also_over_a_resume(tmp_path: Path, preparation: Preparation) -> None:
     texts = documents(60)
     path = tmp_path / "t.txt"
     path.write_text("\n\n".join([*texts, texts[3], "   " + texts[50].replace("\n", " \n"), *texts[:5]]), "utf-8")
     folder = tmp_path / "c"
-    stopped(path, folder, settings)
-    manifest = run(path, folder, settings, resume=True)
+    stopped(path, folder, preparation)
+    manifest = run(path, folder, preparation, resume=True)
     assert (manifest["counts"]["read"], manifest["counts"]["duplicates"]) == (67, 7)
     assert manifest["counts"]["train"]["documents"] + manifest["counts"]["validation"]["documents"] == 60
 
 
-def test_duplicates_behind_the_last_shard_are_counted(tmp_path: Path, settings: Preparation) -> None:
+def test_duplicates_behind_the_last_shard_are_counted(tmp_path: Path, preparation: Preparation) -> None:
     """Every chunk a shard, so that nothing but repetitions is left for the end."""
     texts = documents(20)
     path = tmp_path / "t.txt"
     path.write_text("\n\n".join(texts * 3), "utf-8")
-    counts = run(path, tmp_path / "c", replace(settings, shard_tokens=1, held_out=0))["counts"]
+    counts = run(path, tmp_path / "c", replace(preparation, shard_tokens=1, held_out=0))["counts"]
     assert (counts["read"], counts["duplicates"], counts["train"]["documents"]) == (60, 40, 20)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_documents_without_tokens_are_counted_alike_over_a_resume(
-    tmp_path: Path, settings: Preparation, workers: int
+    tmp_path: Path, preparation: Preparation, workers: int
 ) -> None:
     """No shard remembers them; one that comes again counts as empty, and not as a duplicate, either way."""
     texts, blank = documents(60), "\u200b\u200b"
     path = tmp_path / "t.txt"
     path.write_text("\n\n".join([blank, *texts[:30], blank, *texts[30:], blank, texts[2], blank]), "utf-8")
-    whole = run(path, tmp_path / "whole", settings, workers=workers)
-    stopped(path, tmp_path / "c", settings)
-    assert run(path, tmp_path / "c", settings, workers=workers, resume=True) == whole
+    whole = run(path, tmp_path / "whole", preparation, workers=workers)
+    stopped(path, tmp_path / "c", preparation)
+    assert run(path, tmp_path / "c", preparation, workers=workers, resume=True) == whole
     assert (whole["counts"]["empty"], whole["counts"]["duplicates"]) == (4, 1)
 
 
 def test_half_written_files_of_a_killed_run_are_removed(
-    tmp_path: Path, text_file: Path, settings: Preparation, corpus_folder: Path
+    tmp_path: Path, text_file: Path, preparation: Preparation, corpus_folder: Path
 ) -> None:
     folder = tmp_path / "c"
     folder.mkdir()
     for name in (".00000.safetensors.x1y2.half", ".progress.json.abc.half"):
         (folder / name).write_bytes(b"half")
-    run(text_file, folder, settings)
+    run(text_file, folder, preparation)
     assert content(folder) == content(corpus_folder)
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_ends_the_run_with_a_sentence(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation
+    tmp_path: Path, corpus_folder: Path, text_file: Path, preparation: Preparation
 ) -> None:
     def kill(_: object) -> None:
         for child in multiprocessing.active_children():
             child.kill()
 
     with pytest.raises(eb.Refused, match="a worker process was killed"):
-        run(text_file, tmp_path / "c", settings, workers=2, observe=kill)
-    run(text_file, tmp_path / "c", settings, resume=True)
+        run(text_file, tmp_path / "c", preparation, workers=2, observe=kill)
+    run(text_file, tmp_path / "c", preparation, resume=True)
     assert content(tmp_path / "c") == content(corpus_folder)
 
 
@@ -219,19 +221,19 @@ def test_seen_is_a_set() -> None:
     assert len(seen) == len(reference) - 1
 
 
-def test_wrong_bytes_and_documents_without_tokens_are_counted(tmp_path: Path, settings: Preparation) -> None:
+def test_wrong_bytes_and_documents_without_tokens_are_counted(tmp_path: Path, preparation: Preparation) -> None:
     path = tmp_path / "t.txt"
     path.write_bytes("\n\n".join(documents(30)).encode() + b"\n\nCaf\xe9.\n\n\xe2\x80\x8b\xe2\x80\x8b\n\n" + b"Kalo.")
     found = sources.files([path], column="text", wrong_bytes="skip")
-    counts = prepare.prepare(found, tmp_path / "c", settings)["counts"]
+    counts = prepare.prepare(found, tmp_path / "c", preparation)["counts"]
     assert (counts["read"], counts["wrong_bytes"], counts["empty"]) == (33, 1, 1)
     assert counts["train"]["documents"] + counts["validation"]["documents"] == 31
 
 
-def test_special_tokens_in_the_text_stay_text(tmp_path: Path, settings: Preparation) -> None:
+def test_special_tokens_in_the_text_stay_text(tmp_path: Path, preparation: Preparation) -> None:
     path = tmp_path / "t.txt"
     path.write_text("Kalo [MASK] miren [SEP] tos.", "utf-8")
-    run(path, tmp_path / "c", replace(settings, held_out=0.0))
+    run(path, tmp_path / "c", replace(preparation, held_out=0.0))
     corpus = Corpus(tmp_path / "c")
     assert not set(corpus.shards("train")[0].tokens.tolist()) & {corpus.words.mask, corpus.words.sep, corpus.words.cls}
 
@@ -270,7 +272,7 @@ def test_a_changed_corpus_is_refused(tmp_path: Path, corpus_folder: Path, tiny_t
 
 
 def test_a_full_disk_keeps_what_was_there(
-    tmp_path: Path, text_file: Path, settings: Preparation, monkeypatch: pytest.MonkeyPatch, corpus_folder: Path
+    tmp_path: Path, text_file: Path, preparation: Preparation, monkeypatch: pytest.MonkeyPatch, corpus_folder: Path
 ) -> None:
     folder = tmp_path / "c"
     real, calls = shards.write_atomically, []
@@ -284,29 +286,29 @@ def test_a_full_disk_keeps_what_was_there(
     with monkeypatch.context() as patch:
         patch.setattr(shards, "write_atomically", full)
         with pytest.raises(eb.Refused, match="No space left"):
-            run(text_file, folder, settings)
-    run(text_file, folder, settings, resume=True)
+            run(text_file, folder, preparation)
+    run(text_file, folder, preparation, resume=True)
     assert content(folder) == content(corpus_folder)
 
 
 def test_folders_and_settings_that_do_not_fit_are_refused(
-    tmp_path: Path, corpus_folder: Path, text_file: Path, settings: Preparation, model_folder: Path
+    tmp_path: Path, corpus_folder: Path, text_file: Path, preparation: Preparation, model_folder: Path
 ) -> None:
     with pytest.raises(eb.Refused, match="already holds a prepared corpus"):
-        run(text_file, corpus_folder, settings)
+        run(text_file, corpus_folder, preparation)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(eb.Refused, match="is not empty"):
-        run(text_file, tmp_path / "full", settings)
+        run(text_file, tmp_path / "full", preparation)
     with pytest.raises(BadSetting, match="held_out must be between"):
-        replace(settings, held_out=0.9)
+        replace(preparation, held_out=0.9)
     with pytest.raises(eb.Refused, match="cannot be loaded"):
-        run(text_file, tmp_path / "a", replace(settings, tokenizer=str(tmp_path / "full")))
+        run(text_file, tmp_path / "a", replace(preparation, tokenizer=str(tmp_path / "full")))
     about = json.loads((model_folder / "tokenizer_config.json").read_text())
     shutil.copytree(model_folder, tmp_path / "m")
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({**about, "mask_token": None}))
     with pytest.raises(eb.Refused, match="no mask_token"):
-        run(text_file, tmp_path / "a", replace(settings, tokenizer=str(tmp_path / "m")))
+        run(text_file, tmp_path / "a", replace(preparation, tokenizer=str(tmp_path / "m")))
 
 
 @pytest.mark.slow

@@ -96,3 +96,14 @@ def dying_at(monkeypatch: pytest.MonkeyPatch, fatal: int) -> Callable[[], None]:
 
     monkeypatch.setattr(EagerStep, "__call__", mortal)
     return lambda: monkeypatch.setattr(EagerStep, "__call__", real)
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Weights, every step's loss, coefficients, ticket, and every evaluation but its time."""
+    assert equal(a, b)
+    assert steps(a) == steps(b)
+    for name in ("history.bin", "ticket.json"):
+        assert (a / name).exists() == (b / name).exists()
+        assert not (a / name).exists() or (a / name).read_bytes() == (b / name).read_bytes()
+    first, second = ([dict(line, seconds=0) for line in read_steps(x / "evaluations.jsonl")] for x in (a, b))
+    assert first == second

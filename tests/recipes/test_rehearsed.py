@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from earlybert.train import engine
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 from .conftest import equal, run, steps, tiny_flags
 
@@ -50,7 +49,7 @@ def test_fine_tuning(
     assert steps(tmp_path / "plain") == steps(tmp_path / "rehearsed")
 
 
-def test_pre_training(corpus_folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:  # noqa: F811
+def test_pre_training(corpus_folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     flags = [
         *("--corpus", str(corpus_folder), "--device", "cpu", "--precision", "no", "--engine", "fast"),
         *("--layers", "2", "--hidden", "32", "--attention-heads", "4", "--intermediate", "64", "--positions", "64"),

@@ -16,7 +16,7 @@ from earlybert.cli import main
 from earlybert.config.prepare import Preparation
 from earlybert.data import prepare, sources, vocabulary
 from earlybert.ticket.history import FORMAT, HEADER_BYTES
-from tests.data.conftest import documents
+from tests.corpus import documents
 
 VOID = {"meta", "link", "br", "img", "input", "hr", "path", "use", "image", "rect", "stop"}
 

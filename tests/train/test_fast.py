@@ -19,8 +19,7 @@ from earlybert.train.fast import RaggedStep, apart
 from earlybert.train.optimizer import adamw
 from earlybert.train.pack import duplicate, pack, together
 from earlybert.train.step import EagerStep
-from tests.conftest import VOCABULARY, tiny_config, tiny_model
-from tests.ticket.test_surgery import uneven
+from tests.conftest import VOCABULARY, tiny_config, tiny_model, uneven
 
 KINDS = {
     "classification": AutoModelForSequenceClassification,

@@ -21,7 +21,6 @@ from earlybert.train.masked import MaskedStep, RaggedMaskedStep, held_out
 from earlybert.train.optimizer import adamw
 from earlybert.train.schedule import polynomial
 from tests.conftest import tiny_config
-from tests.data.conftest import corpus, corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -33,7 +32,7 @@ def model_of(family: str, *, pairs: bool) -> Any:
     return (AutoModelForPreTraining if pairs else AutoModelForMaskedLM).from_config(config).train()
 
 
-def batches(corpus: Corpus, *, pairs: bool, rows: int, accumulate: int = 1) -> list[dict[str, torch.Tensor]]:  # noqa: F811
+def batches(corpus: Corpus, *, pairs: bool, rows: int, accumulate: int = 1) -> list[dict[str, torch.Tensor]]:
     return Stream(corpus, Layout(length=32, pairs=pairs), rows=rows, accumulate=accumulate, seed=1).step(0)
 
 
@@ -51,7 +50,7 @@ def after(model: Any, kind: type, micro_batches: list[dict[str, torch.Tensor]]) 
 
 
 @pytest.mark.parametrize(("family", "pairs"), [("bert", True), ("bert", False), ("roberta", False)])
-def test_packed_steps_are_padded_steps(corpus: Corpus, family: str, pairs: bool) -> None:  # noqa: F811
+def test_packed_steps_are_padded_steps(corpus: Corpus, family: str, pairs: bool) -> None:
     model = model_of(family, pairs=pairs)
     data = without_types(batches(corpus, pairs=pairs, rows=6, accumulate=2), family)
     assert not data[0]["attention_mask"].all()
@@ -78,7 +77,7 @@ def test_the_engine_builds_them_and_says_what_keeps_them_off_a_graph() -> None:
     )
 
 
-def test_four_micro_batches_are_one(corpus: Corpus) -> None:  # noqa: F811
+def test_four_micro_batches_are_one(corpus: Corpus) -> None:
     """Although they hold different numbers of masked tokens."""
     model = model_of("bert", pairs=True)
     parts = batches(corpus, pairs=True, rows=4, accumulate=4)
@@ -105,7 +104,7 @@ def _labels(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return labels.reshape(batch["input_ids"].shape)
 
 
-def test_held_out_scores_are_means_over_all_masked_tokens_and_all_rows(corpus: Corpus) -> None:  # noqa: F811
+def test_held_out_scores_are_means_over_all_masked_tokens_and_all_rows(corpus: Corpus) -> None:
     """Against stock logits, weighed by hand; the number of rows in a batch must not matter."""
     model = model_of("bert", pairs=True)
     (some,) = batches(corpus, pairs=True, rows=16)
@@ -139,7 +138,7 @@ def test_held_out_scores_are_means_over_all_masked_tokens_and_all_rows(corpus: C
 
 
 @pytest.mark.slow
-def test_search_and_training_learn_and_go_on_bit_equal(corpus: Corpus) -> None:  # noqa: F811
+def test_search_and_training_learn_and_go_on_bit_equal(corpus: Corpus) -> None:
     """60 steps of the loop with gates: held-out loss falls, and a stream entered at step 30 gives the same weights."""
 
     def run(stops: tuple[int, ...]) -> tuple[Any, Gates]:

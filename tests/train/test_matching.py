@@ -15,8 +15,7 @@ from earlybert.train.fast import RaggedStep
 from earlybert.train.matching import MatchedCost, matching
 from earlybert.train.optimizer import adamw
 from earlybert.train.step import EagerStep
-from tests.conftest import LAYERS, tiny_model
-from tests.ticket.test_surgery import uneven
+from tests.conftest import LAYERS, tiny_model, uneven
 
 from .test_fast import batch_of, build
 

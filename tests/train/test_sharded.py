@@ -10,11 +10,10 @@ import torch
 from earlybert.anatomy import Refused
 from earlybert.train import sharded
 from tests import warm
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 
 @pytest.mark.slow
-def test_steps_checkpoints_and_scores_are_those_of_a_whole_model(corpus_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_steps_checkpoints_and_scores_are_those_of_a_whole_model(corpus_folder: Path, tmp_path: Path) -> None:
     """In search and training, eager and fast; see the worker for what is compared."""
     ends = [process.finish() for process in warm.pair_of("tests.train.sharded_worker", corpus_folder, tmp_path)]
     assert [end.returncode for end in ends] == [0, 0], "\n".join(end.stderr for end in ends)[-5000:]

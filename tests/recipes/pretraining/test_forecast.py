@@ -15,9 +15,9 @@ from earlybert.config.values import typed
 from earlybert.data.masking import most
 from earlybert.recipes.pretraining.estimate import RATE, work
 from earlybert.recipes.pretraining.forecast import forecast
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 from tests.recipes.conftest import run
-from tests.recipes.test_pretrain import config_of, flags  # noqa: F401
+
+from .conftest import config_of
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 WORDS = 30_528
@@ -69,7 +69,7 @@ def test_the_papers_ticket_without_any_text(name: str, tmp_path: Path, capsys: p
 
 
 @pytest.mark.parametrize("method", ["dense", "ticket", "random"])
-def test_with_a_corpus_it_says_what_the_run_then_takes(method: str, flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_with_a_corpus_it_says_what_the_run_then_takes(method: str, flags: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = [
         "--method",
@@ -99,7 +99,7 @@ def test_a_budget_of_time_has_no_steps() -> None:
     assert any("10 minutes have gone" in note for note in sheet.notes)
 
 
-def test_what_cannot_run_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_what_cannot_run_is_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     base = read("base")
     with pytest.raises(Refused, match="micro-batches of 63"):
         forecast(replace(base, rows=63))

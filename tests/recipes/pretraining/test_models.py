@@ -18,9 +18,9 @@ from earlybert.recipes.pretraining.bench import Bench
 from earlybert.recipes.pretraining.run import PretrainRun
 from earlybert.train import Diverged, checkpoint
 from earlybert.train.loop import Done
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 from tests.recipes.conftest import Killed, dying_at, equal, run
-from tests.recipes.test_pretrain import FIRST, SEARCH, flags  # noqa: F401
+
+from .conftest import FIRST, SEARCH
 
 
 def names(folder: Path) -> list[str]:
@@ -35,7 +35,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return set(a) == set(b) and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_models_on_the_way_load_and_change_nothing(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_models_on_the_way_load_and_change_nothing(flags: list[str], tmp_path: Path) -> None:
     """The newest two of those every 3 steps; each is what the run's checkpoint of that step holds."""
     assert run("pretrain", *flags, "--output", tmp_path / "plain") == 0
     assert not (tmp_path / "plain" / "checkpoints").exists()
@@ -51,7 +51,7 @@ def test_models_on_the_way_load_and_change_nothing(flags: list[str], tmp_path: P
     assert not same(*steps)
 
 
-def test_a_dense_one_is_stock_and_all_of_them_may_stay(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_dense_one_is_stock_and_all_of_them_may_stay(flags: list[str], tmp_path: Path) -> None:
     words = ["--method", "dense", "--second", "0", "--save-every", "5", "--keep-models", "0"]
     assert run("pretrain", *flags, *words, "--output", tmp_path / "run") == 0
     # 20 steps in all: the last is in model/
@@ -61,7 +61,7 @@ def test_a_dense_one_is_stock_and_all_of_them_may_stay(flags: list[str], tmp_pat
 
 
 def test_killed_and_gone_on_with_the_same_models_are_there(
-    flags: list[str],  # noqa: F811
+    flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -86,7 +86,7 @@ def test_killed_and_gone_on_with_the_same_models_are_there(
 def test_killed_while_one_takes_the_place_of_another(
     at: str,
     left: list[str],
-    flags: list[str],  # noqa: F811
+    flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -129,7 +129,7 @@ def test_what_is_newer_than_a_resumed_run_goes_and_other_files_stay(tmp_path: Pa
     assert names(tmp_path) == ["notes", "step-12", "step-8", "step-x"]
 
 
-def test_weights_that_are_not_finite_replace_nothing(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_weights_that_are_not_finite_replace_nothing(flags: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
     words = ["--method", "dense", "--second", "0", "--steps", "9", "--save-every", "8"]
     assert run("pretrain", *flags, *words, "--output", out) == 0
@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_replace_nothing(flags: list[str], tmp_path:
 @pytest.mark.parametrize("method", ["ticket", "dense"])
 def test_the_checkpoint_of_a_stopped_run_becomes_a_model(
     method: str,
-    flags: list[str],  # noqa: F811
+    flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -181,7 +181,7 @@ def test_the_checkpoint_of_a_stopped_run_becomes_a_model(
 
 
 def test_a_checkpoint_of_another_ticket_is_refused(
-    flags: list[str],  # noqa: F811
+    flags: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import documents, settings, text_file, tokenizer_folder  # noqa: F401
+from tests.corpus import documents
 from tests.recipes.conftest import run
 
 SMALL = [
@@ -25,7 +25,7 @@ def prepared(folder: Path, texts: list[str], tokenizer: Path, held_out: float) -
 
 def test_too_little_to_validate_on_is_said_at_once(
     tmp_path: Path,
-    tokenizer_folder: Path,  # noqa: F811
+    tokenizer_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     corpus = prepared(tmp_path, documents(20), tokenizer_folder, 0.0)
@@ -39,7 +39,7 @@ def test_too_little_to_validate_on_is_said_at_once(
 
 def test_documents_of_one_sentence_are_pointed_out_where_pairs_are_made(
     tmp_path: Path,
-    tokenizer_folder: Path,  # noqa: F811
+    tokenizer_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     lines = [line.split(".")[0] + "." for text in documents(120) for line in text.split("\n")]
@@ -53,7 +53,7 @@ def test_documents_of_one_sentence_are_pointed_out_where_pairs_are_made(
 
 def test_a_run_of_the_other_kind_is_called_so(
     tmp_path: Path,
-    tokenizer_folder: Path,  # noqa: F811
+    tokenizer_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     corpus = prepared(tmp_path, documents(60), tokenizer_folder, 0.2)

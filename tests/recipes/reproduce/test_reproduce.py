@@ -22,7 +22,6 @@ from earlybert.recipes.reproduce.record import Record
 from earlybert.recipes.reproduce.run import reproduce
 from earlybert.recipes.reproduce.studies import Pretraining, pretraining
 from earlybert.recipes.run import Run
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 from tests.recipes.conftest import run
 from tests.recipes.study.test_study import PRETRAIN
 
@@ -173,7 +172,7 @@ def test_every_table_and_figure_of_the_paper_is_there() -> None:
 def test_pre_training_beside_the_paper_s_numbers(
     tables: Path,
     given: dict[str, Any],
-    corpus_folder: Path,  # noqa: F811
+    corpus_folder: Path,
     data_dir: Path,
     tmp_path: Path,
 ) -> None:

@@ -20,7 +20,6 @@ from earlybert.recipes.study.run import run_study, with_corpus
 from earlybert.recipes.study.scale import read_scaled, scaled
 from earlybert.recipes.study.study import Study
 from earlybert.train.steplog import read_steps
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
 
 PRETRAIN: dict[str, Any] = {
     "layers": 2,
@@ -53,7 +52,7 @@ RUNS: dict[str, Any] = {
 
 
 @pytest.fixture
-def given(corpus_folder: Path, data_dir: Path) -> dict[str, Any]:  # noqa: F811
+def given(corpus_folder: Path, data_dir: Path) -> dict[str, Any]:
     finetune = {"data_dir": str(data_dir), "max_length": 16, "device": "cpu", "precision": "no", "dense_epochs": 1}
     return {
         "runs": RUNS,

@@ -23,8 +23,7 @@ from earlybert.train.profile import profile
 from earlybert.train.ranks import Ranks
 from earlybert.train.rehearsal import rehearse
 from earlybert.train.step import EagerStep
-from tests.conftest import VOCABULARY, tiny_config
-from tests.ticket.test_surgery import uneven
+from tests.conftest import VOCABULARY, tiny_config, uneven
 from tests.train.cuda.conftest import DEVICE, graphed, needs_triton
 from tests.train.test_fast import NO_DROPOUT, batch_of, build
 

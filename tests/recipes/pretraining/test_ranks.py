@@ -12,16 +12,23 @@ import pytest
 import torch
 
 import earlybert as eb
-from tests.data.conftest import corpus_folder, settings, text_file, tokenizer_folder  # noqa: F401
-
-from .conftest import equal, run, steps, weights
-from .jobs import alone, environment, finished, killed_and_resumed, launched, notes_of, pair, together, wait_for
-from .test_pretrain import flags  # noqa: F401
+from tests.recipes.conftest import equal, run, steps, weights
+from tests.recipes.jobs import (
+    alone,
+    environment,
+    finished,
+    killed_and_resumed,
+    launched,
+    notes_of,
+    pair,
+    together,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
 
-def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp_path: Path) -> None:
     """Parameters to 1e-5, every example once, and the same bits on both ranks."""
     words = [
         *flags,
@@ -59,7 +66,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(flags: list[str], tmp
 
 
 def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
-    flags: list[str],  # noqa: F811
+    flags: list[str],
     tmp_path: Path,
 ) -> None:
     """With dropout, in search and in training: the result is that of the job that was left alone, to the bit."""
@@ -81,7 +88,7 @@ def test_a_killed_rank_ends_the_job_with_a_sentence_and_the_run_goes_on(
         assert torch.equal(again[1]["weights"][name], value), name
 
 
-def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_sharded_job_that_was_killed_gives_what_one_process_gives(flags: list[str], tmp_path: Path) -> None:
     """The same ticket, and parameters to 1e-5, of an ordinary model; `tests/train/test_sharded.py` has resuming."""
     words = [*flags, "--dropout", "0", "--lr", "5e-3", "--second-batch", "8", "--engine", "fast"]
     words += ["--save-every", "10"]
@@ -118,7 +125,7 @@ def accelerated(words: list[Any], where: Path, *options: str) -> subprocess.Comp
     return subprocess.run([str(word) for word in command], cwd=where, env=job, capture_output=True, text=True)
 
 
-def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> None:
     """The ticket is that of one process. On a CPU accelerate takes --multi_gpu for it: --cpu starts one process."""
     pytest.importorskip("accelerate.commands.launch")
     if not torch.distributed.is_gloo_available():
@@ -137,7 +144,7 @@ def test_accelerate_launches_two_processes(flags: list[str], tmp_path: Path) -> 
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
 
 
-def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_world_that_does_not_divide_the_batch_is_refused(flags: list[str], tmp_path: Path) -> None:
     for end in finished(pair(tmp_path / "notes", ["pretrain", *flags, "--output", tmp_path / "run"])):
         assert end.returncode == 2, end.stderr
         assert "4 rows in phase 2 cannot be made of micro-batches of 4 rows on 2 processes" in end.stderr

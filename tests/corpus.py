@@ -46,17 +46,17 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path) 
 
 
 @pytest.fixture(scope="session")
-def settings(tokenizer_folder: Path) -> Preparation:
+def preparation(tokenizer_folder: Path) -> Preparation:
     """Shards of about 20 documents."""
     return Preparation(tokenizer=str(tokenizer_folder), held_out=0.1, shard_tokens=4_000)
 
 
 @pytest.fixture(scope="session")
-def corpus_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path, settings: Preparation) -> Path:
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory, text_file: Path, preparation: Preparation) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare, "CHUNK", 2_000)
-        prepare.prepare(sources.files([text_file], column="text", wrong_bytes="refuse"), folder, settings)
+        prepare.prepare(sources.files([text_file], column="text", wrong_bytes="refuse"), folder, preparation)
     return folder
 
 
