@@ -15,6 +15,7 @@ from earlybert.recipes.comparison.verdict import Verdict, _rival, judge
 from earlybert.recipes.grid import Outcome
 from earlybert.recipes.statistics import difference, over_tasks
 from earlybert.recipes.versus import saved
+from earlybert.report.sheet import Sheet
 from earlybert.tasks import Predictions
 
 ROWS = 400
@@ -68,9 +69,15 @@ def test_the_mean_over_tasks_is_judged_where_all_cost_the_same() -> None:
     same = replace(bare, rival="dense_same_flops", rival_cost=1.0, difference=apart, to_full=apart, different=0.0)
     other = replace(same, rival_cost=1.5)
 
-    def cells(first: Verdict, second: Verdict) -> tuple[list[str], list[str]]:
+    def tables(first: Verdict, second: Verdict) -> list[Sheet]:
         verdicts = {"dense": {"sst2": bare, "rte": bare}, "ticket": {"sst2": first, "rte": second}}
-        *_, at_cost, to_full = sheets(comparison, verdicts, {})
+        return sheets(comparison, verdicts, {})[-2:]
+
+    def notes(first: Verdict, second: Verdict) -> str:
+        return " ".join(tables(first, second)[0].notes)
+
+    def cells(first: Verdict, second: Verdict) -> tuple[list[str], list[str]]:
+        at_cost, to_full = tables(first, second)
         assert at_cost.columns[-1] == to_full.columns[-1] == "mean"
         return at_cost.rows[0], to_full.rows[0]
 
@@ -80,6 +87,8 @@ def test_the_mean_over_tasks_is_judged_where_all_cost_the_same() -> None:
     assert at_cost[-1] == f"{text} better"
     assert to_full[-1] == text
     assert cells(same, other)[0][-1] == f"{text} (other cost)"
+    assert "{method: dense_same_flops, like: ticket}" in notes(same, other)
+    assert "dense_same_flops, like" not in notes(same, same)
     missing = replace(same, difference=None, to_full=None)
     assert [row[-1] for row in cells(same, missing)] == ["-", "-"]
 

@@ -158,14 +158,23 @@ class Comparison:
                 raise BadSetting(f"{row} takes nothing from another row: leave its like out.")
             return None
         if given is not None:
-            its = self.method_of(named(given, [other for other in self.methods if other != row], "row to be like"))
-            if METHODS[its].like or not has_what_it_takes(its, self.method_of(row)):
+            named(given, [other for other in self.methods if other != row], "row to be like")
+            if not self._gives(given, self.method_of(row)):
+                its = self.method_of(given)
                 raise BadSetting(f"{row} cannot be like {given}, a row of method {its}: it has no ticket of its own.")
             return given
         searched = [other for other in self.methods if self.method_of(other) == "ticket"]
         if not searched:
             raise BadSetting(f"{row} takes something from a ticket: add ticket to the methods, or say like: ROW.")
         return searched[0]
+
+    def may_have_rival(self, row: str) -> bool:
+        """Whether the dense model can be stopped at the cost of a row, by a `dense_same_flops` that is like it."""
+        return self._gives(row, "dense_same_flops")
+
+    def _gives(self, row: str, method: str) -> bool:
+        its = self.method_of(row)
+        return not METHODS[its].like and has_what_it_takes(its, method)
 
     def settings_of(self, task: str, row: str, seed: int, trial: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Settings of one run; the row's win over the task's, and those over the shared ones.

@@ -136,12 +136,27 @@ def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
         + ", ".join(f"{task} {100 * value:.2f}" for task, value in detectable.items() if value is not None)
         + " points.",
     ]
+    if lacking := _without_rival(comparison, verdicts):
+        notes.append(
+            f"No dense run was stopped at the cost of {', '.join(lacking)}: a row of methods can be, "
+            f"its rival: {{method: dense_same_flops, like: {lacking[0]}}}."
+        )
     if len(tasks) > 1:
         notes.append("The mean over the tasks is one test more, and not corrected.")
     if seeds == 1:
         notes.append("One seed: the intervals speak of the examples alone, not of training again.")
     columns = ("method", "against", *tasks, *_mean_column(comparison))
     return Sheet("Difference to the dense model at the same cost", columns, rows, notes)
+
+
+def _without_rival(comparison: Comparison, verdicts: Verdicts) -> list[str]:
+    """Rows that are judged against a dense run of another cost, and could have one of theirs."""
+    return [
+        row
+        for row, by_task in verdicts.items()
+        if comparison.may_have_rival(row)
+        and any(verdict.difference is not None and not _same_cost(verdict) for verdict in by_task.values())
+    ]
 
 
 def _mean_column(comparison: Comparison) -> list[str]:
