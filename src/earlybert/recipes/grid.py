@@ -29,6 +29,7 @@ from ..ticket import CutMismatch
 from ..ticket.files import write_atomically
 from ..ticket.memory import out_of_memory
 from ..train import Diverged
+from ..train.heap import give_back
 from ..train.interrupt import Terminated
 from .display import display, say
 from .kinds import KINDS, RESULTS, Kind
@@ -223,6 +224,12 @@ def _place(folder: Path, name: str) -> Path:
 
 def run_cell(folder: Path, cell: Cell) -> Outcome:
     """Run one cell, or go on with it. What is wrong with it becomes its outcome, and `failed.json`."""
+    found = _tried(folder, cell)
+    give_back()  # or the process would keep the most that any of its runs had
+    return found
+
+
+def _tried(folder: Path, cell: Cell) -> Outcome:
     path = folder / cell.name
     settings = _settings(folder, cell)
     for told in (FAILED, TRACEBACK):
