@@ -71,8 +71,9 @@ def has_what_it_takes(other: str, method: str) -> bool:
 
     That is a ticket, or its time; only FLOPs are to be had from what loses layers or single weights, too.
     """
-    kind = METHODS[other]
-    return not kind.dense or (method == "dense_same_flops" and other != "dense")
+    if other in ("dense", *RIVALS):
+        return False
+    return not METHODS[other].dense or method == "dense_same_flops"
 
 
 def untimed(method: str, cuts: int) -> str | None:

@@ -112,6 +112,10 @@ def test_the_dense_model_is_stopped_at_the_cost_of_what_has_no_ticket(
     mine, its = metrics(tmp_path / "rival"), metrics(other)
     step = mine["flops"] / mine["stages"]["train"]["steps"]
     assert 0 <= its["flops"] - mine["flops"] < 1.1 * step
+    words[1] = tmp_path / "rival"
+    assert run("finetune", *flags, *SHORT, "--method", "dense_same_flops", *words[:3], tmp_path / "no") == 2
+    assert "is a run of method dense_same_flops, not of a ticket" in capsys.readouterr().err
+    words[1] = other
     for refused in ("dense_same_time", "uniform"):
         assert run("finetune", *flags, *SHORT, "--method", refused, *words[:3], tmp_path / "no") == 2
         assert f"is a run of method {method}, not of a ticket" in capsys.readouterr().err
