@@ -138,8 +138,8 @@ def _differences(comparison: Comparison, verdicts: Verdicts) -> Sheet:
     ]
     if lacking := _without_rival(comparison, verdicts):
         notes.append(
-            f"No dense run was stopped at the cost of {', '.join(lacking)}: a row of methods can be, "
-            f"its rival: {{method: dense_same_flops, like: {lacking[0]}}}."
+            f"No dense run was stopped at the cost of {', '.join(lacking)}; a row of methods that would be: "
+            f"{{method: dense_same_flops, like: {lacking[0]}}}."
         )
     if len(tasks) > 1:
         notes.append("The mean over the tasks is one test more, and not corrected.")
