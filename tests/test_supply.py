@@ -86,3 +86,58 @@ def test_the_changelog_has_this_version() -> None:
 
 def test_type_information_is_shipped() -> None:
     assert (Path(earlybert.__file__).parent / "py.typed").exists()
+
+
+PYTHON = """#!/bin/sh
+# Stands in for an interpreter: `-m venv FOLDER` makes FOLDER/bin/python, which is this file, and `-m pip` takes a second.
+case "$1 $2" in
+    "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo venv >>"$3/calls" ;;
+    "-m pip") sleep 1; echo pip >>"$(dirname "$0")/../calls" ;;
+esac
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> list[str]:
+    """The command that sets `tmp_path / "venv"` up with an interpreter that installs nothing."""
+    interpreter = tmp_path / "python"
+    interpreter.write_text(PYTHON)
+    interpreter.chmod(0o755)
+    return ["sh", str(ROOT / "supply" / "environment.sh"), str(tmp_path / "venv"), str(interpreter)]
+
+
+def set_up(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_an_environment_that_was_broken_off_is_made_anew(environment: list[str], tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    job = subprocess.Popen(environment)
+    while not (venv / "calls").exists():
+        assert job.poll() is None
+    job.kill()
+    job.wait()
+    (venv / "half").touch()
+    assert "begins anew" in set_up(environment)
+    assert not (venv / "half").exists()
+    assert (venv / ".ready").exists()
+    assert not (venv / ".begun").exists()
+
+
+def test_two_set_ups_of_an_environment_at_once_are_one(environment: list[str], tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    first = subprocess.Popen(environment)
+    while not (venv / "calls").exists():
+        assert first.poll() is None
+    assert "waiting for it" in set_up(environment)
+    assert first.wait() == 0
+    assert (venv / "calls").read_text().split() == ["venv", "pip"]
+
+
+def test_an_environment_of_ones_own_is_brought_up_to_date(environment: list[str], tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    venv.mkdir()
+    (venv / "own").touch()
+    assert set_up(environment) == ""
+    assert (venv / "own").exists()
+    assert (venv / ".ready").exists()
