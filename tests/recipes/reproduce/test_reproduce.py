@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from earlybert.recipes.reproduce.record import Record
 from earlybert.recipes.reproduce.run import reproduce
 from earlybert.recipes.reproduce.studies import Pretraining, pretraining
 from earlybert.recipes.run import Run
+from earlybert.train.interrupt import Terminated
 from tests.recipes.conftest import run
 from tests.recipes.study.test_study import PRETRAIN
 
@@ -263,6 +265,23 @@ def test_a_search_is_paid_for_where_there_is_one_and_a_kept_one_is_part_of_the_t
     assert hours({"method": "ticket"}) == pytest.approx(search + ticket)
     assert hours({"method": "random_same_widths"}) == pytest.approx(2 * (search + ticket))
     assert hours({"method": "ticket", "weights": "keep"}) == pytest.approx(search + 0.75 * ticket)
+
+
+def test_stopped_it_says_the_command_that_goes_on_with_all_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise Terminated("earlybert finetune --output one-run-of-many --resume")
+
+    monkeypatch.setattr("earlybert.recipes.compare.run_grid", stopped)
+    words = ["table7", "figure2", "--data-dir", str(tmp_path), "--seeds", "[1,2]", "--output", str(tmp_path / "my out")]
+    assert run("reproduce", *words) == 143
+    said = capsys.readouterr().err.strip()
+    asked = shlex.split(said.removeprefix("earlybert: stopped; to go on: earlybert ").removesuffix("."))
+    assert asked[:3] == ["reproduce", "table7", "figure2"]
+    assert set(asked) == {"reproduce", "--scale", "small", *words}
+    assert run(*asked) == 143  # it is taken as it stands, and means the same
+    assert capsys.readouterr().err.strip() == said
 
 
 def test_the_command_lists_counts_and_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +15,7 @@ from ..compare import compare
 from ..comparison.comparison import Comparison, cell_name
 from ..comparison.verdict import Verdicts, mean_over_tasks
 from ..display import display, say
+from ..finetune import resumable
 from ..run import Run
 from .claims import Runs
 from .experiment import Experiment, Scale, experiment, has, names, pretrains
@@ -55,6 +58,7 @@ def reproduce(
     Raises:
         BadSetting: A name or a setting is wrong; before any compute.
         Refused: The paper's scale without a GPU, or data that is not there.
+        KeyboardInterrupt: As it was asked for, with the command that goes on.
     """
     chosen = [name for name in names() if has(name, scale)] if wanted == ["all"] else wanted
     of_text = {name: value for name, value in given.items() if name not in ("corpus", "text")}
@@ -67,20 +71,30 @@ def reproduce(
         return []
     for each in tables:
         each.check(force=force)
-    records = [_run(each, output, _command(each.name, scale, given)) for each in tables]
-    write_page(output)
+    forced = {"force": True} if force else {}
+    with resumable(_command(wanted, scale, {**given, "output": output, **forced})):
+        records = [_run(each, output, _command([each.name], scale, _elsewhere(given))) for each in tables]
+        write_page(output)
     return records
 
 
-def _command(name: str, scale: Scale, given: Mapping[str, Any]) -> str:
-    """That makes a table again, without the places of this machine."""
-    places = {"data_dir": "--data-dir DATA", "corpus": "--corpus CORPUS"}
-    said = [text for setting, text in places.items() if given.get(setting) is not None]
-    if given.get("seeds"):
-        said.append(f"--seeds '[{','.join(map(str, given['seeds']))}]'")
-    if given.get("jobs") is not None:
-        said.append(f"--jobs {given['jobs']}")
-    return " ".join([f"earlybert reproduce {name} --scale {scale}", *said])
+def _command(wanted: list[str], scale: Scale, given: Mapping[str, Any]) -> str:
+    """The command line that this was, or could have been."""
+    words = ["earlybert", "reproduce", *wanted, "--scale", scale]
+    for name, value in given.items():
+        if value is None or value is False or value == []:
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(json.dumps(value, separators=(",", ":")) if isinstance(value, list) else str(value))
+    return shlex.join(words)
+
+
+def _elsewhere(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a table again on another machine, whose places are others."""
+    places = {"data_dir": "DATA", "corpus": "CORPUS"}
+    found = {name: place for name, place in places.items() if given.get(name) is not None}
+    return {**found, "seeds": given.get("seeds"), "jobs": given.get("jobs")}
 
 
 def _run(each: Experiment | Pretraining, output: Path, command: str) -> Record:
