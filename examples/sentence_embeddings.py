@@ -1,5 +1,6 @@
 """Slim a SentenceTransformer and teach it its old embeddings, with the library's own trainer.
 
+    pip install sentence-transformers
     python examples/sentence_embeddings.py --steps 60 --output runs/embeddings
 
 The search needs a loss, which an embedding model has not, so a classifier on the same encoder lends it one.

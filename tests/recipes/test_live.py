@@ -142,6 +142,18 @@ def test_a_grid_shows_the_run_inside_it_and_says_nothing_else(
     assert found[1]["score"] == outcomes["sst2/dense/2"].metrics["score"]  # pyright: ignore[reportOptionalSubscript]
 
 
+def test_a_program_reads_the_tables_that_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("pretrain", "--config", Path(__file__).parents[2] / "configs/pretrain_base.yaml", "--check", "--log")
+    assert run(*words, "json") == 0
+    start, table, done = events(capsys.readouterr().out)
+    assert (start["event"], table["event"], done) == ("start", "table", {"event": "done", "command": "pretrain"})
+    assert all(len(row) == len(table["columns"]) for row in table["rows"])
+    assert run(*words, "plain") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert table["title"] in printed
+    assert all(row[0] in printed for row in table["rows"])
+
+
 def test_what_is_not_finite_or_no_json_is_null_or_text(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Display()
     shown.mode = "json"

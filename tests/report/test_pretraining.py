@@ -116,6 +116,10 @@ def test_the_rival_is_what_costs_the_same(both: Path) -> None:
     assert "The dense run beside it, dense, reached" in said()
     assert "That is not the same cost, so it is no honest rival." in said()
     change(both / "dense" / "metrics.json", priced(1.04, 1.5))
+    config = both / "dense" / "config.yaml"
+    text = config.read_text()
+    assert "\nrows: 4\n" in text
+    config.write_text(text.replace("\nrows: 4\n", "\nrows: 7\n"))  # its micro-batches do not change what is held out
     page = side(both)
     assert "The honest rival, the dense run of the same cost, dense, reached a loss of " in page.text
     assert "and 50.0% with 1.04 times the FLOPs and 1.50 times the time of this run" in page.text

@@ -172,7 +172,7 @@ def _compare(given: Given) -> Given | None:
         from ..recipes.comparison.forecast import forecast
         from ..recipes.display import display
 
-        display.show(forecast(comparison).rich())
+        display.table(forecast(comparison))
         return None
     folder = Path(given.get("output", "runs/compare"))
     compare(comparison, folder)
@@ -231,7 +231,7 @@ def _pretrain(given: Given) -> Given | None:
         from ..recipes.display import display
         from ..recipes.pretraining.forecast import forecast
 
-        display.show(forecast(Pretrain(**settings)).rich())
+        display.table(forecast(Pretrain(**settings)))
         return None
     from ..recipes import pretrain as recipe
 

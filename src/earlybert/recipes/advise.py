@@ -113,7 +113,7 @@ def advise(settings: Mapping[str, Any], *, seconds: float) -> Estimate:
     costs = count(model), count(small)
     estimate = estimated(bench, lengths, times, *costs, beside(bench, lengths, times, model, small))
     ratio = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
-    display.show(table(bench, estimate, inference, ratio).rich())
+    display.table(table(bench, estimate, inference, ratio))
     for sentence in sentences(bench, estimate, times):
         say(sentence)
     return estimate

@@ -131,7 +131,7 @@ def _write(
     where: dict[str, Any] = done[0]["environment"] if done else {}
     tables = [*sheets(comparison, verdicts, inference), *filter(None, [overlap_sheet(comparison, folder)])]
     for table in tables:
-        display.show(table.rich())
+        display.table(table)
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
     machines = {(each["environment"]["device"], str(each["environment"]["versions"])) for each in done}
     if len(machines) > 1:

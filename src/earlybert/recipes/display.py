@@ -9,12 +9,15 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
 from rich.progress import Progress, ProgressColumn
 
 from ..config.finetune import LogMode
+
+if TYPE_CHECKING:
+    from ..report.sheet import Sheet
 
 WIDE = 120
 """Columns of what is printed where there is no terminal."""
@@ -51,8 +54,15 @@ class Display:
         else:
             self.show(sentence, soft_wrap=True, markup=False)
 
+    def table(self, sheet: Sheet) -> None:
+        """Print a table; its cells are a JSON line of their own."""
+        if self.mode == "json":
+            self.emit("table", title=sheet.title, columns=sheet.columns, rows=sheet.rows, notes=sheet.notes)
+        else:
+            self.show(sheet.rich())
+
     def show(self, what: RenderableType, **options: Any) -> None:
-        """Print a table or a text; the JSON lines carry its numbers elsewhere."""
+        """Print something for a person alone; the JSON lines carry its numbers elsewhere."""
         if self.mode in ("bars", "plain") and not self._muted:
             self.console.print(what, **options)
 

@@ -103,7 +103,7 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
     if run.config.method.startswith("surgeon"):
         anatomy.refuse_repeats("surgeon scores")
     if run.config.refit and not METHODS[run.config.method].dense:
-        anatomy.refuse_repeats("refits")
+        anatomy.refuse_repeats("refits (refit: 0 leaves them out)")
     bench = settled(bench)
     return Start(bench, Run(run.path, bench.config), fresh=not resume)
 

@@ -44,7 +44,7 @@ def look(words: Sequence[str], *, as_json: bool = False) -> None:
         print(json.dumps(found))
         return
     for table in tables:
-        display.show(table.rich())
+        display.table(table)
 
 
 def find(path: Path) -> Ticket:

@@ -19,8 +19,8 @@ TITLES = {
     "nsp_loss": "loss of next sentences, nats a row",
 }
 """Scores, as they are called on the page."""
-SCORED = ("length", "pairs", "across", "whole_words")
-"""Settings that decide what a held-out row is."""
+SCORED = ("eval_rows", "length", "pairs", "across", "whole_words")
+"""Settings that decide what held-out rows there are."""
 
 
 def headline(run: RunRecord, beside: Sequence[RunRecord]) -> Headline:
@@ -92,10 +92,7 @@ def _costs(run: RunRecord, rival: RunRecord) -> tuple[float, float]:
 
 def scored_on(run: RunRecord) -> tuple[Any, ...]:
     """What two runs have to share for their held-out losses to compare: the corpus, and the rows taken from it."""
-    rows, micro_batch = (run.config.get(name) for name in ("eval_rows", "rows"))
-    if isinstance(rows, int) and isinstance(micro_batch, int) and micro_batch > 0:
-        rows = -(-rows // micro_batch) * micro_batch  # whole micro-batches are scored
-    return ((run.metrics or {}).get("corpus"), rows, *(run.config.get(name) for name in SCORED))
+    return ((run.metrics or {}).get("corpus"), *(run.config.get(name) for name in SCORED))
 
 
 def held_out(run: RunRecord) -> Table:

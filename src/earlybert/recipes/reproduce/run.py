@@ -102,7 +102,7 @@ def _run(each: Experiment | Pretraining, output: Path, command: str) -> Record:
     made = run_pretraining if isinstance(each, Pretraining) else _run_finetuning
     record = made(each, output, command)  # type: ignore[arg-type]
     for sheet in (record.sheet(), *([record.claim_sheet()] if record.claims else [])):
-        display.show(sheet.rich())
+        display.table(sheet)
     return record
 
 

@@ -88,7 +88,7 @@ def _is_there(corpus: Path) -> bool:
 def _write(result: StudyResult, folder: Path, runs: Path) -> None:
     tables = sheets(result)
     for table in tables:
-        display.show(table.rich())
+        display.table(table)
     where = result.environment
     versions = ", ".join(f"{name} {version}" for name, version in where.get("versions", {}).items())
     about = f"{where.get('date', '')[:10]}, {where.get('device', '')}, {where.get('precision', '')}; {versions}."
