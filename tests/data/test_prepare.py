@@ -22,6 +22,7 @@ from earlybert.data import prepare, shards, sources, vocabulary
 from earlybert.data.corpus import Corpus
 from earlybert.data.seen import Seen, digest
 from earlybert.data.tokenise import split
+from tests import warm
 from tests.corpus import documents
 
 
@@ -84,7 +85,7 @@ def test_killed_runs_go_on_to_the_same_bytes(
 ) -> None:
     """Killed between shards, then in the middle of writing one, then left to end."""
     folder = tmp_path / "c"
-    script = """
+    (tmp_path / "killed.py").write_text("""
 import os, signal, sys
 from earlybert.config.prepare import Preparation
 from earlybert.data import prepare, shards, sources
@@ -104,10 +105,10 @@ def observe(tally):
 folder = Path(folder)
 preparation = Preparation(tokenizer=tokenizer, held_out=0.1, shard_tokens=4_000)
 prepare.prepare(sources.files([path], column="text", wrong_bytes="refuse"), folder, preparation, resume=resume == "y", observe=observe)
-"""
+""")
     for when, resume in (("2", "n"), ("replace", "y"), ("end", "y")):
         arguments = [str(text_file), str(folder), str(preparation.tokenizer), when, resume]
-        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+        done = warm.Process(tmp_path / "killed.py", *arguments).finish()
         assert done.returncode == (0 if when == "end" else -9), done.stderr
         if when != "end":
             assert 2 <= len(list(folder.glob("0*.safetensors"))) < len(list(corpus_folder.glob("0*.safetensors")))
@@ -319,8 +320,10 @@ def test_a_trained_vocabulary_is_the_same_in_every_process(tmp_path: Path, text_
         "text = Path(sys.argv[1]).read_text('utf-8').split('\\n\\n'); "
         "vocabulary.train(lambda: text, sys.argv[2], size=200, lowercase=True)"
     )
-    for number in range(3):
+    for number in range(2):
         subprocess.run([sys.executable, "-c", script, str(text_file), str(tmp_path / str(number))], check=True)
+    text = text_file.read_text("utf-8").split("\n\n")
+    vocabulary.train(lambda: text, tmp_path / "2", size=200, lowercase=True)
     assert content(tmp_path / "0") == content(tmp_path / "1") == content(tmp_path / "2")
     tokenizer = vocabulary.load(tmp_path / "0")
     assert len(tokenizer) == 200
