@@ -62,6 +62,7 @@ def test_what_is_done_beside_the_steps_counts() -> None:
         (estimate(), "a ticket can pay"),
         (estimate(ticket_step=0.99), "train dense for fewer epochs (--method dense --dense-epochs 1.50): a ticket's step is no faster"),
         (estimate(ticket_step=1.2), "no faster here"),
+        (estimate(search_steps=200, ticket_steps=200), "train dense (--method dense): search and ticket take as long"),
         (estimate(search_steps=100, ticket_steps=150), "earns its search only after 367 steps, and the ticket trains 150"),
     ],
 )  # fmt: skip
@@ -102,6 +103,11 @@ def test_the_command_prints_a_table_and_advice_and_writes_nothing(
     assert "were not timed" not in said
     assert run("advise", *words, *more, "--cuts", "2") == 0
     assert "The run has several cuts, whose steps were not timed" in " ".join(capsys.readouterr().out.split())
+    assert run("advise", *words, "--heads", "1", "--search-steps", "500", "--device", "cpu", "--seconds", "0.1") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"The ticket would take \d+% more than the dense training time", said), said
+    assert "same saving" not in said
+    assert "Advice: train dense (--method dense):" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -167,11 +167,12 @@ def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -
     smaller = found.ticket_steps * (found.dense_step - found.ticket_step) / found.dense_time
     searching = found.search_steps * found.search_step / found.dense_time
     rival = found.rival_steps / bench.stream(SHARED_ORDER).steps_per_epoch
+    whole = f"save {found.saved:.0%} of" if found.saved >= 0 else f"take {-found.saved:.0%} more than"
     said = [
         f"A ticket's step takes {ratio:.2f} of a dense one here ({min(ratios):.2f} to {max(ratios):.2f} over "
         f"{len(ratios)} passes), at {found.flops_ratio:.2f} of its FLOPs; a search step takes "
         f"{found.search_step / found.dense_step:.2f}.",
-        f"The ticket would save {found.saved:.0%} of the dense training time: {fewer:+.0%} by fewer epochs, "
+        f"The ticket would {whole} the dense training time: {fewer:+.0%} saved by fewer epochs, "
         f"{smaller:+.0%} by the smaller network, {-searching:+.0%} for the search"
         + "".join(f", {-each.seconds / found.dense_time:+.1%} for {each.name}" for each in found.beside)
         + ".",
@@ -179,9 +180,9 @@ def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -
     if found.pays_after is not None:
         its = "its search" + (" and what comes with it" if found.beside else "")
         said.append(f"The smaller network has earned {its} after {found.pays_after:,} training steps.")
-    said.append(
-        f"The dense model can have the same saving by stopping after {rival:.2f} epochs ({found.rival_steps:,} steps)."
-    )
+    if found.rival_steps < found.dense_steps:
+        stop = f"stopping after {rival:.2f} epochs ({found.rival_steps:,} steps)"
+        said.append(f"The dense model can have the same saving by {stop}.")
     if what := untimed(bench.config.method, bench.config.cuts):
         said.append(f"The run has {what}, whose steps were not timed: it takes longer than this.")
     said += [f"note: {note}" for note in advice(bench)]
@@ -189,6 +190,11 @@ def sentences(bench: Bench, found: Estimate, times: Mapping[str, list[float]]) -
 
 
 def _advice(found: Estimate, rival: float) -> str:
+    if found.rival_steps >= found.dense_steps:
+        return (
+            "train dense (--method dense): search and ticket take as long as the whole dense run here, or longer. "
+            "A ticket is for a smaller model at the end, not for the time."
+        )
     instead = f"train dense for fewer epochs (--method dense --dense-epochs {rival:.2f})"
     if found.pays_after is None:
         return (

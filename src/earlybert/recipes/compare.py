@@ -12,6 +12,7 @@ import yaml
 
 from ..anatomy import Refused
 from ..config.finetune import Finetune
+from ..config.recipe import with_recipe
 from ..ticket import load
 from ..ticket.files import write_atomically
 from .comparison.comparison import Comparison, cell_name
@@ -29,7 +30,7 @@ from .run import Run
 from .trackers import require
 
 GIVEN, RESULT, TABLES, PLOT = "compare.yaml", "compare.json", "compare.md", "compare.svg"
-INFERENCE = "inference.json"
+INFERENCE, METRICS = "inference.json", "metrics.json"
 
 
 def compare(
@@ -47,8 +48,9 @@ def compare(
         The comparison, tuned, and what it came to.
 
     Raises:
-        Refused: The folder holds something else, a run in it was made with other settings, or a launcher has started
-            several processes.
+        Refused: The folder holds something else, a run in it was made with other settings, the model or the data of
+            a run that is still to be done cannot be used, every run failed, or a launcher has started several
+            processes.
     """
     refuse_launcher(GRID)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / GIVEN).exists():
@@ -56,6 +58,7 @@ def compare(
     if folder.exists() and not folder.is_dir():
         raise Refused(f"{folder} is a file; choose another --output.")
     require(comparison.settings.get("tracker", "none"))
+    _refuse_unusable(comparison, folder)
     text = yaml.safe_dump(comparison.to_dict(), sort_keys=False, allow_unicode=True)
     if not (folder / GIVEN).exists():
         write_atomically(folder / GIVEN, text.encode())
@@ -72,6 +75,9 @@ def compare(
         write_atomically(folder / GIVEN, text.encode())
         raise type(stop)(f"earlybert compare --config {folder / GIVEN} --output {folder}") from None
     write_atomically(folder / GIVEN, text.encode())  # not before: what the runs refuse changes nothing
+    failures = [outcome.failure for outcome in outcomes.values() if outcome.metrics is None]
+    if len(failures) == len(outcomes):
+        raise Refused(f"every run failed, so there is nothing to compare; the first one: {failures[0]}")
     verdicts = judge(comparison, folder, outcomes)
     try:
         times = _inference(comparison, folder, outcomes) if inference and comparison.times else {}
@@ -80,6 +86,21 @@ def compare(
         times = {}
     _write(comparison, folder, outcomes, verdicts, times)
     return comparison, verdicts
+
+
+def _refuse_unusable(comparison: Comparison, folder: Path) -> None:
+    """Read what the runs that are still to be done begin with, before the first of them: each task for each model."""
+    read: set[tuple[str, str]] = set()
+    for task in comparison.tasks:
+        for row in comparison.methods:
+            if comparison.needs(row) is not None:  # begins with what that row read
+                continue
+            runs = [folder / cell_name(task, row, seed) for seed in comparison.seeds]
+            settings = comparison.settings_of(task, row, comparison.seeds[0])
+            key = (task, settings.get("model", Finetune.model))
+            if key not in read and not all((run / METRICS).exists() for run in runs):
+                Bench.set_up(Finetune(**with_recipe(dict(settings))), reuse=True)
+                read.add(key)
 
 
 def _inference(comparison: Comparison, folder: Path, outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, float]]:

@@ -185,6 +185,36 @@ def test_a_failure_is_shown_and_tried_again(
     assert not list(out.rglob("failed.json"))
 
 
+def test_input_that_no_run_can_use_is_refused_before_the_first(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for change, why in (
+        ({"model": str(tmp_path / "nothing")}, "nothing"),
+        ({"tasks": {"mine": {"train_file": str(tmp_path / "own.csv"), "text": "sentence"}}}, "no column .sentence."),
+    ):
+        (tmp_path / "own.csv").write_text("text,label\nwarm,1\ncold,0\n")
+        plain = {**yaml.safe_load(given.read_text()), **change}
+        if "tasks" in change:
+            plain.pop("data_dir")
+        (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(plain))
+        assert run("compare", "--config", tmp_path / "wrong.yaml", "--output", out) == 2
+        assert re.search(why, capsys.readouterr().err)
+        assert not out.exists()
+
+
+def test_where_every_run_failed_no_table_is_written(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*_: Any, **__: Any) -> Any:
+        raise grid.Diverged("the loss is nan at step 3; lower the learning rate.")
+
+    monkeypatch.setattr(recipe, "finetune", failing)
+    assert run("compare", "--config", given, "--output", tmp_path / "out") == 2
+    assert "every run failed, so there is nothing to compare; the first one: the loss is nan" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "out").iterdir() if file.is_file()] == ["compare.yaml"]
+
+
 def test_the_picture_names_what_costs_are_relative_to() -> None:
     """Without the full dense run that is another row."""
     panels = {"sst2": {"best": Point(1.0, 80.0, 0.5, False)}}

@@ -273,6 +273,7 @@ def test_stopped_it_says_the_command_that_goes_on_with_all_tables(
     def stopped(*_: Any, **__: Any) -> None:
         raise Terminated("earlybert finetune --output one-run-of-many --resume")
 
+    monkeypatch.setattr("earlybert.recipes.compare._refuse_unusable", lambda *_: None)  # there are no data
     monkeypatch.setattr("earlybert.recipes.compare.run_grid", stopped)
     words = ["table7", "figure2", "--data-dir", str(tmp_path), "--seeds", "[1,2]", "--output", str(tmp_path / "my out")]
     assert run("reproduce", *words) == 143
