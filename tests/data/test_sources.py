@@ -108,6 +108,9 @@ def test_memory_is_bounded_by_lines_and_documents(tmp_path: Path, monkeypatch: p
     path.write_text("\n".join(f"line {number:04d}" for number in range(10)))
     monkeypatch.setattr(sources, "LONGEST_DOCUMENT", 30)
     assert read(path) == ["\n".join(f"line {n:04d}" for n in range(a, min(10, a + 3))) for a in (0, 3, 6, 9)]
+    path.write_text(path.read_text() + "\n\nshort\n\n" + path.read_text())
+    (source,) = sources.files([path], column="text", wrong_bytes="refuse")
+    assert [found.cut for found in source.documents()] == [True, *[False] * 4, True, *[False] * 3]
     monkeypatch.setattr(sources, "LONGEST_LINE", 8)
     with pytest.raises(eb.Refused, match="is it text with line ends"):
         read(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,8 @@ import pytest
 
 from earlybert.anatomy import Refused
 from earlybert.config.finetune import Data
-from earlybert.tasks import glue, head, hub, load, load_test
+from earlybert.data import hub
+from earlybert.tasks import glue, load, load_test
 from earlybert.tasks.submission import render, validation
 from tests.conftest import write_jsonl
 
@@ -162,59 +162,6 @@ def test_no_test_rows_where_there_are_none(folder: Path, tmp_path: Path) -> None
     write_jsonl(folder / "rte" / "test.jsonl.gz", [])
     with pytest.raises(Refused, match="test rows for RTE are empty"):
         load_test(Data(task="rte", data_dir=str(folder)))
-
-
-# the hub
-
-
-@pytest.fixture
-def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A hub that no request reaches; the requests that were tried."""
-    import huggingface_hub
-
-    tried: list[str] = []
-
-    class Session:
-        def head(self, url: str, timeout: float) -> None:
-            assert timeout <= 5
-            tried.append(url)
-            raise ConnectionError("no network")
-
-    monkeypatch.setattr(huggingface_hub, "get_session", Session)
-    hub._answers.cache_clear()
-    yield tried  # pyright: ignore
-    hub._answers.cache_clear()
-
-
-def test_a_hub_that_cannot_be_reached_is_one_sentence_at_once(unreachable: list[str]) -> None:
-    began = time.monotonic()
-    for task in ("rte", "squad"):
-        with pytest.raises(Refused, match="cannot be reached, and it is not in the cache; with local files") as error:
-            load(Data(task=task))
-        assert "\n" not in str(error.value)
-    with pytest.raises(Refused, match="was not found"):
-        head.load_config("nobody/has-this-model")
-    assert time.monotonic() - began < 10  # the client alone takes 23 s, for each of them
-    assert len(unreachable) == 1  # asked once a process
-
-
-def test_offline_never_asks_and_leaves_the_flag_as_it_was(
-    unreachable: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for task in ("rte", "squad"):
-        with pytest.raises(Refused, match="not in the cache, and --offline forbids the hub"):
-            load(Data(task=task, offline=True))
-    with pytest.raises(Refused, match="--offline forbids the hub"):
-        head.load_config("nobody/has-this-model", offline=True)
-    with pytest.raises(Refused, match="no usable tokenizer"):
-        head.load_tokenizer("nobody/has-this-model", offline=True)
-    assert unreachable == []
-    with hub.hub(offline=True):
-        assert constants.is_offline_mode()
-    assert not constants.HF_HUB_OFFLINE
 
 
 def test_the_table_of_the_docs_is_the_code() -> None:

@@ -61,6 +61,7 @@ LOG = Option(
 )
 """Every command has it."""
 RESUME = Option("resume", "go on with the run in --output, with its own settings", flag=True)
+OFFLINE = Option("offline", "load names from the hub's cache only", flag=True)
 
 
 def _settings(given: Given, *options: str) -> Given:
@@ -194,7 +195,6 @@ def _reproduce(given: Given) -> Given | None:
 
         say(f"written: {write_page(Path(given.get('output', '.')), Path(given['results']))}")
         return None
-    options = ("names", "scale", "output", "check", "list", "force")
     wanted = list(given.get("names") or [])
     if not wanted:
         raise BadSetting("say which: earlybert reproduce NAME..., all for every one; --list names them.")
@@ -202,7 +202,7 @@ def _reproduce(given: Given) -> Given | None:
         wanted,
         given.get("scale", "small"),
         Path(given.get("output", "runs/reproduce")),
-        _settings(given, *options),
+        _settings(given, "names", "scale", "output", "check", "list", "force"),
         only_check=given.get("check", False),
         force=given.get("force", False),
     )
@@ -219,8 +219,7 @@ def _prepare(given: Given) -> None:
     from ..recipes.prepare import prepare
 
     names = {field.name for field in fields(Preparation)}
-    config = Preparation(**{name: value for name, value in given.items() if name in names})
-    prepare(config, **{name: value for name, value in given.items() if name not in names})
+    prepare(Preparation(**{name: given[name] for name in names & given.keys()}), **_settings(given, *names))
 
 
 def _pretrain(given: Given) -> Given | None:
@@ -357,7 +356,7 @@ COMMANDS = {
             Option("text", "text files to prepare it from, where that folder is still empty", list[str]),
             Option("seeds", "paired seeds instead of the file's", list[int]),
             Option("jobs", "runs at once, 0 for as many as there is room for [1]", int),
-            Option("offline", "load names from the hub's cache only", flag=True),
+            OFFLINE,
             Option("results", "folder of results: write reproduction.md of them into --output, and end"),
             Option("check", "say what it would take, and run nothing", flag=True),
             Option("force", "begin without a GPU what needs one, too", flag=True),
@@ -387,6 +386,7 @@ COMMANDS = {
             Option("split", "which part of it [train]"),
             Option("workers", "processes that tokenise [one a core]", int),
             Option("resume", "go on with an unfinished corpus in --output", flag=True),
+            OFFLINE,
         ),
         (Preparation,),
     ),

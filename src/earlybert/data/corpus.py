@@ -69,7 +69,7 @@ class Corpus:
         if vocabulary.fingerprint(tokenizer) != self.manifest["tokenizer"]["sha256"]:
             raise Refused(
                 f"the shards in {self.folder} were made by another tokenizer; use the one in "
-                f"{self.folder / shards.TOKENIZER}, or prepare the corpus again."
+                f"{self.folder / shards.TOKENIZER}, or {shards.again(self.folder)}."
             )
 
     @cached_property

@@ -36,6 +36,8 @@ CHUNK = 1 << 20
 REPEATED = 10_000
 """Repeated documents after which a chunk ends, however little text it has."""
 PROGRESS = "progress.json"
+OTHER = {"sources": "other text files", "sentencex": "another version of sentencex"}
+"""What a corpus was begun with, where that is not a setting."""
 UNKNOWN = 0.5
 """A larger share of unknown tokens in a chunk of the start means the wrong tokenizer."""
 
@@ -56,6 +58,8 @@ class Tally:
     """Documents with bytes that are not UTF-8, left out or repaired."""
     empty: int = 0
     """Documents without a token."""
+    cut: int = 0
+    """Documents that were too long, and became several."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def prepare(
     *,
     workers: int = 1,
     resume: bool = False,
+    offline: bool = False,
     observe: Callable[[Tally], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -101,6 +106,7 @@ def prepare(
         settings: What decides the bytes that come out, besides the documents.
         workers: Processes that tokenise; 1 does it in this process.
         resume: Go on with an unfinished folder, from the last whole shard.
+        offline: The name of a tokenizer is looked for in the hub's cache only.
         observe: Called after every chunk.
         say: Told in a sentence what takes long.
 
@@ -110,7 +116,7 @@ def prepare(
     Raises:
         Refused: The input cannot be used, the folder holds something else, or the disk is full.
     """
-    run = _begin(sources, folder, settings, resume, say)
+    run = _begin(sources, folder, settings, resume) or _fresh(sources, folder, settings, offline, say)
     content = (folder / shards.TOKENIZER / "tokenizer.json").read_text(encoding="utf-8")
     tokeniser = tokenise.Tokeniser(content, settings.language)
     seen = _seen_before(run)
@@ -138,53 +144,81 @@ def prepare(
     return _finish(run, tokeniser)
 
 
-def _begin(
-    sources: Sequence[Source], folder: Path, settings: Preparation, resume: bool, say: Callable[[str], None]
-) -> _Run:
-    """A fresh folder with a tokenizer in it, or where a stopped run was."""
+def _begin(sources: Sequence[Source], folder: Path, settings: Preparation, resume: bool) -> _Run | None:
+    """Where a stopped run was; None where none has written a shard, and there is nothing to lose."""
     remove_leftovers(folder)
-    inputs = [{"name": source.name, "bytes": source.size} for source in sources]
-    wanted = {**asdict(settings), "sources": inputs, "sentencex": version("sentencex")}
-    if settings.tokenizer is not None and Path(settings.tokenizer).exists():
-        wanted["tokenizer"] = Path(settings.tokenizer).name  # the result does not depend on where it lies
     if (folder / shards.MANIFEST).exists():
         raise Refused(f"{folder} already holds a prepared corpus; give another folder, or delete it.")
-    if (folder / PROGRESS).exists():
-        if not resume:
-            raise Refused(f"{folder} holds an unfinished corpus; go on with --resume, or delete it.")
-        return _resumed(folder, wanted)
-    if folder.exists() and any(path.name != shards.TOKENIZER for path in folder.iterdir()):
-        raise Refused(f"{folder} is not empty; give another folder.")
+    if not (folder / PROGRESS).exists():
+        if folder.exists() and any(path.name != shards.TOKENIZER for path in folder.iterdir()):
+            raise Refused(f"{folder} is not empty; give another folder.")
+        return None
+    run = _begun(folder)
+    if not run.entries:
+        return None
+    if not resume:
+        raise Refused(f"{folder} holds an unfinished corpus; go on with --resume, or delete it.")
+    wanted = _said(sources, settings)
+    if changed := [name for name in wanted if run.settings.get(name) != wanted[name]]:
+        what = OTHER.get(changed[0], f"another --{changed[0].replace('_', '-')}")
+        raise Refused(f"{folder} was begun with {what}; give the same again or another folder, or delete it.")
+    for entry in run.entries:
+        shards.check(folder, entry, checksum=True)
+    return run
+
+
+def _fresh(
+    sources: Sequence[Source], folder: Path, settings: Preparation, offline: bool, say: Callable[[str], None]
+) -> _Run:
+    """A folder with a tokenizer in it, and no shard yet."""
     target = folder / shards.TOKENIZER
     if settings.tokenizer is None:
         say("training a vocabulary")
+        _clear_tokenizer(folder)
         vocabulary.train(
             lambda: _sample(sources, settings), target, size=settings.vocabulary, lowercase=settings.lowercase
         )
     else:
-        tokenizer = vocabulary.load(settings.tokenizer)
+        tokenizer = vocabulary.load(settings.tokenizer, offline=offline)
+        _clear_tokenizer(folder)
         with disk_errors(target):
             tokenizer.save_pretrained(target)
-    run = _Run(folder, wanted)
+    run = _Run(folder, _said(sources, settings))
     run.save()
     return run
 
 
-def _resumed(folder: Path, wanted: dict[str, Any]) -> _Run:
+def _said(sources: Sequence[Source], settings: Preparation) -> dict[str, Any]:
+    """What decides the bytes that come out, as it is written down."""
+    inputs = [{"name": source.name, "bytes": source.size} for source in sources]
+    said = {**asdict(settings), "sources": inputs, "sentencex": version("sentencex")}
+    if settings.tokenizer is not None and Path(settings.tokenizer).exists():
+        said["tokenizer"] = Path(settings.tokenizer).name  # the result does not depend on where it lies
+    return said
+
+
+def _clear_tokenizer(folder: Path) -> None:
+    """Remove the tokenizer of a run that wrote no shard: the next one may be made of other files."""
+    if (folder / PROGRESS).exists():
+        with disk_errors(folder):
+            for name in vocabulary.FILES:
+                (folder / shards.TOKENIZER / name).unlink(missing_ok=True)
+
+
+def _begun(folder: Path) -> _Run:
+    """What a stopped run had written down.
+
+    Raises:
+        Refused: It is broken.
+    """
     path = folder / PROGRESS
     try:
         saved = json.loads(path.read_bytes())
         typed(saved, settings=dict, shards=list, tally=dict)
         shards.check_entries(saved["shards"])
-        run = _Run(folder, saved["settings"], saved["shards"], Tally(**saved["tally"]))
+        return _Run(folder, saved["settings"], saved["shards"], Tally(**saved["tally"]))
     except UNUSABLE:
-        raise Refused(f"{path} is broken; delete {folder} and prepare the corpus again.") from None
-    changed = [name for name in wanted if run.settings.get(name) != wanted[name]]
-    if changed:
-        raise Refused(f"{folder} was begun with another {changed[0]}; give the same again, or another folder.")
-    for entry in run.entries:
-        shards.check(folder, entry, checksum=True)
-    return run
+        raise Refused(f"{path} is broken; {shards.again(folder)}.") from None
 
 
 def _sample(sources: Sequence[Source], settings: Preparation) -> Iterator[str]:
@@ -221,8 +255,14 @@ def _chunks(sources: Sequence[Source], tally: Tally, seen: Seen) -> Iterator[Chu
     before = sum(source.size for source in sources[: tally.source])
     for number, source in enumerate(sources[tally.source :], start=tally.source):
         for found in source.documents(tally.document):
-            counted = {"read": tally.read + 1, "wrong_bytes": tally.wrong_bytes + found.wrong}
-            tally = replace(tally, document=tally.document + 1, consumed=before + found.consumed, **counted)
+            tally = replace(
+                tally,
+                document=tally.document + 1,
+                consumed=before + found.consumed,
+                read=tally.read + 1,
+                wrong_bytes=tally.wrong_bytes + found.wrong,
+                cut=tally.cut + found.cut,
+            )
             if found.text is None:
                 continue
             entry = digest(found.text)
@@ -312,7 +352,7 @@ def _finish(run: _Run, tokeniser: tokenise.Tokeniser) -> dict[str, Any]:
     }
     if not counts["train"]["tokens"]:
         raise Refused("the text files hold no document to train on.")
-    left_out = {name: getattr(run.tally, name) for name in ("read", "duplicates", "wrong_bytes", "empty")}
+    left_out = {name: getattr(run.tally, name) for name in ("read", "duplicates", "wrong_bytes", "empty", "cut")}
     tokenizer = vocabulary.load(run.folder / shards.TOKENIZER)
     manifest = {
         "format": shards.FORMAT,

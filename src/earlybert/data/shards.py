@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
-FILE = Kind("shard", FORMAT, "delete it and prepare the corpus again")
+FILE = Kind("shard", FORMAT, "delete its folder and prepare the corpus again")
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError:
         raise Refused(f"{folder} holds no prepared corpus; make one with `earlybert prepare`.") from None
     except UNUSABLE:
-        raise Refused(f"manifest {path} is broken; prepare the corpus again.") from None
+        raise Refused(f"manifest {path} is broken; {again(folder)}.") from None
     if not known:
-        raise Refused(f"manifest {path} is of another version; prepare the corpus again.")
+        raise Refused(f"manifest {path} is of another version; {again(folder)}.")
     return manifest
 
 
@@ -192,9 +192,14 @@ def check(folder: Path, entry: Mapping[str, Any], *, checksum: bool) -> None:
             with open(path, "rb") as file:
                 same = _sha256(file) == entry["sha256"]
     except OSError as error:
-        raise Refused(f"shard {path} cannot be read ({error.strerror or error}); prepare the corpus again.") from None
+        raise Refused(f"shard {path} cannot be read ({error.strerror or error}); {again(folder)}.") from None
     if not same:
-        raise Refused(f"shard {path} is not what the manifest says (checksum); delete it and prepare the corpus again.")
+        raise Refused(f"shard {path} is not what the manifest says (checksum); {again(folder)}.")
+
+
+def again(folder: str | os.PathLike[str]) -> str:
+    """What helps a corpus that is broken, the end of a sentence."""
+    return f"delete {os.fspath(folder)} and prepare the corpus again"
 
 
 def _sha256(file: Any) -> str:

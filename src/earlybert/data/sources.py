@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
 from ..anatomy import Refused, first_line
+from ..ticket.store import quiet
+from .hub import hub, locally, why_missing
 
 LONGEST_LINE = 16 << 20
 """Bytes; a longer line is not text, and would have to be held in memory."""
@@ -37,6 +39,8 @@ class Found:
     """Bytes of the source read so far, packed; for a bar."""
     wrong: bool = False
     """Whether it held bytes that are not UTF-8."""
+    cut: bool = False
+    """Whether it is the beginning of a longer one."""
 
 
 class Source(Protocol):
@@ -103,12 +107,13 @@ class TextFile:
     def _from_text(self) -> Iterator[Found]:
         lines: list[str] = []
         size, wrong, consumed = 0, False, 0
+        rest = False  # of a document whose beginning has been given
         for number, raw, behind in self._lines():
             line, wrong_here = self._decoded(raw, number)
             text = line.strip()
             if lines and (not text or size + len(text) > LONGEST_DOCUMENT):
-                yield self._found("\n".join(lines), wrong, consumed)
-                lines, size, wrong = [], 0, False
+                yield self._found("\n".join(lines), wrong, consumed, cut=bool(text) and not rest)
+                lines, size, wrong, rest = [], 0, False, bool(text)
             if text:
                 lines.append(text)
                 size += len(text)
@@ -149,9 +154,9 @@ class TextFile:
             )
         return mended, mended != text
 
-    def _found(self, text: str, wrong: bool, consumed: int) -> Found:
+    def _found(self, text: str, wrong: bool, consumed: int, *, cut: bool = False) -> Found:
         left_out = wrong and self._wrong_bytes == "skip"
-        return Found(None if left_out else text, consumed, wrong)
+        return Found(None if left_out else text, consumed, wrong, cut)
 
     def _decoded(self, raw: bytes, number: int) -> tuple[str, bool]:
         """A line as text, and whether it had to be repaired."""
@@ -203,22 +208,25 @@ class HubData:
         config: Its configuration, where it has several.
         split: Which part.
         column: Of the text.
+        offline: A name is looked for in the hub's cache only.
 
     Raises:
         Refused: It cannot be reached, or has no such split or column.
     """
 
-    def __init__(self, name: str, *, config: str | None, split: str, column: str) -> None:
+    def __init__(self, name: str, *, config: str | None, split: str, column: str, offline: bool = False) -> None:
         self.name = "/".join(part for part in (name, config, split) if part)
         self.size = 0
         self._column = column
         try:
             from datasets import load_dataset
 
-            self._rows: Any = load_dataset(name, config, split=split, streaming=True)
-            first = next(iter(self._rows), None)
+            with quiet(), hub(offline=offline or locally(name)):
+                self._rows: Any = load_dataset(name, config, split=split, streaming=True)
+                first = next(iter(self._rows), None)
         except Exception as error:
-            raise Refused(f"data set {self.name} cannot be streamed ({first_line(error)}).") from None
+            why = (None if locally(name) else why_missing(offline=offline)) or first_line(error)
+            raise Refused(f"data set {self.name} cannot be streamed ({why}).") from None
         if first is None:
             raise Refused(f"data set {self.name} is empty.")
         if not isinstance(first.get(column), str):

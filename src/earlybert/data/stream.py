@@ -25,7 +25,7 @@ from .corpus import Corpus
 from .masking import choose, hide, most
 from .noise import bits
 from .rows import AROUND_PAIR, AROUND_ROW, DRAWS, Row, Writer
-from .shards import Split
+from .shards import Split, again
 
 WINDOW = 16
 """Shards whose examples are mixed."""
@@ -105,7 +105,7 @@ class Stream:
         if self.layout.length < least:
             raise Refused(f"a row of {self.layout.length} tokens is too short; it needs at least {least}.")
         if self._writer.documents < (2 if self.layout.pairs else 1):
-            more = "; prepare it again with a larger --held-out" if split == "validation" else ""
+            more = f"; {again(self.corpus.folder)} with a larger --held-out" if split == "validation" else ""
             raise Refused(
                 f"{self.corpus.folder} has {self._writer.documents} documents for {split}; "
                 f"{'pairs need two' if self.layout.pairs else 'it needs one'} (a blank line, or a line of JSON, begins "

@@ -15,6 +15,8 @@ import numpy as np
 
 from ..anatomy import Refused, first_line
 from ..ticket.files import write_atomically
+from ..ticket.store import quiet
+from .hub import hub, locally, why_missing
 from .pieces import Pieces
 
 SPECIAL = {
@@ -28,6 +30,11 @@ SPECIAL = {
 ALPHABET = 1000
 """Characters that get a token of their own, the most frequent; words with others are unknown."""
 MODEL_MAX_LENGTH = 512
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+)
+"""Names that `transformers` gives to what a tokenizer is made of."""
 
 
 def train(texts: Callable[[], Iterable[str]], folder: str | os.PathLike[str], *, size: int, lowercase: bool) -> None:
@@ -138,25 +145,32 @@ def _alphabet(counts: Counter[str], tokenizer: Any) -> tuple[list[str], list[str
     return kept, [f"##{part}" for part in inside]
 
 
-def load(name: str | os.PathLike[str]) -> Any:
+def load(name: str | os.PathLike[str], *, offline: bool = False) -> Any:
     """The tokenizer of a model or a folder, fit for masked-language modelling.
+
+    Args:
+        name: A folder, or a name on the hub.
+        offline: A name is looked for in the hub's cache only.
 
     Raises:
         Refused: It cannot be loaded, is not a fast one, or lacks a mask or separator token.
     """
     from transformers import AutoTokenizer
 
+    where = os.fspath(name)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(os.fspath(name), trust_remote_code=False)
+        with quiet(), hub(offline=offline or locally(where)):
+            tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:
-        raise Refused(f"the tokenizer {os.fspath(name)} cannot be loaded ({first_line(error)}).") from None
+        why = (None if Path(where).exists() else why_missing(offline=offline)) or first_line(error)
+        raise Refused(f"the tokenizer {where} cannot be loaded ({why}).") from None
     if not getattr(tokenizer, "is_fast", False):
-        raise Refused(f"the tokenizer {os.fspath(name)} has no tokenizer.json; use a fast tokenizer.")
-    missing = [
+        raise Refused(f"the tokenizer {where} has no tokenizer.json; use a fast tokenizer.")
+    lacking = [
         part for part in ("mask_token", "cls_token", "sep_token", "pad_token") if getattr(tokenizer, part) is None
     ]
-    if missing:
-        raise Refused(f"the tokenizer {os.fspath(name)} has no {missing[0]}; masked-language modelling needs one.")
+    if lacking:
+        raise Refused(f"the tokenizer {where} has no {lacking[0]}; masked-language modelling needs one.")
     return tokenizer
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ..data import prepare as data
 from ..data import sources
 from ..tasks import demo
 from .display import display, say
+from .lock import locked
 
 LEAST = 2
 """Held-out documents that sentence pairs need: the second half of some is from another."""
@@ -40,6 +41,7 @@ def prepare(
     split: str = "train",
     workers: int | None = None,
     resume: bool = False,
+    offline: bool = False,
 ) -> None:
     """Prepare a corpus and say what is in it.
 
@@ -52,6 +54,7 @@ def prepare(
         split: Which part of it.
         workers: Processes that tokenise; one a core when not given. They do not change the result.
         resume: Go on with an unfinished corpus.
+        offline: Names are looked for in the hub's cache only.
 
     Raises:
         Refused: As `data.prepare.prepare`, or nothing to read or nowhere to write is given.
@@ -62,7 +65,7 @@ def prepare(
         raise Refused("give either text files or --dataset.")
     found: Sequence[sources.Source]
     if dataset is not None:
-        found = [sources.HubData(dataset, config=dataset_config, split=split, column=config.text)]
+        found = [sources.HubData(dataset, config=dataset_config, split=split, column=config.text, offline=offline)]
     else:
         found = sources.files(files, column=config.text, wrong_bytes=config.wrong_bytes)
     if config.tokenizer == demo.MODEL:
@@ -79,10 +82,31 @@ def prepare(
             if bars is not None:
                 bars.update(task, completed=tally.consumed, documents=tally.read)
 
+        shown.enter_context(_alone(Path(output)))
         manifest = data.prepare(
-            found, Path(output), config, workers=workers or _cores(), resume=resume, observe=observe, say=say
+            found,
+            Path(output),
+            config,
+            workers=workers or _cores(),
+            resume=resume,
+            offline=offline,
+            observe=observe,
+            say=say,
         )
     _report(output, manifest["counts"], len(manifest["shards"]))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Around the work: no other process is at it, and a new folder that nothing was written to goes."""
+    fresh = not folder.exists()
+    with locked(folder):
+        try:
+            yield
+        finally:
+            if fresh:
+                with suppress(OSError):  # it is not empty
+                    folder.rmdir()
 
 
 def _columns(size: int) -> tuple[ProgressColumn, ...]:
@@ -106,6 +130,12 @@ def _report(output: str, counts: dict[str, dict[str, int]], shards: int) -> None
     for name, reason in reasons.items():
         if counts[name]:
             say(f"{counts[name]:,} of {counts['read']:,} documents {reason}.")
+    if cut := counts["cut"]:
+        say(
+            f"note: {cut:,} {'document was' if cut == 1 else 'documents were'} cut at "
+            f"{sources.LONGEST_DOCUMENT / 1e6:.0f} million characters: is there a blank line between documents? Where "
+            "every line is one, put a blank line between them, or write JSON lines."
+        )
 
 
 def _cores() -> int:

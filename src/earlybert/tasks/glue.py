@@ -9,7 +9,7 @@ from typing import Any
 
 from ..anatomy import Refused
 from ..config.finetune import Data
-from . import hub
+from ..data import hub
 from .examples import Examples
 from .source import read_jsonl, require
 from .task import Task

@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from ..anatomy import Refused, family_of, first_line
+from ..data.hub import hub, locally
 from ..ticket.ordinary import model_class, ticket_in
 from ..ticket.store import quiet, refuse_climbing
 from . import demo
-from .hub import hub, locally
 from .task import Task
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..anatomy import Refused
 from ..config.finetune import Data
-from . import hub
+from ..data import hub
 from .answers import exact_match, f1
 from .batches import Rows
 from .examples import Examples

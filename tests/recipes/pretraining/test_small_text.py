@@ -34,7 +34,7 @@ def test_too_little_to_validate_on_is_said_at_once(
     )
     assert run("pretrain", *SMALL, "--corpus", corpus, "--output", tmp_path / "run") == 2
     assert "0 documents for validation; pairs need two (a blank line" in (said := capsys.readouterr().err)
-    assert "prepare it again with a larger --held-out" in said
+    assert f"delete {corpus} and prepare the corpus again with a larger --held-out" in said
 
 
 def test_documents_of_one_sentence_are_pointed_out_where_pairs_are_made(

@@ -39,7 +39,7 @@ def hub(*, offline: bool) -> Iterator[None]:
 
 
 def locally(path: str) -> bool:
-    """Whether a model name is a folder, for which no hub is needed."""
+    """Whether the name of a model or a data set is a folder, for which no hub is needed."""
     return Path(path).is_dir()
 
 
@@ -56,13 +56,15 @@ def split(repository: str, name: str | None, part: str, *, offline: bool) -> lis
         with quiet(), hub(offline=offline):
             return datasets.load_dataset(repository, name, split=part).to_list()  # pyright: ignore
     except Exception as error:  # the hub client raises many kinds; all mean that the data is not to be had
-        if offline:
-            why = "it is not in the cache, and --offline forbids the hub"
-        elif not _answers():
-            why = f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
-        else:
-            why = f"split {part!r}: {first_line(error)}"
+        why = why_missing(offline=offline) or f"split {part!r}: {first_line(error)}"
         raise Refused(f"data set {what} could not be loaded: {why}; with local files, give --data-dir.") from error
+
+
+def why_missing(*, offline: bool) -> str | None:
+    """Why what was asked for by name was not to be had, where the hub was not asked or did not answer; else None."""
+    if offline:
+        return "it is not in the cache, and --offline forbids the hub"
+    return None if _answers() else f"{constants.ENDPOINT} cannot be reached, and it is not in the cache"
 
 
 @lru_cache(maxsize=1)
