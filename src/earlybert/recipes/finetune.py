@@ -20,6 +20,7 @@ from ..ticket import Ticket, load
 from .display import say
 from .drawing import describe
 from .finetuning.bench import Bench
+from .finetuning.masked_search import masked_model
 from .finetuning.methods import of_method, settled
 from .finetuning.plan import advice, check_drawing, plan
 from .finetuning.stages import close, search_stage, train_stage
@@ -100,6 +101,8 @@ def start(settings: Mapping[str, Any], *, output: str | None, resume: bool, reus
         layerdrop.refuse_unremovable(theta_0)
     if run.config.method == "layerdrop_trained":
         layerdrop.refuse_undroppable(theta_0)
+    if run.config.method == "mlm_search":
+        masked_model(bench)
     if run.config.method.startswith("surgeon"):
         anatomy.refuse_repeats("surgeon scores")
     if run.config.refit and not METHODS[run.config.method].dense:

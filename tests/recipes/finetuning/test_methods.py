@@ -296,6 +296,7 @@ def test_a_model_without_a_masked_language_head_is_refused(
 ) -> None:
     assert run("finetune", *flags, *SHORT, "--method", "mlm_search", "--output", tmp_path / "run") == 2
     assert "no weights for masked-language modelling" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_heads_and_neurons_in_one_ranking(flags: list[str], tmp_path: Path) -> None:

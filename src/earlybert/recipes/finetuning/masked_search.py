@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ...anatomy import Refused
 from ...cost import MaskedCost
@@ -24,17 +25,26 @@ CHOICE, HIDE = 0, 1
 """What a random draw is for."""
 
 
-def masked_objective(bench: Bench) -> Objective:
-    """The model with its own masked-language head, and the task's rows, masked anew at every step.
-
-    The head is thrown away with the searched weights; the ticket is then trained from theta_0 of the task.
+def masked_model(bench: Bench) -> nn.Module:
+    """The model with its own masked-language head, on the CPU.
 
     Raises:
         Refused: The weights hold no such head, or the tokenizer no mask token.
     """
     if bench.tokenizer.mask_token_id is None:
         raise Refused(f"the tokenizer of model {bench.config.model!r} has no mask token; search on the task instead.")
-    model = load_masked(bench.config.model, offline=bench.config.offline).to(bench.device)
+    return load_masked(bench.config.model, offline=bench.config.offline)
+
+
+def masked_objective(bench: Bench) -> Objective:
+    """The model with its own masked-language head, and the task's rows, masked anew at every step.
+
+    The head is thrown away with the searched weights; the ticket is then trained from theta_0 of the task.
+
+    Raises:
+        Refused: As `masked_model`.
+    """
+    model = masked_model(bench).to(bench.device)
     words = words_of(bench.tokenizer)
     special = np.array(bench.tokenizer.all_special_ids)
 
