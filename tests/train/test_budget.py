@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from earlybert.train.budget import Budget, Stopwatch
+from earlybert.train.budget import MEASURED, Budget, Pace, Stopwatch
 from earlybert.train.loop import Done
 
 
@@ -49,3 +49,15 @@ def test_a_budget_that_is_scored_in_between_ends_no_sooner(clock: Clock) -> None
     assert not budget.over(done)
     clock.now += 1
     assert budget.over(done)
+
+
+@pytest.mark.parametrize(("end", "ends"), [(129.0, True), (131.0, False)])
+def test_what_would_not_fit_into_the_time_ends_after_a_few_steps(clock: Clock, end: float, ends: bool) -> None:
+    """100 steps of a second behind a first of 31: the one that compiles is no measure of the others."""
+    pace = Pace(Stopwatch(torch.device("cpu")), 100, end)
+    asked = []
+    for step in range(1, 21):
+        clock.now += 31 if step == 1 else 1
+        asked.append(pace(Done(step=step, loss=torch.tensor(0.0), micro_batches=(), factor=1.0)))
+        assert step < 3 or pace.needed == 130
+    assert [step for step, said in enumerate(asked, 1) if said] == ([MEASURED] if ends else [])

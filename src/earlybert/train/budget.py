@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 
 import torch
 
 from .loop import Done
 from .ranks import ALONE, Ranks
 from .schedule import fallen
+
+MEASURED = 10
+"""Steps whose times say how long the others will take."""
 
 
 class Stopwatch:
@@ -71,3 +76,29 @@ class Budget:
 
     def _now(self) -> float:
         return self._ranks.said(self._watch.elapsed)
+
+
+class Pace:
+    """Observer that ends a loop after a few steps, when the others would not fit into the time.
+
+    Args:
+        watch: Of the run, just before the first step.
+        steps: The number of the last step.
+        end: Seconds on the watch when the time has gone.
+        ranks: The processes of the job; the first one's watch counts.
+    """
+
+    def __init__(self, watch: Stopwatch, steps: int, end: float, ranks: Ranks = ALONE) -> None:
+        self._watch, self._steps, self._end, self._ranks = watch, steps, end, ranks
+        self._times = [watch.elapsed]
+        self.needed = watch.elapsed
+        """Seconds on the watch behind the last step, as far as can be said by now."""
+
+    def __call__(self, done: Done) -> bool:
+        """Time a step; true when it is the last that is timed, and the others take too long."""
+        now = self._watch.elapsed
+        if timed := len(self._times) <= MEASURED:
+            self._times.append(now)
+        each = median(after - before for before, after in pairwise(self._times))  # the first may hold a compilation
+        self.needed = now + (self._steps - done.step) * each
+        return timed and len(self._times) > MEASURED and self._ranks.said(self.needed > self._end)

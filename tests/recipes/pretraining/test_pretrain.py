@@ -161,9 +161,16 @@ def test_with_a_budget_the_schedule_follows_the_clock_also_over_a_kill(
 def test_a_budget_that_ends_in_the_search_is_refused(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """At its end, or as soon as it can be known: at a second a step 40 steps are more than half a minute."""
     Hours(monkeypatch)
+    remedy = "; start a new run with more --minutes or fewer --search-steps."
     assert run("pretrain", *flags, "--minutes", "0.05", "--output", tmp_path / "run") == 2
-    assert "ended in the search, after 3 of 6 steps" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "about 0.1 minutes, by its first 3 of 6 steps, and the budget is 0.05 in all" + remedy in said
+    words = [*flags, "--minutes", "0.5", "--search-steps", "40", "--output", tmp_path / "long"]
+    assert run("pretrain", *words) == 2
+    said = capsys.readouterr().err
+    assert "about 0.67 minutes, by its first 10 of 40 steps, and the budget is 0.5 in all" + remedy in said
 
 
 @pytest.mark.parametrize(

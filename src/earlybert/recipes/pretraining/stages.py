@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,7 +17,7 @@ from ...cost import Size, masked, peak_memory, sized, watch_memory
 from ...data.ahead import ahead
 from ...ticket import Scores, Ticket, apply, save
 from ...train import checkpoint
-from ...train.budget import Budget, Stopwatch
+from ...train.budget import Budget, Pace, Stopwatch
 from ...train.engine import build
 from ...train.lamb import lamb
 from ...train.loop import Observer, refuse_infinite
@@ -30,6 +31,7 @@ from ..progress import Distances
 from ..result import Evaluations
 from ..run import began_elsewhere, digest
 from .bench import SHARED_ORDER, TICKET_ORDER, Bench
+from .estimate import number
 from .models import Models, whole
 from .plan import Leg
 from .result import summary
@@ -67,6 +69,7 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
         assert gates is not None
         first = resume(run, "search", step, ranks=ranks)
         watch = Stopwatch(bench.device, _saved(run, first).get("elapsed", 0.0))
+        pace = Pace(watch, cap, _seconds(config.minutes), ranks)
         shown = glimpse(config, cap)
         with recording(run, gates, first=first, ranks=ranks) as recorders:
             done = _go(
@@ -82,14 +85,15 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
                 title="search",
                 first=first,
                 steps=cap,
-                observers=[*recorders, Watching(gates, shown)],
+                observers=[*recorders, Watching(gates, shown), pace],
                 before_checkpoint=[each.flush for each in recorders],
                 distances=shown.distances,
             )
-        if done < cap or (config.minutes is not None and watch.elapsed >= 60 * config.minutes):
+        if ranks.said(done < cap or watch.elapsed >= _seconds(config.minutes)):
             raise Refused(
-                f"the budget of {config.minutes:g} minutes ended in the search, after {done} of {cap} steps; give more "
-                "minutes, or lower search_steps."
+                f"the search alone takes about {number(pace.needed / 60)} minutes, by its first {done:,} of {cap:,} "
+                f"steps, and the budget is {config.minutes:g} in all; start a new run with more --minutes or fewer "
+                "--search-steps."
             )
         scores = collect(step, done, cap=cap, watch=None, seed=config.seed)
         about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
@@ -308,10 +312,14 @@ def _profiled(bench: Bench, run: PretrainRun, stage: str, step: EagerStep, leg: 
         profiled(run, stage, step, batches, ranks=bench.ranks)
 
 
+def _seconds(minutes: float | None) -> float:
+    """Of a budget; without one there is no end."""
+    return math.inf if minutes is None else 60 * minutes
+
+
 def _window(bench: Bench, leg: Leg, searched: float) -> tuple[float, float]:
     """Seconds on the watch between which a phase lies, when a search took so many of the budget."""
-    assert bench.config.minutes is not None
-    left = 60 * bench.config.minutes - searched
+    left = _seconds(bench.config.minutes) - searched
     begin = searched + left * sum(other.share for other in bench.plan.train[: leg.number])
     return begin, begin + left * leg.share
 
