@@ -65,6 +65,9 @@ def files(tmp_path: Path) -> Path:
     (folder / "broken.yaml").write_text("lr: [1,\n")
     (folder / "odd.yaml").write_text("lr: !!int x\n")
     (folder / "value.yaml").write_text(f"lr: {'x' * 5000}\n")
+    (folder / "name.yaml").write_text("task: sst2\nhedas: 3\n")
+    (folder / "choice.yaml").write_text("recipe: fastest\n")
+    (folder / "list.yaml").write_text("task: [a, b]\n")
     return folder
 
 
@@ -125,8 +128,22 @@ CASES = {
     "binary config": ("--config {f}/damaged.csv.gz", "--config: the file is no YAML of settings"),
     "broken config": ("--config {f}/broken.yaml", "is no YAML of settings, which has lines of NAME: VALUE (while"),
     "config of odd numbers": ("--config {f}/odd.yaml", "--config: the file is no YAML of settings"),
-    "long value in a config": ("--config {f}/value.yaml", "--lr: Expected a float. Got value: xxx"),
-    "long flag": ("--lr " + "x" * 5000, "--lr: Expected a float. Got value: xxx"),
+    "long value in a config": ("--config {f}/value.yaml", "/value.yaml: lr must be a number, got 'xxx"),
+    "long flag": ("--lr " + "x" * 5000, "--lr must be a number, got 'xxx"),
+    "no number, no share": (f"{OWN} --heads one", "--heads must be a whole number or a fraction, got 'one'."),
+    "a share that is no number": (f"{OWN} --neurons nan", "--neurons must be a whole number or a fraction, got 'nan'."),
+    "no whole number": (f"{OWN} --batch-size abc", "--batch-size must be a whole number, got 'abc'."),
+    "neither a number nor nothing": (f"{OWN} --joint half", "--joint must be a number, got 'half'."),
+    "without end": (f"{OWN} --lr inf", "--lr must be a number, got 'inf'."),
+    "no choice": (f"{OWN} --recipe fastest", "--recipe must be default, paper or best, got 'fastest'."),
+    "no choice in a config": ("--config {f}/choice.yaml", "/choice.yaml: recipe must be default, paper or best, got"),
+    "a flag beside its config": ("--config {f}/choice.yaml --recipe best", "/choice.yaml: recipe must be default"),
+    "neither true nor false": (f"{OWN} --truncate maybe", "--truncate must be true or false, got 'maybe'."),
+    "a list for a text": ("--config {f}/list.yaml", "/list.yaml: task must be text, got \"['a', 'b']\"."),
+    "a name in a config": ("--config {f}/name.yaml", "/name.yaml: there is no setting 'hedas'; did you mean heads?"),
+    "a flag's name": (f"{OWN} --batch-sise 3", "there is no setting --batch-sise; did you mean --batch-size?"),
+    "a name like none": (f"{OWN} --xyz 3", "there is no setting --xyz; earlybert finetune --help lists them."),
+    "a flag without value": (f"{OWN} --lr", "--lr needs a value."),
     "resume nothing": (f"{OWN} --resume", "not a run folder"),
     "keep without room": (f"{OWN} --weights keep --epochs 1", "the search is part of the"),
     "compare dense": (f"{OWN} --compare --method dense", "--compare trains the dense model beside a ticket"),
@@ -152,6 +169,20 @@ def test_bad_input(
     assert len(err) <= 1600
     assert sentence in err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["export", "--to", "foo"], "--to must be onnx, torch, expanded or model, got 'foo'."),
+        (["compare", "--seeds", "a"], "--seeds must be a list of whole numbers such as [1, 2], got 'a'."),
+        (["compare", "--tasks", "[1]"], "--tasks must be names with settings or a list such as [a, b], got '[1]'."),
+        (["draw", "run", "--task", "rte"], "there is no setting --task; earlybert draw --help lists them."),
+    ],
+)
+def test_a_wrong_option_of_a_command(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"earlybert: {sentence}\n"
 
 
 def test_an_existing_folder_is_not_written_over(

@@ -87,7 +87,7 @@ def _parse_and_run(name: str, arguments: list[str], signals: Signals) -> int:
         # Only what was said: what was not is the saved run's, or the default.
         parsed = parser_of(name, command).parse_args(config_first(arguments), defaults=False).as_dict()
     except (ArgumentError, ValueError, RecursionError) as error:
-        return _refuse(one_line(error))
+        return _refuse(one_line(error, name, command, arguments))
     given: dict[str, Any] = {
         key: value for key, value in parsed.items() if (value is not None or key in SET_BY_ONE) and key != "config"
     }

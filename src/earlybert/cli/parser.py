@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from ..config.checks import nearest, shown
+from ..config.values import in_words
 from .commands import LOG, Command
 
 if TYPE_CHECKING:
@@ -76,14 +78,7 @@ def underscored(arguments: list[str]) -> list[str]:
 
 def config_first(arguments: list[str]) -> list[str]:
     """Flags win over YAML wherever they stand: the parser lets what comes later win."""
-    first: list[str] = []
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--config":
-            first += [word, *([value] if (value := next(words, None)) is not None else [])]
-        else:
-            (first if word.startswith("--config=") else rest).append(word)
+    first, rest = _apart(arguments)
     return first + rest
 
 
@@ -92,13 +87,59 @@ def plain(help: str) -> str:
     return _with_dashes(re.sub(r"\s*\((required, )?type:[^)]*(\[[^\]]*\])?[^)]*\)", "", help))
 
 
-def one_line(error: Exception) -> str:
-    """What the parser says, which explains at length, over several lines, and quotes a whole file."""
-    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+def one_line(error: Exception, name: str, command: Command, arguments: list[str]) -> str:
+    """What the parser says, which explains at length, over several lines, in its own terms, and quotes a whole file.
+
+    Args:
+        error: What it raised.
+        name: Of the command.
+        command: That command.
+        arguments: What was said behind it, flags with underscores.
+    """
+    message = " ".join(str(error).split())
     if isinstance(error, (ValueError, RecursionError)) or message.startswith("Unexpected config:"):
         return f"{NO_SETTINGS}."  # what the parser of YAML raises, and what is no mapping
+    types, (first, rest) = _types(command), _apart(arguments)
+    files = " or ".join(word.removeprefix("--config=") for word in first if word != "--config")
+    found = re.match(r'Parser key "(\w+)": .*(?:Got|Given) value:(.*)$', message)
+    if found and found[1] in types:
+        key, value = found[1], found[2].strip()
+        in_file = files and not re.search(rf"--{key}[= ]\S*{re.escape(value)}", " ".join(rest))
+        where = f"{files}: {key}" if in_file else _with_dashes(f"--{key}")
+        return f"{where} must be {in_words(types[key])}, got {shown(value)}."
+    if found := re.match(r"Option '(\w+)[^']*' is not accepted", message):
+        return f"{files}: there is no setting {found[1]!r}; {_meant(found[1], name, types)}"
+    if found := re.match(r"unrecognized arguments: --(\w+)", message):
+        return _with_dashes(f"there is no setting --{found[1]}; {_meant(found[1], name, types, '--')}")
+    if found := re.match(r"argument (--\w+): expected one argument", message):
+        return _with_dashes(f"{found[1]} needs a value.")
     message = re.sub(r"^Problems parsing config: (.*?)\.?$", rf"{NO_SETTINGS} (\1).", message)
     return _with_dashes(re.sub(r'Parser key "(\w+)":', r"--\1:", message))
+
+
+def _apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Those that name YAML files, and the others."""
+    first: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config":
+            first += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            (first if word.startswith("--config=") else rest).append(word)
+    return first, rest
+
+
+def _types(command: Command) -> dict[str, Any]:
+    """What each of its options and settings is, by name."""
+    hints = {field.name: get_type_hints(part)[field.name] for part in command.parts for field in fields(part)}
+    return {**{option.name: option.type for option in (*command.options, LOG) if not option.positional}, **hints}
+
+
+def _meant(wrong: str, name: str, types: Mapping[str, Any], dashes: str = "") -> str:
+    """The setting that was meant, as a question; or where they are listed."""
+    names = [f"{dashes}{each}" for each in types]
+    return nearest(f"{dashes}{wrong}", names, most=1, cutoff=0.7) or f"earlybert {name} --help lists them."
 
 
 def _helps(part: type) -> dict[str, str]:

@@ -29,9 +29,21 @@ def named(name: str, known: Any, what: str) -> str:
     """
     if isinstance(name, str) and name in known:
         return name
-    near = get_close_matches(name[:LONGEST_SHOWN], list(known), n=3, cutoff=0.5) if isinstance(name, str) else []
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}."
+    hint = (nearest(name, known) if isinstance(name, str) else None) or f"there are {', '.join(known)}."
     raise BadSetting(f"unknown {what} {shown(name)}; {hint}")
+
+
+def nearest(name: str, known: Any, *, most: int = 3, cutoff: float = 0.5) -> str | None:
+    """The question whether a known name was meant; None where none is near.
+
+    Args:
+        name: That is not known.
+        known: Names.
+        most: So many are offered.
+        cutoff: How alike they are at least, from 0 to 1.
+    """
+    near = get_close_matches(name[:LONGEST_SHOWN], list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else None
 
 
 def shown(value: Any) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .checks import BadSetting, named, shown
 
+IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
 
 def typed(settings: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """Settings as their dataclass wants them, from the plain values of a YAML file.
@@ -40,8 +42,22 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
             return float(value)  # YAML reads 1e-4 as text
         except (ValueError, OverflowError):
             pass
-    words = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-    raise BadSetting(f"{name} must be {words}, got {shown(value)}.")
+    raise BadSetting(f"{name} must be {in_words(hint)}, got {shown(value)}.")
+
+
+def in_words(hint: Any) -> str:
+    """What a setting of this type may be, for a sentence."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(part for part in (", ".join(inner[:-1]), inner[-1]) if part)
+    if origin is list:
+        return "a list of whole numbers such as [1, 2]" if inner == (int,) else "a list such as [a, b]"
+    if origin is dict:
+        return "names with settings"
+    kinds = [kind for kind in inner or (hint,) if kind is not type(None)]
+    if kinds == [int, float]:
+        return "a whole number or a fraction"
+    return " or ".join(IN_WORDS.get(kind) or in_words(kind) for kind in kinds)
 
 
 def changed(before: Any, after: Any) -> list[str]:

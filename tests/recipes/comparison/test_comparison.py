@@ -27,11 +27,11 @@ from earlybert.recipes.comparison.comparison import Comparison
             "did you mean ticket",
         ),
         ({"methods": {"dense": {"lrr": 3}}}, "unknown setting 'lrr'; did you mean lr"),
-        ({"methods": {"dense": {"lr": "much"}}}, "lr must be float, got 'much'"),
+        ({"methods": {"dense": {"lr": "much"}}}, "lr must be a number, got 'much'"),
         ({"methods": {"A b": {"method": "dense"}, "a-b": {"method": "dense"}}}, "make the same folder"),
         ({"methods": {"dense": {"dense_epochs": -1}}}, "dense_epochs must be above 0"),
         ({"methods": {"dense": {"tune": {"lr": 1e-4}}}}, "tune of dense must hold lists"),
-        ({"methods": {"dense": {"tune": {"lr": ["much"]}}}}, "lr must be float, got 'much'"),
+        ({"methods": {"dense": {"tune": {"lr": ["much"]}}}}, "lr must be a number, got 'much'"),
         ({"margin": float("inf")}, "margin must be at least 0"),
         ({"methods": {"dense": {"method": ["dense"]}}}, "unknown method"),
         ({"methods": {"dense": {"validation_rows": 7}}}, "validation_rows is one for all rows"),
@@ -82,7 +82,7 @@ def test_yaml_values_become_what_settings_want() -> None:
         "task": None,
         "weights": "keep",
     }
-    with pytest.raises(BadSetting, match=r"batch_size must be int, got 2\.5"):
+    with pytest.raises(BadSetting, match=r"batch_size must be a whole number, got 2\.5"):
         typed({"batch_size": 2.5}, Finetune)
     with pytest.raises(BadSetting, match="unknown weights 'kept'; did you mean keep"):
         typed({"weights": "kept"}, Finetune)

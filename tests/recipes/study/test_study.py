@@ -105,7 +105,7 @@ def test_a_share_of_a_dense_run_is_that_share_of_both_phases() -> None:
         ({"methods": {"a": {"method": "ticket", "tune": {"lr": [1e-4]}}}, "tasks": ["sst2"]}, "does not tune"),
         ({"seeds": [1, 1]}, "each once"),
         ({"small": {}}, "say which scale"),
-        ({"pretrain": {"length": "long"}}, "length must be int"),
+        ({"pretrain": {"length": "long"}}, "length must be a whole number"),
     ],
 )
 def test_what_is_wrong_is_said(change: dict[str, Any], says: str) -> None:
