@@ -272,6 +272,43 @@ def test_several_labels_a_row_are_not_those_of_tokens(labels: int) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+def test_positions_of_ones_own_go_along() -> None:
+    model = build("roberta", "classification", cut=False).eval()
+    batch = batch_of([3, 7, 5], "classification", 0)
+    batch["position_ids"] = torch.arange(7)[None] + 9
+    found = []
+    for make in (EagerStep, RaggedStep):
+        step = make(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        found.append(float(step.loss(step.prepare([batch])[0]).detach()))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    del batch["position_ids"]
+    assert float(step.loss(step.prepare([batch])[0]).detach()) != pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("mask", "ids", "why"),
+    [
+        ([[0, 0, 1, 1], [1, 1, 1, 1]], 5, "have their padding behind the last one; pad on the right"),
+        ([[1, 0, 1, 1], [1, 1, 1, 1]], 5, "have their padding behind the last one"),
+        ([[1, 1, 1, 1], [0, 0, 0, 0]], 5, "leave out empty rows"),
+        ([[[1] * 4] * 4] * 2, 5, r"attention_mask \[rows, length\]"),
+        (
+            [[1, 1, 1, 1], [1, 1, 1, 1]],
+            VOCABULARY,
+            rf"embeddings for 0 to {VOCABULARY - 1}; .+ resize_token_embeddings",
+        ),
+        ([[1, 1, 1, 1], [1, 1, 1, 1]], -1, "token ids of -1 to -1"),
+        ([[1, 1, 1, 1], [1, 1, 1, 1]], None, "rows of input_ids"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(mask: list[Any], ids: int | None, why: str) -> None:
+    model = build("bert", "classification", cut=False)
+    step = RaggedStep(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    rows = {"inputs_embeds": torch.zeros(2, 4, 32)} if ids is None else {"input_ids": torch.full((2, 4), ids)}
+    with pytest.raises(Refused, match=why):
+        step.prepare([{**rows, "attention_mask": torch.tensor(mask), "labels": torch.tensor([0, 1])}])
+
+
 def test_packing() -> None:
     batch = batch_of([2, 5, 1], "mlm", 0)
     packed = pack(batch, position_offset=2, multiple=8, rows=4)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..tasks.batches import Batch
 from .dropout import Dropouts
 from .losses import SPAN, loss_of, span_loss
-from .pack import Packed, pack, shapes
+from .pack import Packed, pack, refuse_unpackable, shapes
 from .precision import autocast
 from .ragged import Kernel, RaggedModel, no_varlen, set_layout
 from .step import EagerStep, present, to_device
@@ -62,8 +62,15 @@ class RaggedStep(EagerStep):
         return sum(batch[0].lengths)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> list[tuple[Packed, float]]:
-        """Pack a step's data and bring it to the device, each with its weight (`mine`)."""
-        batches = [{**batch, "attention_mask": present(batch)} for batch in micro_batches]
+        """Pack a step's data and bring it to the device, each with its weight (`mine`).
+
+        Raises:
+            Refused: A batch is none that can be packed.
+        """
+        on_cpu = [{name: value.cpu() for name, value in batch.items()} for batch in micro_batches]
+        for batch in on_cpu:
+            refuse_unpackable(batch, self.model.config)
+        batches = [{**batch, "attention_mask": present(batch)} for batch in on_cpu]
         return [(self.pack(batch), weight) for batch, weight in self.mine(batches)]
 
     def pack(self, batch: Batch) -> Packed:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..anatomy import Refused
 from ..tasks.batches import IGNORED, Batch
 
 ALIGNED = 16
@@ -83,7 +85,7 @@ def pack(
 
     inputs: Batch = {}
     for name, value in batch.items():
-        if name == "attention_mask" or (name == "token_type_ids" and not token_types):
+        if name in ("attention_mask", "position_ids") or (name == "token_type_ids" and not token_types):
             continue
         along = name in TOKENS_ALONG and not value.is_floating_point()  # several labels a row are fp32
         if value.shape == keep.shape and along:
@@ -94,9 +96,12 @@ def pack(
             inputs[name] = torch.nn.functional.pad(value, padding, value=IGNORED) if missing else value
     if token_types and "token_type_ids" not in inputs:
         inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
-    inside = torch.arange(keep.shape[1]).expand_as(keep)[keep]
+    if "position_ids" in batch:  # a person's own, as the model takes them
+        inside = batch["position_ids"].expand_as(keep)[keep]
+    else:
+        inside = torch.arange(keep.shape[1]).expand_as(keep)[keep] + position_offset
     # Free places all stand at the first position: a model may have fewer positions than there are free places.
-    inputs["position_ids"] = torch.nn.functional.pad(inside, (0, free))[None] + position_offset
+    inputs["position_ids"] = torch.nn.functional.pad(inside, (0, free), value=position_offset)[None]
 
     bounds = torch.zeros(wanted + 2, dtype=torch.int32)
     bounds[1 : len(sizes) + 1] = sizes.cumsum(0)
@@ -104,6 +109,35 @@ def pack(
     bounds[-1] = used + free
     lengths = tuple(sizes.tolist())
     return Packed(inputs, bounds, lengths, longest or max(*lengths, free))
+
+
+def refuse_unpackable(batch: Batch, config: Any) -> None:
+    """What a packed step would compute something else from, or read beyond its tables for.
+
+    Args:
+        batch: Padded, with an `attention_mask` where there is padding.
+        config: Of the model.
+
+    Raises:
+        Refused: Rows are not token ids with their padding behind them, or a number is beyond its embeddings.
+    """
+    mask = batch.get("attention_mask")
+    if "input_ids" not in batch or (mask is not None and mask.dim() != 2):
+        raise Refused(
+            "the fast step packs rows of input_ids by an attention_mask [rows, length]; for other inputs take the "
+            'eager step (engine="eager").'
+        )
+    if mask is not None and not (bool(mask[:, 0].all()) and bool((mask[:, 1:] <= mask[:, :-1]).all())):
+        raise Refused(
+            "the fast step takes rows that begin with a token and have their padding behind the last one; pad on the "
+            'right and leave out empty rows, or take the eager step (engine="eager").'
+        )
+    ids = batch["input_ids"] if mask is None else batch["input_ids"][mask.bool()]
+    if int(ids.max()) >= config.vocab_size or int(ids.min()) < 0:
+        raise Refused(
+            f"a batch has token ids of {int(ids.min())} to {int(ids.max())}, and the model has embeddings for 0 to "
+            f"{config.vocab_size - 1}; take the tokenizer of the model, or resize_token_embeddings."
+        )
 
 
 def together(packed: Packed, device: torch.device) -> Packed:

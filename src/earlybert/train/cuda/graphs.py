@@ -75,7 +75,9 @@ class Graphs:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with _undisturbed(self.device), torch.cuda.graph(graph, pool=self._pool):
+        # Other threads may ask CUDA for pinned memory meanwhile, as that of a DataLoader does.
+        alone = torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local")
+        with _undisturbed(self.device), alone:
             found = work()
         return graph, found
 
