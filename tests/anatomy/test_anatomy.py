@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +51,14 @@ def test_albert_says_whether_a_stored_layer_runs_more_than_once(
     assert calls == runs
     assert anatomy.repeats == (runs > 1)
     assert len(anatomy.layers) == groups * inner
+
+
+def test_a_compiled_model_is_refused_and_what_was_compiled_is_not() -> None:
+    model = tiny_model()
+    compiled: Any = torch.compile(model)
+    with pytest.raises(Refused, match=r"wrapped by torch\.compile; pass the model itself \(model\._orig_mod\)"):
+        of(compiled)
+    assert of(compiled._orig_mod) == of(model)
 
 
 def test_other_models_are_refused_with_the_list() -> None:

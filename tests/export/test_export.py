@@ -260,6 +260,12 @@ def test_refusals(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "full" / "mine").write_text("")
     with pytest.raises(Refused, match="full exists; choose another folder"):
         export.expanded(small, tmp_path / "full")
+    with pytest.raises(Refused) as refusal:
+        export.expanded(small, "/proc/earlybert/out")
+    said = (
+        "/proc/earlybert/out could not be written (No such file or directory); choose another folder, and export again."
+    )
+    assert str(refusal.value) == said
     monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     with pytest.raises(
         Refused, match=r"needs onnx, onnxruntime, onnxscript; install them with pip install 'earlybert\[export\]'"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from earlybert.ticket.files import half_folder, remove_folder, remove_leftovers, write_atomically
+from earlybert import Refused
+from earlybert.ticket.files import disk_errors, half_folder, remove_folder, remove_leftovers, write_atomically
 
 
 @pytest.fixture(params=[0o022, 0o077])
@@ -62,3 +66,35 @@ def test_a_folder_is_removed_with_all_in_it(tmp_path: Path) -> None:
     (tmp_path / "folder" / "deep" / "file").touch()
     remove_folder(tmp_path / "folder")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        *((number, "free some space") for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+        *((number, "get write access to it, or choose another folder") for number in (errno.EACCES, errno.EROFS)),
+        *((number, "choose another folder") for number in (errno.ENOENT, errno.ENAMETOOLONG, errno.EIO)),
+    ],
+)
+def test_a_failed_write_says_what_helps(number: int, remedy: str, tmp_path: Path) -> None:
+    def fail(path: str) -> None:
+        raise OSError(number, os.strerror(number), path)
+
+    with pytest.raises(Refused) as refusal, disk_errors(tmp_path / "file"):
+        fail("/elsewhere/.file.half")
+    assert str(refusal.value) == f"{tmp_path}/file could not be written ({os.strerror(number)}); {remedy}."
+    with pytest.raises(Refused) as refusal:
+        write_atomically(tmp_path / "file", fail)
+    said = f"{tmp_path}/file could not be written ({os.strerror(number)}); {remedy}; the file that was there before is"
+    assert str(refusal.value) == f"{said} unchanged."
+
+
+def test_a_failed_write_of_safetensors_says_what_helps(tmp_path: Path) -> None:
+    """Its writer raises an error of its own, with the name of a half file in it."""
+
+    def write(path: str) -> None:
+        save_file({"a": torch.zeros(2)}, f"{path}.gone/file")
+
+    with pytest.raises(Refused) as refusal:
+        write_atomically(tmp_path / "file", write)
+    assert "file could not be written (No such file or directory); choose another folder;" in str(refusal.value)

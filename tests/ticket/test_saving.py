@@ -60,9 +60,24 @@ def test_a_model_is_not_saved_over_a_file_and_no_temporary_name_is_told(tmp_path
     (tmp_path / "afile").write_text("mine")
     with pytest.raises(Refused, match=r"afile is a file; choose a folder to save to\.$"):
         earlybert.save(tiny_model(), tmp_path / "afile")
-    with pytest.raises(Refused, match=r"could not be saved to \S+/afile/deep \((File exists|Not a directory)\);"):
+    with pytest.raises(
+        Refused, match=r"could not be saved to \S+/afile/deep \((File exists|Not a directory)\); choose another f"
+    ):
         earlybert.save(tiny_model(), tmp_path / "afile" / "deep")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_what_could_not_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    for part in (model.bert.encoder, torch.nn.DataParallel(model)):
+        with pytest.raises(
+            Refused, match=f"{type(part).__name__} is not a Hugging Face model .+; save the whole model"
+        ):
+            earlybert.save(part, tmp_path / "out")
+    nowhere: Any = None
+    with pytest.raises(Refused, match="the path to save to must be that of a folder, got None"):
+        earlybert.save(model, nowhere)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_leaves_other_files_alone(tmp_path: Path) -> None:
@@ -80,7 +95,7 @@ def test_full_disk_while_saving_keeps_the_old_model(tmp_path: Path, monkeypatch:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(model, "save_pretrained", full)
-    with pytest.raises(Refused, match="No space left on device"):
+    with pytest.raises(Refused, match=r"\(No space left on device\); free some space, and save again\.$"):
         earlybert.save(model, tmp_path / "out")
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["out"]

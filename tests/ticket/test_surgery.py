@@ -252,6 +252,14 @@ def test_scores_are_no_ticket() -> None:
         apply(model, scores)
 
 
+def test_a_model_without_values_is_cut_for_its_sizes_alone() -> None:
+    model, ticket = tiny_model().to("meta"), uneven("bert")
+    for inplace in (False, True):
+        with pytest.raises(Refused, match=r"on the meta device, .+ with check=False\.$"):
+            apply(model, ticket, inplace=inplace)
+    assert of(apply(model, ticket, check=False)) == of(apply(tiny_model(), ticket))
+
+
 def test_a_model_that_does_not_say_what_is_left_is_refused() -> None:
     small = apply(tiny_model(), uneven("bert"))
     for entry in (None, {"ticket": "?"}, {"ticket": {**uneven("bert").to_dict(), "neurons": [[0]] * LAYERS}}):

@@ -166,7 +166,7 @@ def of(model: nn.Module) -> Anatomy:
         model: A stock `transformers` model of a supported family, with any head or none.
 
     Raises:
-        Refused: The model is of another family, quantised, a decoder with cross-attention, wrapped, carries
+        Refused: The model is of another family, quantised, a decoder with cross-attention, wrapped or compiled, carries
             adapters, or has linears to cut that share their weights.
     """
     _refuse_unsafe(model)
@@ -271,6 +271,10 @@ def _refuse_shared(model: nn.Module, anatomy: Anatomy) -> None:
 
 def _refuse_unsafe(model: nn.Module) -> None:
     kind = type(model).__name__
+    if hasattr(model, "_orig_mod"):
+        raise Refused(
+            "the model is wrapped by torch.compile; pass the model itself (model._orig_mod), and compile it afterwards."
+        )
     if not hasattr(model, "config") or not hasattr(model, "base_model_prefix"):
         raise Refused(
             f"{kind} is not a plain Hugging Face model; pass the model itself, before it is wrapped "

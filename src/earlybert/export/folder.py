@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..anatomy import Refused
-from ..ticket.files import half_folder, is_disk_error
+from ..ticket.files import and_remedy, half_folder, is_disk_error
 
 
 @contextmanager
@@ -36,5 +36,5 @@ def new_folder(folder: str | Path, model: Any = None, tokenizer: Any = None) -> 
             fresh.rename(target)
     except Exception as error:
         if is_disk_error(error):
-            raise Refused(f"{target} could not be written ({error}); free some space and export again.") from error
+            raise Refused(f"{target} could not be written {and_remedy(error)}, and export again.") from error
         raise

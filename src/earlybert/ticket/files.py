@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..anatomy import Refused
+from ..anatomy import Refused, first_line
 
 HALF = ".half"
 """How the name of a file or folder ends that is being written; it starts with a dot."""
+
+FULL, FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of the system that space helps against, or a right to write."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[str], None]) -> None:
@@ -41,7 +46,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Callable[[st
     except Exception as error:
         if is_disk_error(error):
             raise Refused(
-                f"{target} could not be written ({error}); the file that was there before is unchanged."
+                f"{target} could not be written {and_remedy(error)}; the file that was there before is unchanged."
             ) from error
         raise
 
@@ -93,7 +98,7 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Around writing to `path`: a full or read-only disk becomes a sentence.
+    """Around writing to `path`: a full or read-only disk becomes a sentence with what to do.
 
     Raises:
         Refused: As said.
@@ -101,15 +106,32 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise Refused(
-            f"{os.fspath(path)} could not be written ({error.strerror or error}); free some space."
-        ) from error
+        raise Refused(f"{os.fspath(path)} could not be written {and_remedy(error)}.") from error
 
 
 def is_disk_error(error: BaseException) -> bool:
     """Whether an exception means that the disk is full, read-only or gone."""
     # safetensors' writer, in Rust, raises its own exception with the system's message in it.
     return isinstance(error, OSError) or type(error).__name__ == "SafetensorError"
+
+
+def and_remedy(error: BaseException) -> str:
+    """Why something could not be written, in brackets and without the name of a half file, and what to do about it.
+
+    Args:
+        error: For which `is_disk_error`.
+    """
+    if isinstance(error, OSError):
+        number, why = error.errno, error.strerror or first_line(error)
+    else:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else None
+        why = first_line(error) if number is None else os.strerror(number)
+    if number in FULL:
+        return f"({why}); free some space"
+    if number in FORBIDDEN:
+        return f"({why}); get write access to it, or choose another folder"
+    return f"({why}); choose another folder"
 
 
 def _umask() -> int:

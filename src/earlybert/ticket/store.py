@@ -18,9 +18,10 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 
 from ..anatomy import Refused, family_of, first_line
+from ..config.checks import shown
 from . import card
 from .code import CODE
-from .files import half_folder, is_disk_error
+from .files import and_remedy, half_folder, is_disk_error
 from .ordinary import model_class, stock_type, ticket_in
 from .ticket import Ticket
 
@@ -34,9 +35,16 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
         tokenizer: Saved along, so that `AutoTokenizer.from_pretrained(path)` finds it.
 
     Raises:
-        Refused: The path is a file, the disk is full, or the folder cannot be written, or the model has adapters on it;
-            what was there is unchanged.
+        Refused: The path is a file or none, the disk is full, or the folder cannot be written; the model has adapters
+            on it, or is no Hugging Face model; what was there is unchanged.
     """
+    if not hasattr(model, "save_pretrained"):
+        raise Refused(
+            f"{type(model).__name__} is not a Hugging Face model and could not be loaded again; save the whole model, "
+            "not a part of it or what is wrapped around it."
+        )
+    if not isinstance(path, str | os.PathLike):
+        raise Refused(f"the path to save to must be that of a folder, got {shown(path)}.")
     if hasattr(model, "peft_config"):
         raise Refused(
             "the model has adapters on it, and would save those alone; merge them (merge_and_unload), or save the base "
@@ -56,11 +64,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], *, tokenizer: Any = Non
             _move(fresh, target)
     except Exception as error:
         if is_disk_error(error):
-            why = getattr(error, "strerror", None) or first_line(error)  # without the name of `fresh`
-            raise Refused(
-                f"the model could not be saved to {target} ({why}); free some space or choose another folder, and save "
-                "again."
-            ) from error
+            raise Refused(f"the model could not be saved to {target} {and_remedy(error)}, and save again.") from error
         raise
 
 

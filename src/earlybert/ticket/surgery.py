@@ -46,7 +46,8 @@ def apply(
         given does not fit it: build a new one, or carry it over with `rebind`.
 
     Raises:
-        Refused: The ticket is for another model or keeps what a cut model has no more, or the model is unsupported.
+        Refused: The ticket is for another model or keeps what a cut model has no more, or the model is unsupported, or
+            has no values to check with.
         CutMismatch: Cut and masked differ by more than 1e-4; the model given is untouched.
     """
     anatomy = of(model)
@@ -55,6 +56,11 @@ def apply(
     ticket.fits(anatomy)
     _refuse_gated(model, anatomy)
     _refuse_masked(model, anatomy)
+    if check and any(parameter.is_meta for parameter in model.parameters()):
+        raise Refused(
+            "the model is on the meta device, where weights have no values; load it with its weights, or cut it for "
+            "its sizes alone with check=False."
+        )
     if weights is not None and weights.weights is None:
         raise Refused("these scores hold no searched weights; search with keep_weights=True.")
     target = model if inplace else copy.deepcopy(model)
