@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,19 +70,7 @@ def prepare(
         found = sources.files(files, column=config.text, wrong_bytes=config.wrong_bytes)
     if config.tokenizer == demo.MODEL:
         config = replace(config, tokenizer=str(demo.model_path()))
-    size = sum(source.size for source in found)
-    with ExitStack() as shown:
-        bar: list[tuple[Progress | None, Any]] = []
-
-        def observe(tally: data.Tally) -> None:
-            if not bar:  # not before: what is refused has no bar
-                bars = shown.enter_context(display.bars(*_columns(size)))
-                bar.append((bars, bars and bars.add_task("preparing", total=size or None, documents=0)))
-            bars, task = bar[0]
-            if bars is not None:
-                bars.update(task, completed=tally.consumed, documents=tally.read)
-
-        shown.enter_context(_alone(Path(output)))
+    with _alone(Path(output)), _bar(sum(source.size for source in found)) as observe:
         manifest = data.prepare(
             found,
             Path(output),
@@ -107,6 +95,23 @@ def _alone(folder: Path) -> Iterator[None]:
             if fresh:
                 with suppress(OSError):  # it is not empty
                     folder.rmdir()
+
+
+@contextmanager
+def _bar(size: int) -> Iterator[Callable[[data.Tally], None]]:
+    """What moves a bar on over so many bytes; its first call shows it, so that what is refused has none."""
+    with ExitStack() as shown:
+        bar: list[tuple[Progress | None, Any]] = []
+
+        def observe(tally: data.Tally) -> None:
+            if not bar:
+                bars = shown.enter_context(display.bars(*_columns(size)))
+                bar.append((bars, bars and bars.add_task("preparing", total=size or None, documents=0)))
+            bars, task = bar[0]
+            if bars is not None:
+                bars.update(task, completed=tally.consumed, documents=tally.read)
+
+        yield observe
 
 
 def _columns(size: int) -> tuple[ProgressColumn, ...]:

@@ -90,16 +90,20 @@ def search_stage(bench: Bench, run: PretrainRun) -> Scores:
                 distances=shown.distances,
             )
         if ranks.said(done < cap or watch.elapsed >= _seconds(config.minutes)):
-            raise Refused(
-                f"the search alone takes about {number(pace.needed / 60)} minutes, by its first {done:,} of {cap:,} "
-                f"steps, and the budget is {config.minutes:g} in all; start a new run with more --minutes or fewer "
-                "--search-steps."
-            )
+            raise _too_long(config.minutes, pace.needed, done, cap)
         scores = collect(step, done, cap=cap, watch=None, seed=config.seed)
         about = {"theta_0": theta_0, "elapsed": watch.elapsed, "text": bench.text}
         scores = end_search(run, scores, about, ranks)
         _profiled(bench, run, "search", step, leg, SHARED_ORDER)
     return scores
+
+
+def _too_long(minutes: float | None, needed: float, done: int, cap: int) -> Refused:
+    """A search that leaves nothing of the budget, as far as its first steps tell."""
+    return Refused(
+        f"the search alone takes about {number(needed / 60)} minutes, by its first {done:,} of {cap:,} steps, and the "
+        f"budget is {minutes:g} in all; start a new run with more --minutes or fewer --search-steps."
+    )
 
 
 def ticket_stage(bench: Bench, run: PretrainRun) -> Ticket:
