@@ -128,7 +128,7 @@ def test_a_manifest_names_no_file_but_its_shards(name: Any, tmp_path: Path) -> N
         ("lr: " + "[" * 5000, "is broken"),
         ("seed: 0x" + "f" * 9000, "seed must be"),
         ("a: &a [x, x]\nb: &b [*a, *a]\ntask: *b\n", "is broken"),
-        ("method: [" + "ticket, " * 9 + "]", "method must be str, got a list"),
+        ("method: [" + "ticket, " * 9 + "]", "method must be text, got a list"),
         ("- 1\n", "is broken"),
     ],
 )  # fmt: skip
